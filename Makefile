@@ -1,0 +1,45 @@
+# make run    sets everything up and runs three experiments on embedded defaults
+# make test   sets everything up and runs the fast test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= cpu-smoke
+EXPERIMENTS ?= 3
+DATA_DIR ?= runs/demo
+PIPELINE := $(BIN)/python pipeline/pipeline.py --experiments $(EXPERIMENTS) --profile $(PROFILE) --data-dir $(DATA_DIR)
+
+.PHONY: run setup test test-services test-slow check format lock clean
+
+run: setup
+	@$(PIPELINE)
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt requirements-dev.txt tools/setup.sh
+	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-services: setup
+	$(BIN)/python -m pytest -m services -n 0
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not services and not gpu" -n 0 -s
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Compiles the pins anew after a change of requirements*.in.
+lock: setup
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --no-emit-find-links requirements.in -o requirements.txt
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --no-emit-find-links requirements-dev.in -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) runs .cache
