@@ -1,0 +1,1 @@
+"""What at least two packages need: settings, errors, records, processes, embeddings, LLM backends."""

@@ -1,0 +1,80 @@
+"""Child processes that never outlive their parent, and the line by which a service says where it listens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+__all__ = ["LISTENING", "REPOSITORY", "announce", "exit_with_parent", "spawn", "terminate"]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LISTENING = "listening on "
+_PARENT = "ASI_PARENT_PID"
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a child of ours in its own session, told whose child it is so that `exit_with_parent` can watch.
+
+    Its own session keeps a Ctrl-C at the terminal from reaching it: the parent decides when it ends.
+    """
+    environment = dict(os.environ if env is None else env)
+    environment[_PARENT] = str(os.getpid())
+    return subprocess.Popen(
+        list(argv), env=environment, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, cwd=REPOSITORY
+    )
+
+
+def exit_with_parent(interval: float = 0.5) -> None:
+    """Ends this process within about a second of its parent's death.
+
+    Polling works on every platform and, unlike a parent-death signal, does not fire when only the thread that
+    started us ends. Does nothing in a process that was not started by `spawn`.
+    """
+    expected = os.environ.get(_PARENT)
+    if not expected:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(expected):
+            time.sleep(interval)
+        os._exit(70)
+
+    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
+
+
+def announce(url: str) -> None:
+    """Prints the line by which a service tells whoever started it that it answers at `url`."""
+    sys.stdout.write(f"{LISTENING}{url}\n")
+    sys.stdout.flush()
+
+
+def terminate(process: subprocess.Popen[bytes], grace: float = 3.0) -> None:
+    """Ends a child started by `spawn`: SIGTERM, then SIGKILL to its whole group after `grace` seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            _kill_group(process)
+    process.wait()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    import contextlib
+    import signal
+
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

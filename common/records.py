@@ -1,0 +1,152 @@
+"""The records that cross process borders: measurements, check outcomes, runs, baselines.
+
+Training writes them, the pipeline carries them, the database stores them. All are pydantic models; every number travels
+with its n and standard error, and a missing number is None.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+__all__ = [
+    "Baseline",
+    "BenchmarkScore",
+    "CheckOutcome",
+    "CheckReport",
+    "Measurement",
+    "Reason",
+    "RunRecord",
+    "Status",
+]
+
+Status = Literal["finished", "failed", "stopped"]
+Reason = Literal[
+    "refused",
+    "crashed",
+    "timeout",
+    "memory",
+    "forged",
+    "diverged",
+    "nan",
+    "slow",
+    "stalled",
+    "leak",
+    "hopeless",
+    "interrupted",
+]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measurement(Record):
+    """A mean over n items (or tokens) with its standard error; `se` is None when n < 2."""
+
+    value: FiniteFloat
+    n: int
+    se: FiniteFloat | None = None
+
+
+class BenchmarkScore(Measurement):
+    """Accuracy of one benchmark task in [0, 1]. `chance` is the accuracy of guessing.
+
+    `counted` is whether the task enters the profile's benchmark mean: a task on which both seed architectures are
+    within 2 SE of chance does not.
+    """
+
+    chance: FiniteFloat | None = None
+    counted: bool = True
+
+
+class CheckOutcome(Record):
+    """One check of one program. `counterexample` is what a person or the debugger can act on."""
+
+    name: str
+    passed: bool
+    severity: Literal["refuse", "warn"] = "refuse"
+    detail: str = ""
+    counterexample: dict[str, Any] | None = None
+    seconds: FiniteFloat | None = None
+
+
+class CheckReport(Record):
+    """What the verifier says of one program. `accepted` is None only when the verifier itself failed (`error`)."""
+
+    program: str
+    accepted: bool | None
+    checks: list[CheckOutcome]
+    error: str | None = None
+    facts: dict[str, Any] = {}
+    """Measured on the way: mixer parameters, work exponents, FLOPs a token."""
+
+    def refusals(self) -> list[CheckOutcome]:
+        return [check for check in self.checks if not check.passed and check.severity == "refuse"]
+
+
+class RunRecord(Record):
+    """result.json: one program, checked, trained and scored once. Written by training, stored with its element."""
+
+    version: Literal[1] = 1
+    run_id: str
+    name: str
+    profile: str
+    seed: int
+    status: Status
+    reason: Reason | None = None
+    detail: str = ""
+    """Why, in one sentence, when status is not finished."""
+    program_sha256: str
+    baseline_key: str
+    """(profile, corpus, tokenizer, seed programs, trainer, torch version, device type, dtype) as one hash."""
+    heldout_loss: Measurement | None = None
+    """Nats a token on held-out text, computed by the scorer."""
+    benchmarks: dict[str, BenchmarkScore] = {}
+    benchmark_mean: Measurement | None = None
+    train_loss: dict[str, FiniteFloat] = {}
+    """Step (as text) -> mean training loss since the previous step listed."""
+    parameters: int | None = None
+    mixer_parameters: int | None = None
+    ffn_width: int | None = None
+    flops_per_token: FiniteFloat | None = None
+    """Counted forward FLOPs of one mixer a token at the training length."""
+    work_exponent: FiniteFloat | None = None
+    tokens: int | None = None
+    tokens_per_second: FiniteFloat | None = None
+    seconds: dict[str, FiniteFloat] = {}
+    """Wall seconds by phase: start, check, train, score."""
+    checks: list[CheckOutcome] = []
+    sandbox: str = ""
+    trust: str | None = None
+    device: str = ""
+    dtype: str = ""
+    versions: dict[str, str] = {}
+    hardware: dict[str, str | int | float] = {}
+    corpus_sha256: str = ""
+    git_commit: str | None = None
+    command: str = ""
+    reference: bool = False
+    design: dict[str, Any] | None = None
+    """How the program came about: operator, genome, mechanisms, what changed. Filled by the pipeline."""
+
+
+class Baseline(Record):
+    """What a candidate of one profile is compared with: the mean of DeltaNet over calibration seeds, on the same
+    items."""
+
+    key: str
+    profile: str
+    program: str = "delta_net"
+    seeds: list[int]
+    loss: FiniteFloat
+    loss_sd: FiniteFloat | None
+    benchmark: FiniteFloat | None
+    benchmark_sd: FiniteFloat | None
+    tasks: list[str]
+    """Tasks that enter the benchmark mean of this profile."""
+    loss_clip: FiniteFloat = 0.1
+    benchmark_clip: FiniteFloat = 0.1
+    parameters: int | None = None
+    flops_per_token: FiniteFloat | None = None

@@ -1,0 +1,362 @@
+"""One settings object: every knob declared once, with its default and help.
+
+Precedence: flags, then environment (ASI_SECTION__KEY), then the TOML file (--config), then the default. A wrong
+value stops the start with what was expected, what came, and the fix. `load` builds the command line from the fields
+below, so `--help` shows every knob that the command reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from common.errors import SettingsError, UsageError
+
+__all__ = ["Settings", "dump_toml", "flags_of", "load", "parse", "usage_exit"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _from_here(cls, value: Any) -> Any:
+        """Paths are meant from where the command was typed; child processes run elsewhere."""
+        if isinstance(value, Path):
+            return value.expanduser().absolute()
+        if isinstance(value, list):
+            return [item.expanduser().absolute() if isinstance(item, Path) else item for item in value]
+        return value
+
+
+class Run(Section):
+    data_dir: Path = Field(Path("runs/default"), description="folder that holds everything of a run")
+    profile: str = Field(
+        "cpu", description="name of a profile in training/profiles, or a path to a TOML file like them"
+    )
+    experiments: int | None = Field(None, ge=1, description="stop when so many experiments are stored; unset: for ever")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, design and training")
+    parallel: int = Field(2, ge=1, le=64, description="experiments and baselines that run at the same time")
+    seed_program: list[Path] = Field([], description="more programs to check, train and use as roots of the search")
+
+
+class Services(Section):
+    database_url: str | None = Field(None, description="architecture database to use; unset: start an embedded one")
+    cognition_url: str | None = Field(None, description="cognition base to use; unset: start an embedded one")
+    embedding_url: str | None = Field(None, description="embedding server to use; unset: start one when first needed")
+    timeout: float = Field(30.0, gt=0, description="seconds to wait for an answer of a service")
+
+
+class Database(Section):
+    host: str = Field("127.0.0.1", description="address the architecture database listens on")
+    port: int = Field(8001, ge=0, le=65535, description="its port; 0 takes a free one")
+    store: str = Field("sqlite:///database.sqlite", description="sqlite:///FILE or mongodb://HOST:PORT/DATABASE")
+    candidate_capacity: int = Field(50, ge=1, description="size of the candidate set")
+    cold_start: int = Field(200, ge=0, description="experiments that use the initial candidate set")
+    update_batch: int = Field(50, ge=1, description="new elements that are merged into the candidate set at once")
+    lock_timeout: float = Field(10.0, ge=0, description="seconds to wait for another process that holds the database")
+
+
+class Cognition(Section):
+    host: str = Field("127.0.0.1", description="address the cognition base listens on")
+    port: int = Field(13142, ge=0, le=65535, description="its port; 0 takes a free one")
+    retriever: Literal["embedded", "opensearch"] = Field("embedded", description="where passages are indexed and found")
+    opensearch_url: str = Field("http://127.0.0.1:9200", description="OpenSearch node, for --retriever opensearch")
+    corpus: Path | None = Field(None, description="folder of paper files; unset: the shipped cognition_base/cognition")
+    index_dir: Path | None = Field(
+        None, description="folder for the embedded index cache; unset: the user's cache folder"
+    )
+
+
+class Embedding(Section):
+    threads: int = Field(1, ge=1, description="CPU threads of the embedding server")
+    cache_size: int = Field(
+        4096, ge=1, description="windows of text whose vectors the embedding server keeps in memory"
+    )
+    model: str | None = Field(
+        None, description="sentence-transformers model, a folder or a name; unset: the packaged all-MiniLM-L6-v2"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for one answer of the embedding server")
+    start_timeout: float = Field(120.0, gt=0, description="seconds the embedding server may take to start")
+
+
+class Sandbox(Section):
+    backend: Literal["auto", "bubblewrap", "process"] = Field(
+        "auto", description="auto takes bubblewrap where a probe job succeeds, else the limited process"
+    )
+    memory_mb: int = Field(4096, ge=256, description="memory limit of one job on CPU")
+    disk_mb: int = Field(1024, ge=1, description="limit of one file a job writes")
+
+
+class Training(Section):
+    text: list[Path] = Field([], description="text files to train on instead of the docstring corpus")
+    cache_dir: Path | None = Field(None, description="folder for the extracted corpus; unset: the user's cache folder")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
+    init: Literal["program", "fla"] = Field(
+        "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
+    )
+
+
+class Monitor(Section):
+    slow_factor: float = Field(
+        3.0, gt=1, description="end a run slower than the peers' median CPU time a step by this factor"
+    )
+    diverge_nats: float = Field(2.0, gt=0, description="end a run whose loss rises so far above its best")
+    leak_margin: float = Field(
+        0.1, gt=0, lt=1, description="end a run whose loss is below the best peer's by this share"
+    )
+    stall_seconds: float = Field(120.0, gt=0, description="end a run that reports nothing for so long")
+
+
+class Sample(Section):
+    policy: Literal["ranks", "uniform"] = Field("ranks", description="how the parent and the references are chosen")
+    parent_ranks: int = Field(10, ge=1, description="the parent comes from ranks 1 to this")
+    reference_ranks: int = Field(50, ge=1, description="references come from the ranks after the parent's, to this")
+    references: int = Field(4, ge=0, description="references shown to the planner")
+
+
+class Evolve(Section):
+    novelty_attempts: int = Field(10, ge=1, description="designs tried until one is new")
+    check_attempts: int = Field(10, ge=1, description="rounds of checking and repair before training")
+    debug_attempts: int = Field(3, ge=1, description="training attempts, each after the debugger repaired the last")
+    neighbours: int = Field(5, ge=1, le=20, description="similar earlier motivations shown to the novelty checker")
+    failure_wait: float = Field(
+        0.0, ge=0, description="seconds to wait after a failed experiment; 60 in the published system"
+    )
+
+
+class Analyse(Section):
+    cognition_k: int = Field(3, ge=1, le=50, description="papers asked of the cognition base for each analysis")
+    cognition_threshold: float = Field(0.5, ge=0, le=1, description="lowest score of a paper that is used")
+
+
+class Llm(Section):
+    backend: Literal["offline", "openai"] = Field(
+        "offline", description="offline designer, or any OpenAI-compatible endpoint"
+    )
+    base_url: str | None = Field(None, description="endpoint, such as http://localhost:8000/v1; unset: OpenAI's")
+    model: str = Field("gpt-4.1", description="model name at the endpoint")
+    api_key: SecretStr | None = Field(None, description="key of the endpoint; better set by ASI_LLM__API_KEY")
+    output_mode: Literal["auto", "tool", "native", "prompted"] = Field(
+        "auto", description="how structured answers are asked for"
+    )
+    timeout: float = Field(300.0, gt=0, description="seconds to wait for one answer")
+    max_tokens: int = Field(16384, ge=256, description="longest answer")
+    temperature: float | None = Field(None, ge=0, le=2, description="unset: the endpoint's default")
+    retries: int = Field(3, ge=0, description="tries again after an unusable answer or a lost connection")
+    backoff: float = Field(1.0, ge=0, description="seconds before the first retry; doubles each time, at most 60")
+    api_version: str | None = Field(None, description="set for Azure: base_url is then the resource's endpoint")
+    context_chars: int = Field(
+        120_000, ge=4_000, description="longest prompt; programs of references are left out to keep it"
+    )
+    input_price: float | None = Field(
+        None, ge=0, description="US dollars a million input tokens, for the cost in the record"
+    )
+    output_price: float | None = Field(None, ge=0, description="US dollars a million output tokens")
+
+
+class Settings(BaseSettings):
+    """All settings, resolved."""
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix="ASI_", env_nested_delimiter="__", frozen=True)
+
+    run: Run = Run()
+    services: Services = Services()
+    database: Database = Database()
+    cognition: Cognition = Cognition()
+    embedding: Embedding = Embedding()
+    sandbox: Sandbox = Sandbox()
+    training: Training = Training()
+    monitor: Monitor = Monitor()
+    sample: Sample = Sample()
+    evolve: Evolve = Evolve()
+    analyse: Analyse = Analyse()
+    llm: Llm = Llm()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, EnvSettingsSource(settings_cls))
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    sections: Sequence[str],
+    short: Sequence[str] = (),
+) -> tuple[Settings, argparse.Namespace]:
+    """Adds a flag for every knob of `sections` to `parser`, parses `argv`, and resolves the settings.
+
+    Args:
+        parser: carries the command's own arguments (files, --out ...).
+        sections: those that this command reads ("run"), or single knobs of one ("run.seed"); each knob becomes
+            `--section.key`.
+        short: knobs ("run.seed") that also get the short flag `--seed`.
+
+    Raises:
+        SettingsError: a flag, an environment variable or the TOML file is wrong.
+    """
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings, [section] and key as below")
+    groups: dict[str, Any] = {}
+    for name in sections:
+        section, _, only = name.partition(".")
+        model = Settings.model_fields[section].annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        group = groups[section] = groups.get(section) or parser.add_argument_group(section)
+        for key, field in model.model_fields.items():
+            if only and key != only:
+                continue
+            names = [f"--{section}.{key}"]
+            if f"{section}.{key}" in short:
+                names.insert(0, f"--{key.replace('_', '-')}")
+            many = get_origin(field.annotation) is list
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+            group.add_argument(
+                *names,
+                dest=f"{section}.{key}",
+                default=argparse.SUPPRESS,
+                nargs="+" if many else None,
+                metavar="|".join(choices) if choices else key.upper(),
+                help=f"{field.description} (default: {'unset' if field.default is None else field.default})".replace(
+                    "%", "%%"
+                ),
+            )
+    arguments = parser.parse_args(argv)
+    flags: dict[str, dict[str, Any]] = {}
+    for name, value in vars(arguments).items():
+        if "." in name:
+            section, key = name.split(".")
+            flags.setdefault(section, {})[key] = value
+    return load(arguments.config, flags), arguments
+
+
+def flags_of(section: Section, name: str, leave_out: Collection[str] = ()) -> list[str]:
+    """The explicitly set knobs of `section` as the flags that set them again in a child process."""
+    flags: list[str] = []
+    for key in sorted(section.model_fields_set - set(leave_out)):
+        value = getattr(section, key)
+        if value is not None:
+            flags += [f"--{name}.{key}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def load(config: Path | None = None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
+    """Resolves the settings from a TOML file, the environment and `flags` ({section: {key: value}}).
+
+    Raises:
+        SettingsError: with every wrong value named.
+    """
+    _refuse_unknown_environment()
+    file = _read_toml(config) if config is not None else {}
+    environment = EnvSettingsSource(Settings)()
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source, label in ((file, f"in {config}"), (environment, "in the environment"), (flags or {}, "as a flag")):
+        for section, keys in source.items():
+            if not isinstance(keys, Mapping):
+                raise SettingsError(
+                    f"expected a table [{section}] {label}, got {keys!r}", f"write [{section}] and its keys below it"
+                )
+            for key, value in keys.items():
+                merged.setdefault(section, {})[key] = value
+                origin[f"{section}.{key}"] = label
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(item, origin) for item in error.errors()), _fix(config)) from error
+
+
+def dump_toml(settings: Settings) -> str:
+    """The resolved settings as TOML that `--config` reads back: what was set, and every default as a comment.
+
+    Defaults are comments so that reading the file back sets no more than was set; secrets are left out.
+    """
+    lines = ["# The settings of this run, as resolved. Commented keys were not set: their defaults are shown."]
+    for section in type(settings).model_fields:
+        values = getattr(settings, section)
+        lines.append(f"\n[{section}]")
+        for key in type(values).model_fields:
+            value = getattr(values, key)
+            if isinstance(value, SecretStr):
+                lines.append(f"# {key} is secret")
+            elif value is None:
+                lines.append(f"# {key} is unset")
+            else:
+                lines.append(f"{'' if key in values.model_fields_set else '# '}{key} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read the settings file {path}: {error.strerror}", "name an existing file in --config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}", "correct the line that is named") from error
+
+
+def _refuse_unknown_environment() -> None:
+    for name in os.environ:
+        section, separator, _ = name.removeprefix("ASI_").lower().partition("__")
+        if name.startswith("ASI_") and separator and section not in Settings.model_fields and section != "test":
+            raise SettingsError(
+                f"environment variable {name}: there is no section {section!r}{_near(section, Settings.model_fields)}",
+                "unset it, or correct its name; --help lists every setting",
+            )
+
+
+def _explain(item: Any, origin: Mapping[str, str]) -> str:
+    where = ".".join(str(part) for part in item["loc"][:2])
+    label = origin.get(where, "")
+    if item["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(str(item["loc"][0]))
+        if len(item["loc"]) == 1 or section is None or section.annotation is None:
+            return f"{where} {label}: no such section{_near(str(item['loc'][0]), Settings.model_fields)}"
+        return f"{where} {label}: no such setting{_near(str(item['loc'][1]), section.annotation.model_fields)}"
+    expected = item["msg"].removeprefix("Input should be ")
+    return f"{where} {label}: expected {expected}, got {item['input']!r}"
+
+
+def _near(word: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}"
+
+
+def _fix(config: Path | None) -> str:
+    return f"correct {config or 'the flag or variable'}; --help lists every setting with its default"
+
+
+def usage_exit(error: UsageError) -> int:
+    """Prints `error` as a command does and returns its exit status."""
+    import sys
+
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,68 @@
+"""Settings: one declaration a knob; a wrong value stops with expected, got and the fix."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from common.errors import SettingsError
+from common.settings import Settings, dump_toml, load, parse
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "asi.toml"
+    file.write_text("[run]\nseed = 1\nparallel = 4\nexperiments = 9\n")
+    monkeypatch.setenv("ASI_RUN__SEED", "2")
+    monkeypatch.setenv("ASI_RUN__PARALLEL", "5")
+    argv = ["--config", str(file), "--seed", "3"]
+    settings, _ = parse(argparse.ArgumentParser(), argv, sections=["run"], short=["run.seed"])
+    assert (settings.run.seed, settings.run.parallel, settings.run.experiments) == (3, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("run", "experiments", "three", "expected a valid integer"),
+        ("run", "experiments", 0, "greater than or equal to 1"),
+        ("run", "sed", 1, "did you mean 'seed'"),
+        ("rum", "seed", 1, "did you mean 'run'"),
+        ("sandbox", "backend", "jail", "'auto', 'bubblewrap' or 'process'"),
+    ],
+)
+def test_a_wrong_value_says_what_was_expected_and_what_came(section: str, key: str, value: object, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, {section: {key: value}})
+    assert told in str(caught.value)
+    assert "fix:" in str(caught.value)
+
+
+def test_a_misspelt_environment_section_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASI_RUNS__SEED", "1")
+    with pytest.raises(SettingsError, match="did you mean 'run'"):
+        load()
+
+
+def test_broken_or_missing_files_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\nseed = 1")
+    for path in (broken, tmp_path / "absent.toml"):
+        with pytest.raises(SettingsError, match=path.name):
+            load(path)
+
+
+def test_the_resolved_settings_read_back_and_hold_no_secret(tmp_path: Path) -> None:
+    settings = load(None, {"run": {"seed": 7, "seed_program": ['a "quoted".py']}, "llm": {"api_key": "hush-hush"}})
+    file = tmp_path / "settings.toml"
+    file.write_text(dump_toml(settings))
+    assert "hush-hush" not in file.read_text()
+    again = load(file)
+    assert again.run == settings.run and again.llm.api_key is None
+
+
+def test_every_knob_has_help_and_a_default() -> None:
+    for section, field in Settings.model_fields.items():
+        for key, knob in field.annotation.model_fields.items():  # type: ignore[union-attr]
+            assert knob.description, f"{section}.{key}"
+            assert not knob.is_required(), f"{section}.{key}"
