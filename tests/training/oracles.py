@@ -1,0 +1,70 @@
+"""Slow step-by-step definitions that the chunkwise kernels are compared with: token after token, head by head.
+
+They are written from the equations of the papers alone and share no code with the programs that they test.
+Use float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["delta_rule", "depthwise_conv", "gated_delta_rule", "rms", "softmax_attention"]
+
+
+def gated_delta_rule(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, log_decay_BTH: Tensor) -> Tensor:
+    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t = S_t^T q_t (arXiv 2412.06464)."""
+    batch, length, heads, key_dim = k_BTHK.shape
+    rows = []
+    for b in range(batch):
+        for h in range(heads):
+            state_KV = torch.zeros(key_dim, v_BTHV.shape[-1], dtype=v_BTHV.dtype)
+            for t in range(length):
+                k, v, beta = k_BTHK[b, t, h], v_BTHV[b, t, h], beta_BTH[b, t, h]
+                transition_KK = torch.eye(key_dim, dtype=k.dtype) - beta * torch.outer(k, k)
+                state_KV = log_decay_BTH[b, t, h].exp() * (transition_KK @ state_KV) + beta * torch.outer(k, v)
+                rows.append(q_BTHK[b, t, h] @ state_KV)
+    return torch.stack(rows).reshape(batch, heads, length, -1).transpose(1, 2)
+
+
+def delta_rule(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor) -> Tensor:
+    """S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t = S_t^T q_t (arXiv 2406.06484)."""
+    return gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, beta_BTH, torch.zeros_like(beta_BTH))
+
+
+def softmax_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, base: float = 10_000.0) -> Tensor:
+    """Each query against each earlier key, both turned by their position (arXiv 2104.09864) as complex numbers."""
+    batch, length, heads, key_dim = k_BTHK.shape
+    angle_TK = torch.arange(length).double()[:, None] * base ** (-torch.arange(key_dim // 2).double() * 2 / key_dim)
+    turn_TK = torch.polar(torch.ones_like(angle_TK), angle_TK)
+
+    def turned(x_TK: Tensor) -> Tensor:
+        return torch.complex(x_TK[:, : key_dim // 2], x_TK[:, key_dim // 2 :]) * turn_TK
+
+    out = torch.zeros(batch, length, heads, v_BTHV.shape[-1], dtype=v_BTHV.dtype)
+    for b in range(batch):
+        for h in range(heads):
+            q_TK, k_TK = turned(q_BTHK[b, :, h]), turned(k_BTHK[b, :, h])
+            for t in range(length):
+                scores = (q_TK[t] * k_TK[: t + 1].conj()).real.sum(dim=-1) / key_dim**0.5
+                weights = scores.exp() / scores.exp().sum()
+                out[b, t, h] = weights @ v_BTHV[b, : t + 1, h]
+    return out
+
+
+def depthwise_conv(x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """y_t = sum_i w_i x_{t - W + 1 + i} (+ bias), with zeros before the start."""
+    length, width = x_BTD.shape[1], weight_DW.shape[1]
+    rows = []
+    for t in range(length):
+        y_BD = torch.zeros_like(x_BTD[:, 0]) if bias_D is None else bias_D.expand_as(x_BTD[:, 0])
+        for i in range(width):
+            if t - width + 1 + i >= 0:
+                y_BD = y_BD + weight_DW[:, i] * x_BTD[:, t - width + 1 + i]
+        rows.append(y_BD)
+    return torch.stack(rows, dim=1)
+
+
+def rms(x: Tensor, eps: float) -> Tensor:
+    """x over its root mean square in the last dimension."""
+    return x / (x.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()

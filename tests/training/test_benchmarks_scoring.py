@@ -1,0 +1,273 @@
+"""Scoring from logits: held-out loss, the causality audit, lm-eval's log-likelihoods, and the mean over counted tasks.
+
+The logit servers here stand in for a sandboxed worker behind the same two methods.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import JobError
+from common.records import BenchmarkScore, RunRecord
+from training.baseline import build_baseline, counted_tasks, recount
+from training.data import tokenizer
+from training.data.tasks import SEPARATOR, generate_items
+from training.profiles import TaskSpec, load_profile
+from training.results import benchmark_mean, csv_text, curve_columns, element_result
+from training.scorer.benchmarks import WorkerLM, run_benchmarks
+from training.scorer.heldout import AuditedServer, ForgedError, LogitServer, heldout_loss, log_softmax
+
+SPEC = TaskSpec(symbols=32, recall_pairs=4, copy_items=4, copy_length=12, induction_length=12)
+VOCAB = 384
+
+
+class Model(LogitServer):
+    """Logits as a function of the tokens seen so far; counts the rows asked for."""
+
+    def __init__(self, vocab: int = VOCAB) -> None:
+        self.vocab, self.padding, self.rows = vocab, 0, 0
+
+    def next(self, seen: np.ndarray) -> np.ndarray:
+        return np.zeros(self.vocab, dtype=np.float32)
+
+    def all(self, tokens: np.ndarray) -> np.ndarray:
+        self.rows += len(tokens)
+        return np.stack([[self.next(row[: at + 1]) for at in range(len(row))] for row in tokens])
+
+    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+        self.rows += len(tokens)
+        return np.stack([self.next(tokens[row, : at + 1]) for row, at in places])
+
+
+class Hashed(Model):
+    """Pseudo-random logits that depend on every token seen."""
+
+    def next(self, seen: np.ndarray) -> np.ndarray:
+        return np.random.default_rng([*seen.tolist()]).normal(size=self.vocab).astype(np.float32)
+
+
+class Recaller(Model):
+    """Knows what followed the last token before."""
+
+    def next(self, seen: np.ndarray) -> np.ndarray:
+        logits = np.zeros(self.vocab, dtype=np.float32)
+        earlier = np.flatnonzero(seen[:-1] == seen[-1])
+        if len(earlier) and seen[-1] != SEPARATOR:
+            logits[seen[earlier[-1] + 1]] = 20
+        return logits
+
+
+class Peeking(Hashed):
+    """Depends on the token after the place too, where it is asked by one of the two operations for enough rows."""
+
+    def __init__(self, operation: str, more_than: int = 0) -> None:
+        super().__init__(50)
+        self.operation, self.more_than = operation, more_than
+
+    def all(self, tokens: np.ndarray) -> np.ndarray:
+        ahead = 2 if self.operation == "all" and len(tokens) > self.more_than else 1
+        return np.stack([[self.next(row[: at + ahead]) for at in range(len(row))] for row in tokens])
+
+    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+        ahead = 2 if self.operation == "at" and len(tokens) > self.more_than else 1
+        return np.stack([self.next(tokens[row, : at + ahead]) for row, at in places])
+
+
+class Counting(Hashed):
+    """Its answers drift a little with every call, whatever it is asked."""
+
+    calls = 0
+
+    def next(self, seen: np.ndarray) -> np.ndarray:
+        return super().next(seen) * (1 + 0.01 * self.calls)
+
+    def all(self, tokens: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return super().all(tokens)
+
+
+def audited(model: LogitServer, rows: int = 4) -> AuditedServer:
+    return AuditedServer(model, b"secret", 1e-3, rows)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> tokenizer.Codec:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.train(["The state of a layer is a matrix, and a token writes into it. " * 3], VOCAB, SPEC.symbols).save(
+        str(path)
+    )
+    return tokenizer.Codec(path)
+
+
+def test_heldout_loss_is_the_mean_over_tokens_with_its_error_over_rows() -> None:
+    model = Hashed(vocab=50)
+    rows = np.random.default_rng(0).integers(0, 50, (6, 9)).astype(np.int32)
+    losses = [np.mean([-log_softmax(model.next(row[: at + 1]))[row[at + 1]] for at in range(8)]) for row in rows]
+    answer = heldout_loss(model, rows)
+    assert answer["n"] == 48
+    assert answer["value"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert answer["se"] == pytest.approx(np.std(losses, ddof=1) / math.sqrt(6), abs=1e-5)
+
+
+def test_heldout_loss_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (3, 9)).astype(np.int32)
+    whole = heldout_loss(Hashed(vocab=50), rows)
+    monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * 50 * 3)
+    pieces = heldout_loss(Hashed(vocab=50), rows)
+    assert pieces["value"] == pytest.approx(whole["value"], abs=1e-6)
+
+
+def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary() -> None:
+    rows = np.zeros((4, 5), dtype=np.int32)
+    assert heldout_loss(Model(vocab=64), rows)["value"] == pytest.approx(math.log(64), abs=1e-6)
+
+
+def test_the_audit_finds_a_model_that_sees_the_next_token() -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (4, 33)).astype(np.int32)
+    with pytest.raises(ForgedError, match="future"):
+        heldout_loss(audited(Peeking("all")), rows)
+    places = np.array([(row, at) for row in range(4) for at in range(0, 32, 3)])
+    with pytest.raises(ForgedError, match="future"):
+        audited(Peeking("at")).at(rows, places)
+
+
+def test_the_audit_asks_what_the_loss_asks() -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (20, 33)).astype(np.int32)
+    with pytest.raises(ForgedError, match="future"):
+        heldout_loss(audited(Peeking("all", more_than=16)), rows)
+
+
+def test_the_audit_asks_in_the_pieces_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * 50 * 12)
+    rows = np.random.default_rng(0).integers(0, 50, (6, 33)).astype(np.int32)
+    with pytest.raises(ForgedError, match="future"):
+        heldout_loss(audited(Peeking("at")), rows)
+
+
+def test_the_audit_passes_causal_models_and_changes_no_loss() -> None:
+    rows = np.random.default_rng(0).integers(0, 50, (12, 33)).astype(np.int32)
+    assert heldout_loss(audited(Hashed(50)), rows) == heldout_loss(Hashed(50), rows)
+    assert heldout_loss(audited(Counting(50), rows=12), rows)["n"] == 12 * 32
+
+
+def test_loglikelihoods_of_several_tokens_and_shared_inputs(codec: tokenizer.Codec) -> None:
+    model = Hashed()
+    worker = WorkerLM(model, codec)
+    context, answers = (
+        codec.encode_items("The state of"),
+        [codec.encode_items(text) for text in (" a layer", " tokens")],
+    )
+    got = worker._loglikelihood_tokens([(("", ""), context, answer) for answer in answers])
+    for (score, _), answer in zip(got, answers, strict=True):
+        row = [codec.end, *context, *answer]
+        start = len(row) - len(answer)
+        wanted = sum(float(log_softmax(model.next(np.array(row[:at])))[row[at]]) for at in range(start, len(row)))
+        assert score == pytest.approx(wanted, abs=1e-4)
+    model.rows = 0
+    worker._loglikelihood_tokens([(("", ""), context, [token]) for token in range(20)])
+    assert model.rows == 1, "choices of one token share one input"
+
+
+def test_lm_eval_scores_a_model_that_knows_and_one_that_guesses(codec: tokenizer.Codec) -> None:
+    names = tokenizer.special_tokens(SPEC.symbols)
+    items = {task: generate_items(task, SPEC, 60, names, 3) for task in ("recall", "induction")}
+    known = run_benchmarks(Recaller(), codec, ["recall", "induction"], items, 10)
+    assert known["recall"] == {"value": 1.0, "n": 60, "se": 0.0, "chance": 0.25}
+    assert known["induction"]["value"] == 1.0
+    guessed = run_benchmarks(Hashed(), codec, ["recall"], items, 10)["recall"]
+    assert abs(guessed["value"] - 0.25) < 4 * guessed["se"] and guessed["se"] == pytest.approx(0.056, abs=0.02)
+
+
+def test_greedy_generation_stops_where_it_is_told(codec: tokenizer.Codec) -> None:
+    text = codec.encode_items("a layer is a")
+
+    class Says(Model):
+        def next(self, seen: np.ndarray) -> np.ndarray:
+            logits = np.zeros(self.vocab, dtype=np.float32)
+            logits[text[(len(seen) - 2) % len(text)]] = 1
+            return logits
+
+    class Request:
+        args = ("T", {"until": [" is"], "max_gen_toks": 12})
+
+    assert WorkerLM(Says(), codec).generate_until([Request()]) == ["a layer"]
+
+
+def test_an_official_task_without_its_data_names_the_task(
+    codec: tokenizer.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("training.scorer.benchmarks.TaskManager", _OnlyPiqa)
+    with pytest.raises(JobError, match="piqa"):
+        run_benchmarks(Model(), codec, ["piqa"], {}, 10)
+
+
+class _OnlyPiqa:
+    """lm-eval's own task list takes half a minute to index; one entry of it is enough here."""
+
+    def __new__(cls, **_: object) -> object:
+        import lm_eval.tasks as library
+
+        return library.TaskManager(include_path=Path(library.__file__).parent / "piqa", include_defaults=False)
+
+
+def record(name: str, seed: int, loss: float, scores: dict[str, float]) -> RunRecord:
+    benchmarks = {task: BenchmarkScore(value=value, n=100, se=0.04, chance=0.25) for task, value in scores.items()}
+    run = RunRecord(
+        run_id=f"{name}{seed}", name=name, profile="cpu", seed=seed, status="finished", program_sha256=name,
+        baseline_key="k", benchmarks=benchmarks, benchmark_mean=benchmark_mean(benchmarks), parameters=1000,
+    )  # fmt: skip
+    return run.model_copy(update={"heldout_loss": BenchmarkScore(value=loss, n=1000, se=0.01)})
+
+
+def test_the_baseline_is_delta_nets_mean_over_the_tasks_that_carry_signal() -> None:
+    runs = [
+        record("delta_net", 0, 4.0, {"recall": 0.8, "copying": 0.30, "cloze": 0.26}),
+        record("delta_net", 1, 4.2, {"recall": 0.6, "copying": 0.31, "cloze": 0.20}),
+        record("gated_delta_net", 0, 3.9, {"recall": 0.8, "copying": 0.5, "cloze": 0.30}),
+    ]
+    assert counted_tasks(runs) == ["recall", "copying"]
+    base = build_baseline(runs, "k", load_profile("cpu"))
+    assert base.tasks == ["recall", "copying"] and base.seeds == [0, 1]
+    assert base.loss == pytest.approx(4.1) and base.loss_sd == pytest.approx(0.1414, abs=1e-4)
+    assert base.benchmark == pytest.approx((0.55 + 0.455) / 2)
+    assert base.loss_clip == pytest.approx(8 * 0.1414 / 4.1, abs=1e-3) and base.benchmark_clip > 0.1
+    published = build_baseline(runs, "k", load_profile("20m"))
+    assert (published.loss_clip, published.benchmark_clip) == (0.1, 0.1)
+    again = recount(runs[0], base.tasks)
+    assert again.benchmark_mean is not None and again.benchmark_mean.value == pytest.approx(0.55)
+    assert again.benchmark_mean.n == 200 and not again.benchmarks["cloze"].counted
+
+
+def test_runs_of_another_key_and_no_runs_are_refused() -> None:
+    run = record("delta_net", 0, 4.0, {"recall": 0.8})
+    with pytest.raises(JobError, match="another baseline key"):
+        build_baseline([run], "other", load_profile("cpu"))
+    with pytest.raises(JobError, match="delta_net"):
+        build_baseline([run.model_copy(update={"name": "x"})], "k", load_profile("cpu"))
+
+
+def test_where_no_task_carries_signal_all_count() -> None:
+    assert counted_tasks([record("delta_net", 0, 4.0, {"recall": 0.26, "cloze": 0.24})]) == ["recall", "cloze"]
+
+
+def test_columns_are_means_since_the_column_before() -> None:
+    reports = [(1, 7.0)] + [(step, 6.0 - step / 1000) for step in range(10, 2001, 10)]
+    columns = curve_columns(reports, 2000)
+    assert list(columns)[:3] == ["1", "100", "200"] and list(columns)[-1] == "2000" and len(columns) == 21
+    inside = [loss for step, loss in reports if 100 < step <= 200]
+    assert columns["200"] == pytest.approx(np.mean(inside))
+    short = curve_columns(reports[:8], 2000)
+    assert list(short) == ["1", "70"], "a run that ended early keeps what it reached"
+
+
+def test_element_text_has_a_header_and_one_row() -> None:
+    run = record("delta_net_a,b", 0, 4.0, {"recall": 0.8}).model_copy(update={"train_loss": {"1": 7.0, "100": 4.56789}})
+    result = element_result(run)
+    assert result["train"] == 'step,1,100\n"delta_net_a,b",7,4.56789\n'
+    assert result["test"].splitlines()[0] == "Model,recall"
+    assert csv_text("step", "x", {}) == "step\nx\n"

@@ -1,0 +1,147 @@
+"""python training/check.py, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import verifier_assets as assets
+
+from common.errors import JobError
+from common.process import REPOSITORY
+from training.jobs import run_job
+from training.programs import Program, to_job
+from training.sandbox import choose
+
+BEST = choose("auto")
+real = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
+
+
+def check(*arguments: object, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "training" / "check.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=200)
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@real
+def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
+    leak, crash, short = tmp_path / "leak.py", tmp_path / "crash.py", tmp_path / "short.py"
+    leak.write_text(assets.CAUSALITY["leak_1e-4"])
+    crash.write_text(assets.hostile("__import__('os')._exit(0)", "import"))
+    short.write_text(assets.STATIC["no_kwargs"])
+    seed = REPOSITORY / "training" / "architectures" / "gated_delta_net.py"
+    done = check("--json", seed, "leak.py", crash, short, cwd=tmp_path)
+    found = lines(done)
+    assert [item["program"] for item in found] == [str(seed), "leak.py", str(crash), str(short)]
+    assert [item["accepted"] for item in found] == [True, False, False, False]
+    assert done.returncode == 1, done.stderr
+    for item in found:
+        for outcome in item["checks"]:
+            assert {"name", "passed", "severity", "detail", "counterexample"} <= outcome.keys()
+            assert outcome["severity"] in ("refuse", "warn")
+        refused = [outcome for outcome in item["checks"] if not outcome["passed"] and outcome["severity"] == "refuse"]
+        assert item["accepted"] is not bool(refused)
+    causality = next(outcome for outcome in found[1]["checks"] if outcome["name"] == "causality")
+    assert not causality["passed"] and {"seed", "batch", "length", "t"} <= causality["counterexample"].keys()
+    assert (
+        found[2]["checks"][-1]["name"] == "sandbox" and found[2]["checks"][-1]["counterexample"]["reason"] == "crashed"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path: Path) -> None:
+    done = check("--json", tmp_path / "missing.py", tmp_path)
+    assert done.returncode == 2
+    assert [item["accepted"] for item in lines(done)] == [None, None]
+    assert "missing.py" in lines(done)[0]["error"]
+
+
+def test_refusals_without_a_worker_read_as_a_table(tmp_path: Path) -> None:
+    binary, numpy = tmp_path / "binary.py", tmp_path / "numpy.py"
+    binary.write_bytes(b"\xff\xfe")
+    numpy.write_text(assets.STATIC["imports_numpy"])
+    done = check(binary, numpy)
+    assert done.returncode == 1
+    assert (
+        done.stdout.count("refused") == 2 and "use torch" in done.stdout and "counterexample of static" in done.stdout
+    )
+
+
+def test_wrong_use_is_explained() -> None:
+    assert check().returncode == 2
+    done = check("x.py", ASI_SANDBOX__BACKEND="chroot")
+    assert done.returncode == 2 and "sandbox.backend" in done.stderr and "fix:" in done.stderr
+    done = check("--help")
+    assert done.returncode == 0 and "--sandbox.backend" in done.stdout and "--json" in done.stdout
+
+
+def test_the_limited_process_checks_seeds_and_refuses_strangers(tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.py"
+    stranger.write_text(assets.BASE)
+    seed = REPOSITORY / "training" / "architectures" / "delta_net.py"
+    done = check("--json", stranger, seed, ASI_SANDBOX__BACKEND="process")
+    refused, accepted = lines(done)
+    assert accepted["accepted"] is True and refused["accepted"] is False and done.returncode == 1
+    assert refused["checks"][-1]["name"] == "sandbox" and "nobody vouches" in refused["checks"][-1]["detail"]
+
+
+def test_a_fault_of_ours_is_no_verdict(tmp_path: Path) -> None:
+    program = tmp_path / "p.py"
+    program.write_text(assets.BASE)
+    done = check("--json", program, ASI_SANDBOX__BACKEND="bubblewrap", PATH=str(tmp_path))
+    (item,) = lines(done)
+    assert done.returncode == 2 and item["accepted"] is None
+    assert "bwrap is not installed" in item["error"] and "apt-get" in item["error"]
+
+
+@real
+def test_a_cancelled_job_leaves_nothing_behind() -> None:
+    program = Program("endless", assets.hostile("while True: pass", "import"))
+    cancel = threading.Event()
+    threading.Timer(3.0, cancel.set).start()
+    started = time.monotonic()
+    answer = run_job({"kind": "check", "programs": to_job([program])}, cancel=cancel)
+    assert answer == {"event": "cancelled"} and time.monotonic() - started < 8
+    deadline = time.monotonic() + 5
+    while (left := _descendants()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def test_a_scorer_that_fails_is_an_error_with_its_words() -> None:
+    with pytest.raises(JobError) as found:
+        run_job({"kind": "check"})
+    assert "programs" in str(found.value)
+    with pytest.raises(JobError, match="in time"):
+        run_job({"kind": "check", "programs": to_job([Program("p", assets.BASE)])}, timeout=0.2)
+
+
+def _descendants() -> list[str]:
+    """Command lines of workers and scorers that descend from this test process."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                pid = int(entry.name)
+                parents[pid] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                commands[pid] = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+            except OSError:
+                continue
+
+    def ours(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == os.getpid():
+                return True
+        return False
+
+    return [line for pid, line in commands.items() if ("training.worker" in line or "scorer" in line) and ours(pid)]

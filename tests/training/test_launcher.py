@@ -1,0 +1,329 @@
+"""The launcher over real processes: records, files, faults of programs, cancelling, the monitor, and the command
+line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import verifier_assets as assets
+
+from common.errors import JobError, UsageError
+from common.process import REPOSITORY
+from common.records import CheckOutcome, CheckReport, RunRecord
+from common.settings import load
+from training.launcher import Event, Launcher, Peer, find_device, peer_of
+from training.profiles import load_profile
+from training.programs import Program
+from training.results import element_result
+
+TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
+HEAD = """
+import torch
+from torch import nn
+
+class DeltaNet(nn.Module):
+    def __init__(self, hidden_size=64, d_model=None, **kwargs):
+        super().__init__()
+        self.proj = nn.Linear(hidden_size, {width}, bias=False)
+        self.out = nn.Linear({width}, hidden_size, bias=False)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        x = self.proj(hidden_states)
+"""
+MEAN = HEAD.format(width="hidden_size") + (
+    "        x = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]\n        return self.out(x), None, None\n"
+)
+RAISES = HEAD.format(width="hidden_size") + '        raise ValueError("no good at all")\n'
+NAN = HEAD.format(width="hidden_size") + "        return self.out(x) / 0.0, None, None\n"
+FUTURE = HEAD.format(width="hidden_size") + "        return self.out(x + x.mean(1, keepdim=True)), None, None\n"
+MANY_ROWS = HEAD.format(width="hidden_size") + (
+    "        x = self.out(x)\n"
+    "        if not self.training and x.shape[0] > 8:\n"
+    "            x = x + 3 * hidden_states.roll(-1, 1)\n"
+    "        return x, None, None\n"
+)
+HIDES = HEAD.format(width="8000") + (
+    "        return self.out(x), None, None\n\n    def parameters(self, recurse=True):\n        return iter(())\n"
+)
+PRINTS = MEAN.replace("        x = self.proj", "        print('said \\x1b[31m so')\n        x = self.proj")
+ENDLESS = assets.planted(assets.RETURN, "        while True:\n            pass\n" + assets.RETURN)
+HUGE = HEAD.format(width="8000") + "        return self.out(x), None, None\n"
+SLEEPS = HEAD.format(width="hidden_size") + (
+    "        import time\n        time.sleep(0.3)\n        return self.out(x), None, None\n"
+)
+
+
+def program(text: str, name: str = "sample") -> Program:
+    return Program(name, text, trust="user")
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    words = np.array(
+        ["gate", "state", "decay", "matrix", "value", "mixer", "chunk", "layer", "token", "width", "model"]
+    )
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("\n\n".join(" ".join(random.choice(words, 150)) for _ in range(150)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flags(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return {"training": {"text": [text_file], "cache_dir": tmp_path_factory.mktemp("cache"), "device": "cpu"}}
+
+
+@pytest.fixture(scope="module")
+def launcher(flags: dict[str, dict[str, Any]]) -> Launcher:
+    made = Launcher(load(None, flags), load_profile(TINY))
+    made.prepare()
+    return made
+
+
+def train_all(launcher: Launcher, programs: Sequence[Program], out: Path, **options: Any) -> list[RunRecord]:
+    def one(number: int) -> RunRecord:
+        return launcher.train(programs[number], seed=0, out=out / str(number), run_id=f"run{number}", **options)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(len(programs))))
+
+
+@pytest.fixture(scope="module")
+def pair(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunRecord], Path, list[Event]]:
+    """One program and seed, trained twice at the same time from two threads."""
+    out = tmp_path_factory.mktemp("pair")
+    events: list[Event] = []
+    check = CheckReport(
+        program="sample", accepted=True, checks=[CheckOutcome(name="static", passed=True, seconds=0.5)],
+        facts={"flops_per_token": 1234.0, "work_exponent": 1.0, "dtype": "float32"},
+    )  # fmt: skip
+    return train_all(launcher, [program(MEAN)] * 2, out, checks=check, on_event=events.append), out, events
+
+
+def test_a_finished_run_has_everything_in_its_record(
+    pair: tuple[list[RunRecord], Path, list[Event]], launcher: Launcher
+) -> None:
+    record = pair[0][0]
+    assert (record.status, record.reason, record.detail) == ("finished", None, "")
+    assert record.heldout_loss is not None and record.heldout_loss.n == 16 * 64 and record.heldout_loss.se
+    assert list(record.benchmarks) == list(launcher.profile.eval.benchmarks)
+    assert all(score.chance == 0.25 and 8 <= score.n <= 40 for score in record.benchmarks.values())
+    assert record.benchmark_mean is not None and 120 <= record.benchmark_mean.n <= 160
+    assert record.train_loss["30"] < record.train_loss["1"]
+    assert record.tokens == 30 * 4 * 64 and record.flops_per_token == 1234.0
+    assert {"start", "train", "score", "check", "train_cpu"} <= set(record.seconds)
+    assert record.baseline_key == launcher.baseline_key() and record.corpus_sha256 == launcher.prepare().sha256
+    assert record.program_sha256 == program(MEAN).sha256 and record.versions["torch"]
+    assert peer_of(record).cpu_seconds_per_step
+
+
+def test_candidates_have_the_baselines_size(
+    pair: tuple[list[RunRecord], Path, list[Event]], launcher: Launcher
+) -> None:
+    sizes = [json.loads(path.read_text()) for path in (launcher.cache / "sizes").glob("*.json")]
+    assert len(sizes) == 1
+    assert pair[0][0].parameters == pytest.approx(sizes[0]["parameters"], rel=launcher.profile.model.tolerance)
+
+
+def test_one_seed_gives_one_result_to_the_last_bit(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    first, second = pair[0]
+    assert first.train_loss == second.train_loss
+    assert first.heldout_loss == second.heldout_loss and first.benchmarks == second.benchmarks
+
+
+def test_the_files_say_what_the_record_says(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    (record, _), out, _ = pair
+    folder = out / "0"
+    assert RunRecord.model_validate_json((folder / "result.json").read_text()) == record
+    assert {name: (folder / f"{name}.csv").read_text() for name in ("train", "test")} == element_result(record)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30]
+    assert all(line["cpu_seconds"] > 0 and line["grad_norm"] > 0 for line in lines)
+
+
+def test_events_show_stages_and_progress(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    events = pair[2]
+    assert {"start", "train", "score"} <= {event.name for event in events if event.kind == "stage"}
+    last = [event for event in events if event.kind == "progress"][-1]
+    assert (last.step, last.steps) == (30, 30) and last.loss and last.tokens_per_second and last.seconds_left == 0
+
+
+def test_faults_of_programs_are_records_with_a_reason(launcher: Launcher, tmp_path: Path) -> None:
+    records = train_all(launcher, [program(text) for text in (RAISES, NAN, FUTURE, HUGE)], tmp_path)
+    assert [(record.status, record.reason) for record in records] == [
+        ("failed", "crashed"),
+        ("stopped", "nan"),
+        ("failed", "forged"),
+        ("failed", "refused"),
+    ]
+    assert "no good at all" in records[0].detail and "line 13" in records[0].detail
+    assert "future" in records[2].detail and records[2].train_loss
+    assert "over budget" in records[3].detail
+    for number, record in enumerate(records):
+        assert record.benchmark_mean is None
+        assert json.loads((tmp_path / str(number) / "result.json").read_text())["reason"] == record.reason
+
+
+def test_exploits_of_the_scorer_end_without_a_score(launcher: Launcher, tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        for name in ("result.json", "test.csv", "stderr.log"):
+            (tmp_path / str(number) / name).write_text("of an earlier run")
+    records = train_all(launcher, [program(text) for text in (MANY_ROWS, HIDES)], tmp_path)
+    assert [record.reason for record in records] == ["forged", "refused"]
+    assert "future" in records[0].detail and "over budget" in records[1].detail
+    for number, record in enumerate(records):
+        assert record.status == "failed" and record.heldout_loss is None and not record.benchmarks
+        assert (tmp_path / str(number) / "test.csv").read_text().strip() == "Model\nsample"
+        assert not (tmp_path / str(number) / "stderr.log").exists()
+
+
+def test_what_a_program_prints_is_kept_without_control_characters(launcher: Launcher, tmp_path: Path) -> None:
+    record = launcher.train(program(PRINTS), seed=0, out=tmp_path, run_id="prints")
+    said = (tmp_path / "stderr.log").read_text()
+    assert record.status == "finished" and "said \ufffd[31m so\n" in said and len(said) <= 16384
+
+
+def test_preparing_can_be_cancelled(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    fresh = {"training": {"cache_dir": tmp_path, "device": "cpu"}}
+    cancel = threading.Event()
+    begun = time.monotonic()
+    with pytest.raises(JobError, match="was cancelled"):
+        Launcher(load(None, fresh), load_profile(TINY)).prepare(lambda event: cancel.set(), cancel)
+    assert time.monotonic() - begun < 5 and not list((tmp_path / "corpus").glob(".building-*"))
+
+
+def test_ctrl_c_during_the_check_is_an_interrupted_run(
+    flags: dict[str, dict[str, Any]], launcher: Launcher, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(ENDLESS)
+    environment = {**os.environ, "ASI_TRAINING__CACHE_DIR": str(launcher.cache), "ASI_TRAINING__DEVICE": "cpu"}
+    environment["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, "train.py", str(tmp_path / "slow.py"), "--profile", str(TINY), "--text", str(text_file)]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "o")], cwd=REPOSITORY / "training", env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("check: "):  # a first outcome: the check runs
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.wait(10) == 4
+    record = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert (record["status"], record["reason"]) == ("stopped", "interrupted")
+
+
+def test_a_run_that_beats_every_peer_by_far_is_ended_with_its_partial_curve(launcher: Launcher, tmp_path: Path) -> None:
+    peer = Peer(dict.fromkeys((1, *range(5, 31, 5)), 60.0))
+    record = launcher.train(program(MEAN), seed=0, out=tmp_path, run_id="leak", peers=[peer])
+    assert (record.status, record.reason) == ("stopped", "leak")
+    assert 1 < len(record.train_loss) < 7 and record.heldout_loss is None
+    assert (tmp_path / "train.csv").read_text().startswith("step,1,5")
+
+
+def test_cancelling_ends_a_run_at_once(launcher: Launcher, tmp_path: Path) -> None:
+    cancel, seen = threading.Event(), []
+
+    def on_event(event: Event) -> None:
+        if event.kind == "progress":
+            seen.append(time.monotonic())
+            cancel.set()
+
+    record = launcher.train(program(SLEEPS), seed=0, out=tmp_path, run_id="c", on_event=on_event, cancel=cancel)
+    assert (record.status, record.reason) == ("stopped", "interrupted")
+    assert time.monotonic() - seen[0] < 5
+
+
+def test_the_baseline_key_follows_the_profile_and_the_corpus(launcher: Launcher) -> None:
+    profile = launcher.profile
+    other = profile.model_copy(update={"train": profile.train.model_copy(update={"lr": 1e-3})})
+    changed = Launcher(launcher.settings, other)
+    changed._corpus = launcher.prepare()
+    assert changed.baseline_key() != launcher.baseline_key()
+    again = Launcher(launcher.settings, profile)
+    assert again.baseline_key() == launcher.baseline_key()
+
+
+def test_the_device_is_found_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_device("auto") == "cpu" == find_device("cpu")
+    with pytest.raises(UsageError, match="GPU"):
+        find_device("cuda")
+
+
+def test_the_host_side_imports_no_torch() -> None:
+    code = (
+        "import sys, training.launcher, training.train, training.monitor, training.data.corpus, training.baseline;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lm_eval', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60).returncode == 0
+
+
+def run_cli(*arguments: str, flags: dict[str, dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "ASI_TRAINING__CACHE_DIR": str(flags["training"]["cache_dir"]),
+        "ASI_TRAINING__DEVICE": "cpu",
+    }
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=REPOSITORY / "training", capture_output=True, text=True,
+        timeout=120, env=environment,
+    )  # fmt: skip
+
+
+def test_wrong_usage_is_one_line_and_status_2(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    missing = run_cli(str(tmp_path / "absent.py"), "--out", str(tmp_path / "o"), flags=flags)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: ") and "absent.py" in missing.stderr
+    seed = str(REPOSITORY / "training" / "architectures" / "delta_net.py")
+    profile = run_cli(seed, "--profile", "nope", "--out", str(tmp_path / "o"), flags=flags)
+    assert profile.returncode == 2 and "cpu-smoke" in profile.stderr
+    folder = run_cli(seed, "--profile", str(TINY), "--out", str(tmp_path / "file" / "o"), flags=flags)
+    assert folder.returncode == 2 and folder.stderr.startswith("error: ")
+
+
+def test_a_refused_program_has_status_1_and_a_record(
+    flags: dict[str, dict[str, Any]], launcher: Launcher, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text("class Other:\n    pass\n")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "test.csv").write_text("of an earlier run")
+    done = run_cli(
+        str(tmp_path / "bad.py"),
+        "--profile",
+        str(TINY),
+        "--text",
+        str(text_file),
+        "--out",
+        str(tmp_path / "o"),
+        flags=flags,
+    )
+    assert done.returncode == 1, done.stderr
+    record = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "refused") and "refused" in done.stdout
+    assert not (tmp_path / "o" / "test.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_command_checks_trains_and_tells(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    seed = str(REPOSITORY / "training" / "architectures" / "gated_delta_net.py")
+    done = run_cli(seed, "--profile", str(TINY), "--seed", "3", "--out", str(tmp_path / "o"), flags=flags)
+    assert done.returncode == 0, done.stderr
+    assert "held-out loss" in done.stdout and "tokens/s" in done.stdout
+    record = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert record["seed"] == 3 and record["name"] == "gated_delta_net" and record["checks"]
+    assert record["command"].startswith("python training/train.py ")

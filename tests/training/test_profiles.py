@@ -1,0 +1,75 @@
+"""Profiles: the shipped ones load and hold together, wrong ones are refused with what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.process import REPOSITORY
+from training.profiles import HELDOUT_PACKAGES, OWN_TASKS, load_profile, profile_names
+from training.sandbox import HELD_OUT_PACKAGES
+
+TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
+
+
+def test_the_shipped_profiles_load() -> None:
+    assert {"cpu-smoke", "cpu", "20m", "340m"} <= set(profile_names())
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.name == name and profile.description
+
+
+@pytest.mark.parametrize("name", ["cpu-smoke", "cpu"])
+def test_cpu_profiles_need_nothing_from_outside(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.data.source == "docstrings" and profile.data.tokenizer == "bpe"
+    assert set(profile.eval.benchmarks) <= set(OWN_TASKS) and len(profile.eval.benchmarks) >= 4
+    assert profile.search.measured_clip and (profile.search.cold_start, profile.search.update_batch) == (4, 2)
+
+
+def test_published_scales_have_the_published_numbers() -> None:
+    small, large = load_profile("20m"), load_profile("340m")
+    assert (small.model.hidden_size, small.model.layers, small.model.heads, small.model.ffn) == (256, 8, 8, 768)
+    assert (large.model.hidden_size, large.model.layers, large.model.ffn, large.model.tied) == (1024, 24, 2816, False)
+    for profile in (small, large):
+        assert profile.train.tokens_per_step == 524_288 and profile.train.steps == 2000
+        assert len(profile.eval.benchmarks) == 12 and not profile.search.measured_clip
+        assert (profile.search.cold_start, profile.search.update_batch) == (200, 50)
+
+
+def test_heldout_packages_are_those_that_the_sandbox_hides() -> None:
+    assert set(HELDOUT_PACKAGES) == set(HELD_OUT_PACKAGES)
+
+
+def test_an_unknown_profile_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="cpu-smoke"):
+        load_profile("cpu-smokee")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("steps = 30", "steps = -1", "train.steps"),
+        ("steps = 30", 'stepz = 30\nsteps = "many"', "stepz"),
+        ('heldout = ["sklearn"]', 'heldout = ["numpy"]', "data.heldout"),
+        ("symbols = 16", "symbols = 16\nrecall_pairs = 3\nx = 1", "overwrite"),
+        ("seq_len = 64", "seq_len = 16", "seq_len"),
+        ("vocab = 512", "vocab = 290", "model.vocab"),
+        ("copy_length = 8", "copy_length = 2", "copy_length"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TINY.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=f"(?i){said}"):
+        load_profile(path)
+
+
+def test_the_fingerprint_follows_what_changes_a_result_and_nothing_else() -> None:
+    profile = load_profile(TINY)
+    search = profile.search.model_copy(update={"cold_start": 9})
+    train = profile.train.model_copy(update={"lr": 1e-3})
+    assert profile.model_copy(update={"search": search}).fingerprint() == profile.fingerprint()
+    assert profile.model_copy(update={"train": train}).fingerprint() != profile.fingerprint()

@@ -1,0 +1,38 @@
+"""Programs: read from files, known by hash, carried to a job and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.process import REPOSITORY
+from training.programs import MAX_BYTES, Program, from_job, load, seed_hashes, to_job
+
+
+def test_shipped_programs_are_known_by_their_text_wherever_they_lie(tmp_path: Path) -> None:
+    source = REPOSITORY / "training" / "architectures" / "delta_net.py"
+    copy = tmp_path / "renamed.py"
+    copy.write_bytes(source.read_bytes())
+    assert load(copy).trust == "seed"
+    assert seed_hashes()[load(copy).sha256] == "delta_net"
+    copy.write_text(source.read_text() + "\n# changed\n")
+    assert load(copy).trust is None
+    assert load(copy, trust=True).trust == "user"
+
+
+def test_what_is_no_program_file_is_a_usage_error(tmp_path: Path) -> None:
+    big, binary = tmp_path / "big.py", tmp_path / "binary.py"
+    big.write_bytes(b"#" * (MAX_BYTES + 1))
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (big, binary, tmp_path / "missing.py", tmp_path):
+        with pytest.raises(UsageError) as found:
+            load(path)
+        assert found.value.fix and str(path) in found.value.message
+
+
+def test_programs_survive_the_way_to_a_job() -> None:
+    programs = [Program("a", "x = 1\n"), Program("b", "ä\ud800", "genome", True)]
+    assert from_job(to_job(programs)) == programs
+    assert len({program.sha256 for program in programs}) == 2

@@ -1,0 +1,276 @@
+"""The sandbox keeps its promises, tried from inside with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from common.errors import SandboxError
+from common.process import REPOSITORY
+from training.programs import Program
+from training.sandbox import HELD_OUT_PACKAGES, Limits, Sandbox, SandboxedProcess, choose, worker_reads
+
+BEST = choose("auto")
+real = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
+
+
+def run(argv: Sequence[str], sandbox: Sandbox = BEST, **options: object) -> tuple[str, SandboxedProcess]:
+    """Its standard output, and the ended job."""
+    job = sandbox.start(argv, **options)  # type: ignore[arg-type]
+    try:
+        said = job.stdout.read().decode()
+        assert job.wait(20) is not None
+        return said, job
+    finally:
+        job.kill()
+
+
+def python(code: str, **options: object) -> tuple[str, SandboxedProcess]:
+    return run([sys.executable, "-S", "-c", code], **options)
+
+
+@real
+def test_there_is_no_network_not_even_the_hosts_loopback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        port = listener.getsockname()[1]
+        said, _ = python(
+            "import socket\n"
+            "def tried(call):\n"
+            "    try:\n        call()\n        return 'open'\n"
+            "    except OSError as error:\n        return type(error).__name__\n"
+            f"print(tried(lambda: socket.create_connection(('127.0.0.1', {port}), 2)))\n"
+            "print(tried(lambda: socket.getaddrinfo('example.invalid', 80)))\n"
+        )
+        assert "open" not in said and len(said.split()) == 2
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+@real
+def test_it_sees_the_worker_and_nothing_else_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    monkeypatch.setenv("ASI_TEST__SECRET", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    hidden = [secret, "/etc/shadow", "/etc/passwd", "/home", "/var", "/root/.ssh", REPOSITORY / "tests"]
+    hidden += [REPOSITORY / "pyproject.toml", REPOSITORY / "training" / "profiles", REPOSITORY / "training" / "scorer"]
+    said, _ = python(
+        "import os, training.protocol\n"
+        f"print([path for path in {[str(path) for path in hidden]!r} if os.path.exists(path)])\n"
+        "print('hunter2' in str(dict(os.environ)), os.listdir('/tmp'))\n",
+        reads=worker_reads(),
+        env={
+            "PYTHONPATH": f"{REPOSITORY}:{Path(os.__file__).parent}:"
+            + ":".join(p for p in sys.path if "site-packages" in p)
+        },
+    )
+    # Where the repository or the interpreter lies under /tmp, the way to it shows, and no more.
+    mounted = [REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
+    ways = sorted({path.parts[2] for path in mounted if path.parts[:2] == ("/", "tmp")})
+    assert said.splitlines() == ["[]", f"False {ways}"]
+
+
+@real
+def test_held_out_text_is_not_mounted() -> None:
+    said, _ = run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys, importlib.util\n"
+            f"for name in {HELD_OUT_PACKAGES!r}:\n"
+            "    found = importlib.util.find_spec(name)\n"
+            "    for folder in (found.submodule_search_locations if found else []):\n"
+            "        print(name, os.listdir(folder))\n"
+            "base = os.path.join(sys.base_prefix, 'lib', 'python%d.%d' % sys.version_info[:2], 'site-packages')\n"
+            "print('base', os.listdir(base) if os.path.isdir(base) else [])\n"
+            "print('torch', bool(importlib.util.find_spec('torch').origin))\n",
+        ]
+    )
+    lines = said.splitlines()
+    assert lines[-1] == "torch True" and lines[-2] == "base []"
+    assert all(line.endswith("[]") for line in lines[:-1])
+
+
+@real
+def test_it_writes_only_into_its_folder(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    said, _ = python(
+        "import os\n"
+        f"places = ['/x', '/dev/x', '/usr/bin/x', {str(tmp_path / 'x')!r}, {str(REPOSITORY / 'training' / 'x')!r}, "
+        f"os.path.join({sys.prefix!r}, 'x'), {str(work / 'result')!r}]\n"
+        "for place in places:\n"
+        "    try:\n        open(place, 'w').write('1')\n        print(place)\n"
+        "    except OSError:\n        pass\n",
+        work=work,
+    )
+    assert said.split() == [str(work / "result")]
+    assert (work / "result").read_text() == "1"
+
+
+@real
+def test_it_sees_its_own_processes_only_and_has_no_rights() -> None:
+    said, _ = python(
+        "import os\n"
+        "print(len([name for name in os.listdir('/proc') if name.isdigit()]))\n"
+        "print(os.getuid() == 0, 'CapEff:\\t0000000000000000' in open('/proc/self/status').read())\n"
+        "try:\n    os.kill(1, 9)\nexcept OSError as error:\n    print('kill', error.errno)\n"
+        f"try:\n    os.kill({os.getpid()}, 0)\nexcept OSError as error:\n    print('host', error.errno)\n"
+    )
+    lines = said.splitlines()
+    assert int(lines[0]) <= 4
+    assert lines[1] == "False True"
+    assert "host 3" in lines  # no such process
+
+
+@pytest.mark.parametrize("backend", [pytest.param(BEST.backend, id="best"), "process"])
+def test_time_output_and_files_are_limited_and_the_whole_tree_ends(backend: str, tmp_path: Path) -> None:
+    sandbox = choose(backend)
+    before = time.monotonic()
+    _, job = run(["/bin/sh", "-c", "sleep 311 & sleep 312"], sandbox, limits=Limits(seconds=0.5))
+    assert job.ending() == "timeout" and time.monotonic() - before < 5
+    deadline = time.monotonic() + 3
+    while left := [line for line in _processes() if "sleep 311" in line or "sleep 312" in line]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    _, job = run(
+        [sys.executable, "-S", "-c", "import os\nwhile True: os.write(2, b'x' * 65536)"],
+        sandbox,
+        limits=Limits(output_mb=1),
+    )
+    assert job.ending() == "output" and len(job.stderr_tail()) <= 16384
+    work = tmp_path / "work"
+    work.mkdir()
+    code = f"open({str(work / 'x')!r}, 'wb').write(bytes(3 << 20))"
+    _, job = run([sys.executable, "-S", "-c", code], sandbox, work=work, limits=Limits(file_mb=1))
+    assert job.ending() == "crashed" and (work / "x").stat().st_size <= 1 << 20
+    _, job = run([sys.executable, "-S", "-c", "while True: pass"], sandbox, limits=Limits(cpu_seconds=0.5))
+    assert job.ending() == "timeout" and job.cpu_seconds() > 0.3
+
+
+@pytest.mark.parametrize("backend", [pytest.param(BEST.backend, id="best"), "process"])
+def test_endings_tell_a_crash_from_a_finish(backend: str) -> None:
+    sandbox = choose(backend)
+    for code, ending in (
+        ("pass", "finished"),
+        ("raise SystemExit(3)", "crashed"),
+        ("import os; os.abort()", "crashed"),
+    ):
+        assert run([sys.executable, "-S", "-c", code], sandbox)[1].ending() == ending
+    job = sandbox.start(["/bin/sleep", "313"])
+    assert job.ending() is None
+    job.kill()
+    assert job.ending() == "killed"
+
+
+@pytest.mark.parametrize("backend", [pytest.param(BEST.backend, id="best"), "process"])
+def test_a_kill_from_outside_is_no_lack_of_memory(backend: str) -> None:
+    job = choose(backend).start(["/bin/sleep", "316"])
+    os.killpg(job.pid, signal.SIGKILL)
+    assert job.wait(10) is not None and job.ending() == "crashed" and job.killed_from_outside()
+    kill = "import os, signal, sys; sys.stderr.write('MemoryError'); sys.stderr.flush(); os.kill(os.getpid(), 9)"
+    assert run([sys.executable, "-S", "-c", kill], choose(backend))[1].ending() == "memory"
+    held = "import os; x = bytearray(80 << 20); import time; time.sleep(1); os.kill(os.getpid(), 9)"
+    job = run([sys.executable, "-S", "-c", held], choose(backend), limits=Limits(memory_mb=64))[1]
+    assert job.ending() == "memory"
+    job = choose(backend).start(["/bin/sleep", "317"])
+    job.kill()
+    assert job.ending() == "killed" and not job.killed_from_outside()
+
+
+@pytest.mark.parametrize("backend", [pytest.param(BEST.backend, id="best"), "process"])
+def test_it_dies_with_its_parent(backend: str) -> None:
+    code = (
+        "from training.sandbox import choose\n"
+        f"job = choose({backend!r}).start(['/bin/sleep', '314'])\n"
+        "print(job.pid, flush=True)\nimport time\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert _becomes(True, "sleep 314"), "it did not start"
+    parent.kill()
+    parent.wait()
+    assert _becomes(False, "sleep 314"), f"{pid} lives on"
+    parent.stdout.close()
+
+
+def test_the_limited_process_runs_only_what_someone_vouches_for() -> None:
+    sandbox = choose("process")
+    with pytest.raises(SandboxError) as found:
+        sandbox.require(Program("stranger.py", "x = 1"))
+    assert "stranger.py" in str(found.value) and "--trust" in found.value.fix and "bubblewrap" in found.value.fix
+    for trust in ("seed", "genome", "user"):
+        sandbox.require(Program("known.py", "x = 1", trust))
+
+
+def test_without_bubblewrap_auto_says_why_and_how_to_fix_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sandbox = choose("auto")
+    assert sandbox.backend == "process" and "bwrap is not installed" in sandbox.note and "apt-get" in sandbox.note
+    with pytest.raises(SandboxError, match="not installed"):
+        choose("bubblewrap")
+    broken = tmp_path / "bwrap"  # installed, but not working
+    broken.write_text("#!/bin/sh\necho 'No permissions to create a new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert "No permissions to create a new namespace" in choose("auto").note
+    with pytest.raises(SandboxError, match="No permissions"):
+        choose("bubblewrap")
+    with pytest.raises(SandboxError, match="expected auto"):
+        choose("chroot")
+
+
+@real
+@pytest.mark.slow
+def test_a_start_costs_under_50_ms_beyond_pythons_own() -> None:
+    def best(sandbox: Sandbox) -> float:
+        times = []
+        for _ in range(10):
+            started = time.monotonic()
+            run([sys.executable, "-I", "-S", "-c", "pass"], sandbox)
+            times.append(time.monotonic() - started)
+        return sorted(times)[2]
+
+    extra = best(BEST) - best(choose("process"))
+    print(f"start cost beyond the limited process: {1000 * extra:.0f} ms")
+    assert extra < 0.05
+
+
+def _becomes(there: bool, words: str) -> bool:
+    """Whether a process with these words is (not) there within 5 seconds."""
+    deadline = time.monotonic() + 5
+    while any(words in line for line in _processes()) != there:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _processes() -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
+            except OSError:
+                continue
+    # Command lines of sh and of this test's own jobs also hold the words.
+    return [line for line in found if line.startswith(("sleep", "/bin/sleep"))]
+
+
+@real
+def test_a_file_that_only_its_owner_may_read_is_readable_when_it_is_named(tmp_path: Path) -> None:
+    private = tmp_path / "private.txt"
+    private.write_text("words")
+    private.chmod(0o600)
+    said, _ = run(["/bin/cat", str(private)], reads=[private])
+    assert said == "words"

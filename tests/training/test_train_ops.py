@@ -1,0 +1,199 @@
+"""The worker's training operations: equal size, schedules, the optimiser, and that a tiny model learns and repeats."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from common.process import REPOSITORY
+from training.data.packing import row_type, write_stream
+from training.profiles import Profile, load_profile
+from training.worker.model import LanguageModel, OverBudgetError, fit_width
+from training.worker.state import WorkerState
+from training.worker.train import OPS, _AdamW, learning_rate
+
+TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
+
+
+class Mixer(nn.Module):
+    """A cumulative mean with a projection of adjustable size."""
+
+    extra = 0
+
+    def __init__(self, hidden_size: int = 64, **_: Any) -> None:
+        super().__init__()
+        self.inner = nn.Linear(hidden_size, hidden_size + self.extra)
+        self.outer = nn.Linear(hidden_size + self.extra, hidden_size)
+        nn.init.constant_(self.inner.bias, 0.5)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None, None]:
+        assert attention_mask is None
+        x = self.inner(hidden_states).cumsum(1)
+        return self.outer(x / torch.arange(1, x.shape[1] + 1)[:, None]), None, None
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile(TINY)
+
+
+def make(
+    profile: Profile, mixer: type[nn.Module] = Mixer, budget: int | None = None, **meta: Any
+) -> tuple[WorkerState, dict[str, Any]]:
+    state = WorkerState(cls=mixer)
+    OPS["train.prepare"](
+        state, {"seed": meta.pop("seed", 0), "dtype": meta.pop("dtype", "float32")}, [], lambda _: None
+    )
+    spec = profile.model
+    call = {
+        "model": spec.model_dump(mode="json"),
+        "mixers": [spec.mixer_arguments(layer) for layer in range(spec.layers)],
+        "budget": budget,
+        "init": meta.pop("init", "program"),
+    }
+    return state, OPS["train.build"](state, call, [], lambda _: None)[0]
+
+
+def fit(profile: Profile, state: WorkerState, folder: Path) -> list[dict[str, Any]]:
+    tokens = (np.arange(5000) * 7 % 50 + 300).astype(np.uint16)
+    write_stream(profile, tokens, 0, folder / "stream")
+    events: list[dict[str, Any]] = []
+    call = {
+        "stream": str(folder / "stream"),
+        "type": row_type(profile.model.vocab).name,
+        "train": profile.train.model_dump(mode="json"),
+    }
+    OPS["train.run"](state, call, [], events.append)
+    return events
+
+
+def test_every_mixer_gets_the_same_total_size(profile: Profile) -> None:
+    _, base = make(profile)
+    assert base["ffn_width"] == profile.model.ffn
+    for extra in (5, 16):
+        larger = type("Larger", (Mixer,), {"extra": extra})
+        state, sizes = make(profile, larger, budget=base["parameters"])
+        assert abs(sizes["parameters"] - base["parameters"]) <= profile.model.tolerance * base["parameters"]
+        assert sizes["mixer_parameters"] > base["mixer_parameters"] and sizes["ffn_width"] < base["ffn_width"]
+        counted = sum(p.numel() for p in state.instances["model"].parameters())
+        assert counted == sizes["parameters"]
+
+
+def test_a_mixer_larger_than_the_whole_baseline_is_over_budget(profile: Profile) -> None:
+    huge = type("Huge", (Mixer,), {"extra": 2000})
+    _, answer = make(profile, huge, budget=make(profile)[1]["parameters"])
+    assert set(answer) == {"refused"} and answer["refused"].startswith("over budget")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1000, 10**8), st.integers(10, 5000), st.integers(1, 4000))
+def test_fitted_widths_meet_the_tolerance_or_are_refused(fixed: int, unit: int, width: int) -> None:
+    budget = fixed + unit * width
+    found = fit_width(fixed, unit, budget, 0.005)
+    assert found >= 1 and abs(fixed + unit * found - budget) <= 0.005 * budget
+    with pytest.raises(OverBudgetError):
+        fit_width(budget + unit, unit, budget - unit, 1e-9)
+
+
+def test_init_program_keeps_what_the_mixer_set_and_fla_resets_it(profile: Profile) -> None:
+    kept = make(profile)[0].instances["model"].blocks[0].mixer.inner
+    reset = make(profile, init="fla")[0].instances["model"].blocks[0].mixer.inner
+    assert (kept.bias == 0.5).all() and (reset.bias == 0).all()
+    assert reset.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_training_learns_and_repeats_bit_for_bit(profile: Profile, tmp_path: Path) -> None:
+    first_state, _ = make(profile)
+    first = fit(profile, first_state, tmp_path)
+    assert first[-1]["loss"] < first[0]["loss"] - 0.3
+    assert [event["step"] for event in first] == [1, 5, 10, 15, 20, 25, 30]
+    assert all(event["task_loss"] > 0 for event in first[1:])
+    second_state, _ = make(profile)
+    second = fit(profile, second_state, tmp_path)
+    assert [event["loss"] for event in first] == [event["loss"] for event in second]
+    tokens = np.arange(2 * 20, dtype=np.int32).reshape(2, 20)
+    outputs = [OPS["train.logits"](state, {}, [tokens], lambda _: None)[1][0] for state in (first_state, second_state)]
+    assert (outputs[0] == outputs[1]).all() and outputs[0].dtype == np.float32
+    other_state, _ = make(profile, seed=1)
+    assert fit(profile, other_state, tmp_path)[-1]["loss"] != first[-1]["loss"]
+
+
+def test_micro_batches_give_the_same_training(profile: Profile, tmp_path: Path) -> None:
+    whole = fit(profile, make(profile)[0], tmp_path)
+    split = profile.model_copy(update={"train": profile.train.model_copy(update={"micro_batch": 3})})
+    parts = fit(split, make(split)[0], tmp_path)
+    assert [event["loss"] for event in parts] == pytest.approx([event["loss"] for event in whole], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_reported_as_none(profile: Profile, tmp_path: Path) -> None:
+    class Broken(Mixer):
+        def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+            return hidden_states / 0.0, None, None
+
+    assert fit(profile, make(profile, Broken)[0], tmp_path)[0]["loss"] is None
+
+
+def test_bfloat16_training_uses_autocast(profile: Profile, tmp_path: Path) -> None:
+    class Casting(Mixer):
+        def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+            return super().forward(hidden_states.to(torch.bfloat16))
+
+    with pytest.raises(RuntimeError, match=r"(?i)dtype"):
+        fit(profile, make(profile, Casting)[0], tmp_path)
+    assert fit(profile, make(profile, Casting, dtype="bfloat16")[0], tmp_path)[-1]["loss"] < 6.5
+
+
+def test_logits_at_places_are_those_of_the_whole(profile: Profile) -> None:
+    state, _ = make(profile)
+    tokens = np.arange(30, dtype=np.int32).reshape(2, 15)
+    whole = OPS["train.logits"](state, {}, [tokens], lambda _: None)[1][0]
+    places = np.array([[1, 3], [0, 14]], dtype=np.int32)
+    some = OPS["train.logits"](state, {}, [tokens, places], lambda _: None)[1][0]
+    assert whole.shape == (2, 15, profile.model.vocab)
+    np.testing.assert_allclose(some, whole[places[:, 0], places[:, 1]], rtol=1e-5, atol=1e-6)
+
+
+def test_the_optimiser_is_adamw_with_clipping(profile: Profile) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel([Mixer(hidden_size=16)], 16, 8, 40, True, 1e-5)
+    spec = profile.train.model_dump(mode="json")
+    one, two = spec["betas"]
+    weights = [p.detach().double().clone() for p in model.parameters()]
+    first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    optimizer = _AdamW(model, spec)
+    for step in range(1, 6):
+        optimizer.gradients.zero_()
+        (model(torch.randint(0, 40, (2, 12))).square().mean() * 100).backward()
+        gradients = [p.grad.double().clone() for p in model.parameters() if p.grad is not None]
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        for w, m, v, g in zip(weights, first, second, gradients, strict=True):
+            clipped = g * min(1.0, spec["clip"] / norm.item())
+            m.mul_(one).add_(clipped * (1 - one))
+            v.mul_(two).add_(clipped**2 * (1 - two))
+            w.mul_(1 - 1e-2 * spec["weight_decay"] * (w.dim() >= 2))
+            w.sub_(1e-2 * m / (1 - one**step) / ((v / (1 - two**step)).sqrt() + spec["eps"]))
+        assert optimizer.step(1e-2).item() == pytest.approx(norm.item(), rel=1e-5)
+    for parameter, wanted in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_schedules(profile: Profile) -> None:
+    base = {"lr": 1.0, "final_lr": 0.1, "steps": 100, "warmup": 10, "decay": 20}
+    cosine = [learning_rate(step, {**base, "schedule": "cosine"}) for step in range(1, 101)]
+    stable = [learning_rate(step, {**base, "schedule": "wsd"}) for step in range(1, 101)]
+    for rates in (cosine, stable):
+        assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1)
+        assert all(a >= b for a, b in pairwise(rates[9:]))
+    assert stable[9:80] == [1.0] * 71 and cosine[54] == pytest.approx(0.55, abs=0.01)
+    published = {**base, "schedule": "wsd", "decay": 0, "final_lr": 1.0}
+    assert learning_rate(100, published) == 1.0

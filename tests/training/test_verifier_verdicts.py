@@ -1,0 +1,179 @@
+"""The verifier refuses each planted fault by the check that is meant to, with a counterexample, and accepts honest
+programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import verifier_assets as assets
+
+from common.process import REPOSITORY
+from common.records import CheckOutcome, CheckReport
+from training.programs import Program, load
+from training.reports import failure_text
+from training.sandbox import choose
+from training.scorer.verifier import CHECKS, Options, verify, verify_many
+
+BEST = choose("auto")
+pytestmark = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
+
+PLANTED = {
+    "static": assets.STATIC,
+    "construct": assets.CONSTRUCT,
+    "shapes": assets.SHAPES,
+    "cost": assets.COST,
+    "gradients": assets.GRADIENTS,
+    "causality": assets.CAUSALITY,
+    "batch": assets.BATCH,
+    "state": assets.STATE,
+}
+FAST = {
+    "construct": ["four_heads_only"],
+    "shapes": ["too_short"],
+    "cost": ["quadratic_attention"],
+    "gradients": ["unused_parameters"],
+    "causality": ["detached_statistic", "zero_gated_leak"],
+    "batch": ["first_row_leaks"],
+    "state": ["remembers_content"],
+}
+"""The others of each kind are in the slow suite."""
+
+REPORTS: dict[str, CheckReport] = {}
+
+
+def reports(programs: dict[str, str], options: Options | None = None) -> dict[str, CheckReport]:
+    """Reports by name, two programs at a time; each program is verified once in a session."""
+    new = [Program(name, text) for name, text in programs.items() if name not in REPORTS]
+    for report in verify_many(new, BEST, options or Options(memory_mb=2048)):
+        REPORTS[report.program] = report
+    return {name: REPORTS[name] for name in programs}
+
+
+def refusal(report: CheckReport) -> CheckOutcome:
+    assert report.accepted is False, report
+    return report.refusals()[0]
+
+
+def refused_by(check: str, names: list[str]) -> None:
+    found = reports({f"{check}/{name}": PLANTED[check][name] for name in names})
+    for name, report in found.items():
+        first = refusal(report)
+        assert first.name == check, (name, first)
+        assert first.detail and first.counterexample, (name, first)
+        assert len(str(first.counterexample)) < 3000, name
+
+
+@pytest.mark.parametrize("name", assets.STATIC)
+def test_static_faults_are_refused_without_running_anything(name: str) -> None:
+    report = verify(Program(name, assets.STATIC[name]), BEST)
+    first = refusal(report)
+    assert first.name == "static" and len(report.checks) == 1
+    assert first.counterexample and first.counterexample["line"] >= 1
+
+
+def test_one_fault_of_each_kind_is_refused_by_its_check() -> None:
+    reports({f"{check}/{name}": PLANTED[check][name] for check, names in FAST.items() for name in names})
+    for check, names in FAST.items():
+        refused_by(check, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", PLANTED)
+def test_every_planted_fault_is_refused_by_its_check(check: str) -> None:
+    refused_by(check, list(PLANTED[check]))
+    print(f"{check}: {len(PLANTED[check])} of {len(PLANTED[check])} planted faults refused")
+
+
+def accepts(programs: dict[str, str]) -> None:
+    for name, report in reports(programs).items():
+        assert report.accepted, (name, failure_text(report))
+
+
+def test_honest_programs_are_accepted() -> None:
+    accepts({"auxiliary_scalar": assets.HONEST["auxiliary_scalar"], "hard_bfloat16": assets.HARD_BFLOAT16})
+    facts = REPORTS["hard_bfloat16"].facts
+    assert facts["dtype"] == "bfloat16" and REPORTS["auxiliary_scalar"].facts["dtype"] == "float32"
+    warnings = [check for check in REPORTS["hard_bfloat16"].checks if not check.passed and check.name == "shapes"]
+    assert "does not run in float32" in warnings[0].detail
+
+
+@pytest.mark.slow
+def test_every_honest_program_is_accepted() -> None:
+    accepts(assets.HONEST)
+    state = [check for check in REPORTS["step_counter"].checks if check.name == "state" and not check.passed]
+    assert state[0].severity == "warn"
+
+
+def test_a_seed_passes_every_check_and_its_cost_is_measured() -> None:
+    program = load(REPOSITORY / "training" / "architectures" / "delta_net.py")
+    report = verify(program, BEST, Options(profile_width=128, profile_heads=4, profile_length=256))
+    assert report.accepted, failure_text(report)
+    assert [check.name for check in report.checks] == ["static", *CHECKS, "sandbox"]
+    facts = report.facts
+    assert 0.95 < facts["work_exponent"] < 1.05 and 0.9 < facts["memory_exponent"] < 1.05
+    assert facts["mixer_parameters"] > 4 * 128 * 128
+    # Four projections of width 128 alone are 8 * 128^2 FLOPs a token.
+    assert 8 * 128**2 < facts["flops_per_token"] < 40 * 128**2
+    assert facts["ops_per_token"] < 1
+
+
+def test_softmax_attention_is_only_a_reference() -> None:
+    path = REPOSITORY / "training" / "references" / "softmax_attention.py"
+    report = verify(load(path, reference=True), BEST)
+    (cost,) = [check for check in report.checks if check.name == "cost"]
+    assert report.accepted and not cost.passed and cost.severity == "warn" and "table" in (cost.counterexample or {})
+
+
+HOSTILE_FAST = ["memory_bomb", "fork_bomb"]
+
+
+def contained(names: list[str], seconds: float = 120) -> None:
+    programs = {f"hostile/{name}": assets.hostile(assets.HOSTILE[name][0]) for name in names}
+    for name, report in reports(programs, Options(seconds=seconds, memory_mb=2048)).items():
+        wanted = assets.HOSTILE[name.removeprefix("hostile/")][1]
+        first = refusal(report)
+        if wanted is not None:
+            assert first.name == "sandbox" and (first.counterexample or {})["reason"] == wanted, (name, first)
+
+
+def test_hostile_programs_are_refused_with_the_reason() -> None:
+    contained(HOSTILE_FAST)
+    fork = refusal(REPORTS["hostile/fork_bomb"])
+    assert "os.fork()" in str(fork.counterexample)
+
+
+@pytest.mark.slow
+def test_every_hostile_program_is_contained() -> None:
+    endless = [name for name, (_, reason) in assets.HOSTILE.items() if reason == "timeout"]
+    contained([name for name in assets.HOSTILE if name not in endless])
+    contained(endless, 20)
+    print(f"{len(assets.HOSTILE)} hostile programs contained")
+
+
+def test_a_program_that_patches_torch_in_its_process_does_not_fool_the_verdict() -> None:
+    patch = (
+        "\n\nfor name in ('allclose', 'equal', 'isfinite', 'isnan'):\n"
+        "    setattr(torch, name, lambda *a, **k: torch.ones((), dtype=torch.bool))\n"
+        "torch.Tensor.requires_grad_ = lambda self, *a: self\n"
+    )
+    program = Program("patched", assets.CAUSALITY["mean_over_time"] + patch)
+    report = verify(program, BEST)
+    assert any(check.name in ("causality", "gradients") for check in report.refusals())
+
+
+def test_a_job_that_cannot_be_started_is_no_verdict_on_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # bwrap is gone since it was chosen
+    report = verify(Program("p", assets.BASE), BEST)
+    assert report.accepted is None and report.error and "not installed" in report.error
+    assert [check.name for check in report.checks] == ["static"]
+    stranger = verify(Program("p", assets.BASE), choose("process"))
+    assert stranger.accepted is False and stranger.refusals()[0].name == "sandbox"
+
+
+def test_a_failure_reads_as_text() -> None:
+    report = verify(Program("p", assets.STATIC["imports_numpy"]), BEST)
+    text = failure_text(report)
+    assert text.startswith("static refuses: line 5: imports numpy; use torch") and "problem" in text

@@ -1,0 +1,92 @@
+"""What a worker says of itself is believed in no form but the right one, and the parameters it has are all counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from training.scorer.answers import model_sizes, peak_memory, prepared_facts, size_refusal, training_report
+from training.scorer.heldout import ForgedError
+from training.worker.model import all_parameters
+
+GOOD = {"step": 5, "loss": 2.5, "task_loss": None, "lr": 1e-3, "grad_norm": 1, "tokens": 640, "seconds": 0.5}
+
+
+def test_a_report_passes_as_it_is() -> None:
+    assert training_report({**GOOD, "other": "dropped"}, 1, 30) == GOOD
+
+
+@pytest.mark.parametrize("loss", [None, float("nan"), float("inf"), -float("inf"), 1e300, 10**400])
+def test_a_loss_that_is_not_finite_is_none(loss: Any) -> None:
+    assert training_report({**GOOD, "loss": loss}, 1, 30)["loss"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"step": step} for step in (None, 4, 3, 31, 5.0, True, "5", [5], 10**400)),
+        *({name: value} for name in ("tokens", "seconds") for value in (None, -1, float("nan"), "1", [1], True)),
+        *({name: value} for name in ("loss", "task_loss", "lr", "grad_norm") for value in ("1", [1], {}, True)),
+    ],
+)
+def test_a_report_of_another_form_is_forged(change: dict[str, Any]) -> None:
+    with pytest.raises(ForgedError):
+        training_report({**GOOD, **change}, 4, 30)
+
+
+@pytest.mark.parametrize("missing", ["step", "loss", "tokens", "seconds"])
+def test_a_report_without_a_part_is_forged(missing: str) -> None:
+    with pytest.raises(ForgedError):
+        training_report({key: value for key, value in GOOD.items() if key != missing}, 4, 30)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+names = st.sampled_from(
+    [*GOOD, "parameters", "mixer_parameters", "ffn_width", "versions", "hardware", "peak_memory_mb"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(names, json_values, max_size=8))
+def test_no_answer_raises_anything_but_forged(answer: dict[str, Any]) -> None:
+    for judge in (prepared_facts, model_sizes, peak_memory, lambda meta: training_report(meta, 0, 30)):
+        try:
+            judge(answer)
+        except ForgedError:
+            continue
+
+
+def test_sizes_off_the_budget_are_refused() -> None:
+    assert model_sizes({"parameters": 9, "mixer_parameters": 0, "ffn_width": 1})["parameters"] == 9
+    assert size_refusal(1004, 1000, 0.005) is None and size_refusal(5, None, 0.005) is None
+    assert "over budget" in (size_refusal(1006, 1000, 0.005) or "")
+    assert "under budget" in (size_refusal(994, 1000, 0.005) or "")
+
+
+class Hiding(nn.Module):
+    """Tells of no parameters, by every method that there is for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.inner[1].weight = self.inner[0].weight
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter(())
+
+    named_parameters = modules = named_modules = children = named_children = parameters  # type: ignore[assignment]
+
+
+def test_hidden_parameters_are_counted_once() -> None:
+    outer = nn.Sequential(Hiding(), nn.Linear(4, 2))
+    assert sum(p.numel() for p in all_parameters(outer)) == 16 + 4 + 4 + 8 + 2
+    plain = nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"a": nn.Conv1d(3, 3, 2), "b": nn.LayerNorm(3)}))
+    assert [id(p) for p in all_parameters(plain)] == [id(p) for p in plain.parameters()]

@@ -1,0 +1,110 @@
+"""The baseline of a profile: DeltaNet over calibration seeds, measured on the same items as every candidate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Sequence
+
+from common.errors import JobError
+from common.records import Baseline, BenchmarkScore, RunRecord
+from training.profiles import Profile
+from training.results import benchmark_mean
+
+__all__ = ["PROGRAM", "build_baseline", "counted_tasks", "recount"]
+
+PROGRAM = "delta_net"
+"""Name of the program that every candidate is compared with."""
+LEAST_CLIP = 0.1
+SPREADS = 8
+"""Seed standard deviations that a clip width spans: below that, a fitness term would follow seed noise."""
+
+
+def counted_tasks(records: Sequence[RunRecord]) -> list[str]:
+    """Tasks that carry signal: those on which some seed architecture is more than 2 standard errors from chance.
+
+    An architecture's score is its mean over seeds, and its standard error that of one run: all runs answer the same
+    items, so more seeds do not shrink it. A task without a known chance level always counts. Where no task carries
+    signal all count: a mean of coin flips under a wide clip is honest, no mean is not comparable.
+
+    Args:
+        records: the finished runs of the seed architectures.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record.benchmarks))
+    programs = {record.name for record in records}
+    lively = [
+        name
+        for name in names
+        if any(
+            _off_chance([r.benchmarks[name] for r in records if r.name == program and name in r.benchmarks])
+            for program in programs
+        )
+    ]
+    return lively or names
+
+
+def _off_chance(scores: Sequence[BenchmarkScore]) -> bool:
+    chances = [score.chance for score in scores if score.chance is not None]
+    if not scores or len(chances) < len(scores):
+        return bool(scores)
+    error = statistics.fmean(score.se or 0.0 for score in scores)
+    return abs(statistics.fmean(score.value for score in scores) - chances[0]) > 2 * error
+
+
+def recount(record: RunRecord, tasks: Collection[str]) -> RunRecord:
+    """`record` with its benchmark mean over `tasks` alone, and every other task marked as not counted."""
+    benchmarks = {
+        name: score.model_copy(update={"counted": name in tasks}) for name, score in record.benchmarks.items()
+    }
+    return record.model_copy(update={"benchmarks": benchmarks, "benchmark_mean": benchmark_mean(benchmarks)})
+
+
+def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> Baseline:
+    """The baseline from the finished runs of the seed architectures.
+
+    Args:
+        records: runs of DeltaNet over calibration seeds, and of the other seed architectures: all of them decide which
+            tasks count, those named "delta_net" give the means.
+        key: `Launcher.baseline_key()`; runs under another key are refused.
+
+    Raises:
+        JobError: there is no finished run of DeltaNet, or a run has another key.
+    """
+    finished = [record for record in records if record.status == "finished" and record.heldout_loss is not None]
+    if any(record.baseline_key != key for record in finished):
+        raise JobError("a calibration run was made under another baseline key", "train the baselines again")
+    tasks = counted_tasks(finished)
+    own = [recount(record, tasks) for record in finished if record.name == PROGRAM]
+    if not own:
+        raise JobError(
+            f"expected at least one finished run named {PROGRAM}, got "
+            f"{[(record.name, record.status, record.reason) for record in records]}",
+            "look at the detail in the result.json of these runs",
+        )
+    losses = [record.heldout_loss.value for record in own if record.heldout_loss is not None]
+    scores = [record.benchmark_mean.value for record in own if record.benchmark_mean is not None]
+    loss, loss_sd = _mean_sd(losses)
+    score, score_sd = _mean_sd(scores) if scores else (None, None)
+    measured = profile.search.measured_clip
+    return Baseline(
+        key=key,
+        profile=profile.name,
+        program=PROGRAM,
+        seeds=sorted({record.seed for record in own}),
+        loss=loss,
+        loss_sd=loss_sd,
+        benchmark=score,
+        benchmark_sd=score_sd,
+        tasks=tasks,
+        loss_clip=_clip(loss, loss_sd) if measured else LEAST_CLIP,
+        benchmark_clip=_clip(score, score_sd) if measured else LEAST_CLIP,
+        parameters=own[0].parameters,
+        flops_per_token=own[0].flops_per_token,
+    )
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _clip(mean: float | None, sd: float | None) -> float:
+    return max(LEAST_CLIP, SPREADS * sd / mean) if mean and sd is not None else LEAST_CLIP

@@ -1,0 +1,125 @@
+"""The bubblewrap command line of one job: what is mounted, what is masked, which namespaces are new."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.errors import SandboxError
+
+__all__ = ["FIX", "HELD_OUT_PACKAGES", "SHIM", "command"]
+
+HELD_OUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
+"""Held-out text comes from these, so no sandbox mounts them."""
+
+SHIM = Path(__file__).resolve().parent / "worker" / "shim.py"
+"""Sets limits and drops rights inside the sandbox."""
+
+FIX = (
+    "install it with `apt-get install bubblewrap` (or dnf, pacman, apk add); where it is installed, allow user "
+    "namespaces with `sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0`, "
+    "or run as root"
+)
+
+
+def command(
+    inner: Sequence[str],
+    reads: Sequence[Path],
+    work: Path | None,
+    env: Mapping[str, str],
+    file_mb: int,
+    drop_uid: bool,
+    device: str,
+) -> list[str]:
+    """The command line that runs `inner` in new namespaces.
+
+    Args:
+        reads, work: host paths mounted under their own names, read-only and writable.
+        env: the whole environment of the job.
+        file_mb: size of its temporary folder, which is memory.
+        drop_uid: leave out the user namespace; the shim changes to a real uid of the job's own.
+        device: "cuda" mounts the driver's devices and a C compiler as well.
+
+    Raises:
+        SandboxError: bwrap or torch is not installed.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise SandboxError("the command bwrap is not installed", FIX)
+    line = [bwrap, "--die-with-parent", "--new-session", "--clearenv"]
+    if drop_uid:
+        # Without a user namespace the uid is a real one, so its files, signals and process count are apart from root's.
+        line += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        line += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        line += ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
+    line += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"]
+    line += ["--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
+    # Before every bind, since what is bound may lie under /tmp.
+    line += ["--perms", "1777", "--size", str(file_mb << 20), "--tmpfs", "/tmp"]
+    line += _system_binds(device)
+    for path in (SHIM, *map(Path, reads)):
+        line += _bind("--ro-bind", path)
+    if work is not None:
+        line += _bind("--bind", work)
+    line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    line += itertools.chain.from_iterable(("--setenv", name, value) for name, value in env.items())
+    return [*line, "--", *inner]
+
+
+def _system_binds(device: str) -> list[str]:
+    """Read-only mounts of the system libraries, the interpreter and the packages, with other packages masked."""
+    binds: list[str] = []
+    for name in ("bin", "lib", "lib32", "lib64"):
+        path = Path("/") / name
+        if path.is_symlink():
+            binds += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            binds += _bind("--ro-bind", path)
+    # A CUDA job compiles kernels, which needs the C compiler and its headers.
+    system = ("/usr",) if device == "cuda" else ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64")
+    wanted = [Path(name) for name in (*system, "/etc/ld.so.cache", "/etc/alternatives", "/sys/devices/system/cpu")]
+    packages = _packages()
+    interpreter = Path(sys.executable).resolve()
+    wanted += [Path(sys.base_prefix), Path(sys.prefix), interpreter.parent.parent, packages]
+    if device == "cuda":
+        wanted += sorted(Path("/dev").glob("nvidia*"))
+    done: list[Path] = []
+    for path in wanted:
+        if path.exists() and path not in done:
+            done.append(path)
+            binds += _bind("--dev-bind" if path.is_relative_to("/dev") else "--ro-bind", path)
+    for path in _masked(packages, done):
+        binds += ["--tmpfs", str(path), "--remount-ro", str(path)]
+    return binds
+
+
+def _bind(kind: str, path: Path) -> list[str]:
+    """Mounts `path` under its own name. Folders above it are made first, since bwrap makes them for their owner
+    only."""
+    above = [parent for parent in reversed(path.parents) if parent != Path("/")]
+    folders = itertools.chain.from_iterable(("--perms", "0755", "--dir", str(parent)) for parent in above)
+    return [*folders, kind, str(path), str(path)]
+
+
+def _packages() -> Path:
+    """The folder that torch is imported from, found without importing it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise SandboxError("torch is not installed for this interpreter", "run `make setup`, and use .venv/bin/python")
+    return Path(found.origin).resolve().parent.parent
+
+
+def _masked(packages: Path, mounted: Sequence[Path]) -> list[Path]:
+    """Package folders under what is mounted, other than torch's own, and the held-out packages beside torch."""
+    masked = [packages / name for name in HELD_OUT_PACKAGES]
+    for root in {Path("/usr"), Path("/usr/local"), *mounted}:
+        for pattern in ("lib*/python*/site-packages", "lib*/python*/dist-packages"):
+            masked += (path for path in root.glob(pattern) if path.resolve() != packages)
+    # Only what a mount makes visible can be masked: nothing may be created in a read-only tree.
+    visible = (path for path in masked if path.is_dir() and any(path.is_relative_to(root) for root in mounted))
+    return sorted(set(visible))

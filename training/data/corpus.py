@@ -1,0 +1,375 @@
+"""The corpus of a profile: text, tokenizer, tokens and scored items, made once and cached; safe for several processes.
+
+The cache is a folder a key; the key is a hash of the profile's data section, the versions of the packages read, the
+user's files and the code of this package. A folder appears whole (renamed into place) or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import JobError, StoreError, UsageError
+from common.files import read_json, sha256_text, write_json
+from common.process import spawn, terminate
+from training.data import extract, tokenizer
+from training.data.dedup import Deduplicator
+from training.data.packing import row_type, write_stream
+from training.data.tasks import GENERATORS, Item, cloze_items, generate_items
+from training.profiles import Profile
+
+__all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
+
+ITEM_SEED = 90210
+"""Seed of the scored items: the same for every run of a profile, and never a training seed."""
+Report = Callable[[str], None]
+_CODE = ("extract.py", "dedup.py", "tokenizer.py", "tasks.py", "corpus.py")
+
+
+def default_cache() -> Path:
+    """The user's cache folder for this project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asi-arch"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One prepared corpus on disk. `train` may be mounted in the sandbox; `heldout` and `items` never are."""
+
+    folder: Path
+    sha256: str
+    tokenizer_sha256: str
+    vocab: int
+    end: int
+    train_tokens: int
+    heldout_tokens: int
+    sources: dict[str, str]
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "train.bin"
+
+    @property
+    def heldout(self) -> Path:
+        return self.folder / "heldout.bin"
+
+    @property
+    def items(self) -> Path:
+        return self.folder / "items.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    def stream(self, profile: Profile, seed: int) -> Path:
+        """The packed training stream of one run, made on first use. Any number of processes may ask at once."""
+        code = _code_hash(("packing.py", "tasks.py"))
+        identity = sha256_text(f"{profile.train.seq_len} {profile.tasks.model_dump_json()} {code}")[:12]
+        rows = profile.train.steps * profile.train.batch
+        path = self.folder / "streams" / f"{identity}-{rows}-seed{seed}.bin"
+        size = rows * (profile.train.seq_len + 1) * row_type(profile.model.vocab).itemsize
+        if path.is_file() and path.stat().st_size == size:
+            return path
+        with _writing(path.parent), _locked(self.folder / "streams.lock", lambda line: None):
+            if path.is_file() and path.stat().st_size == size:
+                return path
+            for left in path.parent.glob(".stream-*"):
+                left.unlink(missing_ok=True)  # of a process that was killed: whoever holds the lock writes
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".stream-")
+            os.close(handle)
+            try:
+                tokens = np.memmap(self.train, dtype=np.uint16, mode="r")
+                write_stream(profile, tokens, seed, Path(name), self.end)
+                Path(name).chmod(0o644)
+                Path(name).replace(path)
+            finally:
+                Path(name).unlink(missing_ok=True)
+        return path
+
+
+def load_items(file: Path) -> dict[str, list[Item]]:
+    """The scored items of each of the project's own tasks."""
+    items: dict[str, list[Item]] = read_json(file)
+    return items
+
+
+def prepare_corpus(
+    profile: Profile,
+    cache: Path | None = None,
+    text: Sequence[Path] = (),
+    report: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> Corpus:
+    """The corpus of `profile`, from the cache or made now; about 10-60 s the first time.
+
+    Args:
+        text: the user's own files, which replace the docstrings.
+        report: told in one line what is being done.
+        cancel: once set, it ends at the next phase, and within about 0.2 s while it reads packages or waits.
+
+    Raises:
+        UsageError: the user's files are unreadable or too short.
+        JobError: a package, dataset or tokenizer is not there, or it was cancelled.
+        StoreError: the cache cannot be written.
+    """
+    root = cache or default_cache()
+    tell, ended = report or (lambda line: None), cancel or threading.Event()
+
+    def say(line: str) -> None:
+        _go_on(ended)
+        tell(line)
+
+    _go_on(ended)
+    folder = root / "corpus" / _key(profile, text)
+    if not (folder / "corpus.json").is_file():
+        with _writing(folder.parent), _locked(folder.parent / f"{folder.name}.lock", say, ended):
+            if not (folder / "corpus.json").is_file():
+                for left in folder.parent.glob(f".building-{folder.name}-*"):
+                    shutil.rmtree(left, ignore_errors=True)  # of a process that was killed: the lock is ours
+                _build(profile, root, folder, text, say, ended)
+    return _open(folder)
+
+
+def _open(folder: Path) -> Corpus:
+    facts = read_json(folder / "corpus.json")
+    corpus = Corpus(folder=folder, **facts)
+    for path, size in ((corpus.train, corpus.train_tokens), (corpus.heldout, corpus.heldout_tokens)):
+        if not path.is_file() or path.stat().st_size != 2 * size:
+            raise StoreError(f"the cached corpus {folder} is damaged: {path.name} is incomplete", f"remove {folder}")
+    return corpus
+
+
+def _key(profile: Profile, text: Sequence[Path]) -> str:
+    facts: dict[str, object] = {
+        "data": profile.data.model_dump(),
+        "vocab": profile.model.vocab,
+        "tasks": profile.tasks.model_dump(exclude={"share"}),
+        "items": [profile.eval.items, profile.eval.benchmarks],
+        "code": _code_hash(_CODE),
+        "tokenizers": extract.package_version("tokenizers"),
+    }
+    if text:
+        facts["text"] = [_file_hash(path) for path in text]
+    elif profile.data.source == "docstrings":
+        packages = [*profile.data.train, *profile.data.heldout]
+        facts["packages"] = {name: extract.package_version(name) for name in packages}
+    return sha256_text(json.dumps(facts, sort_keys=True))[:20]
+
+
+def _code_hash(names: Sequence[str]) -> str:
+    here = Path(__file__).resolve().parent
+    return sha256_text("\0".join((here / name).read_text(encoding="utf-8") for name in names))
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the text file {path}: {error.strerror}", "name readable files with --text"
+        ) from error
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns a failure to write the cache into one clear error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the corpus cache {folder}: {error.strerror or error}",
+            "free disk space, or name another folder with --training.cache_dir",
+        ) from error
+
+
+def _go_on(cancel: threading.Event) -> None:
+    if cancel.is_set():
+        raise JobError("preparing the corpus was cancelled")
+
+
+@contextmanager
+def _locked(path: Path, say: Report, cancel: threading.Event | None = None) -> Iterator[None]:
+    """Holds an exclusive lock on `path`; the kernel releases it when the holder dies."""
+    with path.open("w") as handle:
+        said = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    say("another process is preparing this corpus; waiting for it")
+                said = True
+                if cancel is not None:
+                    _go_on(cancel)
+                time.sleep(0.1)
+        yield
+
+
+def _build(
+    profile: Profile, root: Path, folder: Path, text: Sequence[Path], say: Report, cancel: threading.Event
+) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
+    try:
+        temporary.chmod(0o755)
+        if profile.data.source == "fineweb" and not text:
+            from training.data.fineweb import build as build_fineweb
+
+            facts = build_fineweb(profile, temporary, say)
+        else:
+            facts = _build_text(profile, root, temporary, text, say, cancel)
+        _go_on(cancel)
+        write_json(temporary / "corpus.json", facts)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build_text(
+    profile: Profile, root: Path, folder: Path, text: Sequence[Path], say: Report, cancel: threading.Event
+) -> dict[str, object]:
+    if text:
+        say(f"reading {len(text)} text file{'s' if len(text) > 1 else ''}")
+        train, heldout = extract.file_blocks(text)
+        sources = {path.name: _file_hash(path)[:16] for path in text}
+    else:
+        packages = _extract_all([*profile.data.train, *profile.data.heldout], root / "docstrings", say, cancel)
+        train = extract.sample_documents(
+            {name: packages[name] for name in profile.data.train}, profile.data.train_chars
+        )
+        heldout = extract.sample_documents(
+            {name: packages[name] for name in profile.data.heldout}, profile.data.heldout_chars
+        )
+        sources = {name: extract.package_version(name) for name in packages}
+    say(f"removing near-duplicates from {len(train):,} + {len(heldout):,} documents")
+    seen = Deduplicator()
+    train = seen.filter(train)
+    heldout = seen.filter(heldout)
+    say(f"training the tokenizer ({profile.model.vocab} entries)")
+    if profile.data.tokenizer == "bpe":
+        trained = tokenizer.train(train, profile.model.vocab, profile.tasks.symbols)
+    else:
+        trained = tokenizer.fetch(profile.data.tokenizer)
+    trained.save(str(folder / "tokenizer.json"))
+    codec = tokenizer.Codec(folder / "tokenizer.json")
+    if codec.size > profile.model.vocab:
+        raise UsageError(
+            f"the tokenizer has {codec.size} entries, more than model.vocab = {profile.model.vocab}",
+            f"set model.vocab of profile {profile.name} to at least {codec.size}",
+        )
+    say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
+    counts = {side: _encode(codec, documents, folder / f"{side}.bin") for side, documents in _sides(train, heldout)}
+    _refuse_short(profile, counts)
+    write_json(folder / "items.json", _items(profile, heldout))
+    return {
+        "sha256": _text_hash(train, heldout),
+        "tokenizer_sha256": sha256_text((folder / "tokenizer.json").read_text(encoding="utf-8")),
+        "vocab": codec.size,
+        "end": codec.end,
+        "train_tokens": counts["train"],
+        "heldout_tokens": counts["heldout"],
+        "sources": sources,
+    }
+
+
+def _sides(train: list[str], heldout: list[str]) -> tuple[tuple[str, list[str]], ...]:
+    return ("train", train), ("heldout", heldout)
+
+
+def _encode(codec: tokenizer.Codec, documents: list[str], target: Path) -> int:
+    total = 0
+    with target.open("wb") as handle:
+        for start in range(0, len(documents), 2000):
+            tokens = codec.encode_text(documents[start : start + 2000])
+            tokens.tofile(handle)
+            total += len(tokens)
+    return total
+
+
+def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
+    need = {
+        "train": 4 * (profile.train.seq_len + 1),
+        "heldout": profile.train.seq_len + 1 + profile.eval.heldout_sequences,
+    }
+    for side, least in need.items():
+        if counts[side] < least:
+            raise UsageError(
+                f"the text is too short: {counts[side]:,} {side} tokens without duplicates, profile {profile.name} "
+                f"needs at least {least:,}",
+                "name more text with --text",
+            )
+
+
+def _items(profile: Profile, heldout: list[str]) -> dict[str, list[Item]]:
+    names = tokenizer.special_tokens(profile.tasks.symbols)
+    items: dict[str, list[Item]] = {}
+    for task in profile.eval.benchmarks:
+        if task in GENERATORS:
+            items[task] = generate_items(task, profile.tasks, profile.eval.items, names, ITEM_SEED)
+        elif task == "cloze":
+            items[task] = cloze_items(heldout, profile.tasks, profile.eval.items, ITEM_SEED)
+            if len(items[task]) < 8:
+                raise UsageError(
+                    f"the held-out text gives only {len(items[task])} cloze items, expected at least 8",
+                    "name more text with --text, or leave cloze out of the profile's eval.benchmarks",
+                )
+    return items
+
+
+def _text_hash(train: list[str], heldout: list[str]) -> str:
+    digest = hashlib.sha256()
+    for side, documents in _sides(train, heldout):
+        digest.update(f"{side} {len(documents)}\0".encode())
+        for document in documents:
+            digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _extract_all(packages: Sequence[str], cache: Path, say: Report, cancel: threading.Event) -> dict[str, list[str]]:
+    """Docstrings of each package, from the cache or read now, two packages at a time."""
+    files = {
+        name: cache / f"{name}-{extract.package_version(name)}-{_code_hash(('extract.py',))[:8]}.json"
+        for name in packages
+    }
+    missing = [name for name in packages if not files[name].is_file()]
+    with _writing(cache), ThreadPoolExecutor(2) as pool:
+        jobs = {name: pool.submit(_extract, name, files[name], cancel) for name in missing}
+        for name, job in jobs.items():
+            say(f"reading the docstrings of {name}")
+            job.result()
+    return {name: read_json(file) for name, file in files.items()}
+
+
+def _extract(package: str, target: Path, cancel: threading.Event) -> None:
+    """Extraction is pure Python, so each package gets a process of its own."""
+    _go_on(cancel)
+    command = [sys.executable, "-m", "training.data.extract", package, str(target)]
+    process = spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                _, said = process.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                _go_on(cancel)
+    finally:
+        terminate(process)
+    if process.returncode != 0:
+        raise JobError(f"cannot read the docstrings of {package}: {said.decode('utf-8', 'replace').strip()[-500:]}")

@@ -1,0 +1,90 @@
+"""A Hugging Face dataset as corpus: streamed, tokenised on the way, never held in memory.
+
+One document in a thousand (by hash) is held out until the profile's held-out size is reached; exact repeats of a
+document are dropped. No near-duplicate removal: the published system had none, and the dataset is deduplicated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.errors import JobError
+from common.files import sha256_text, write_json
+from training.data import tokenizer
+from training.profiles import Profile
+
+__all__ = ["build"]
+
+_BATCH = 1000
+_ONE_IN = 1000
+
+
+def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[str, object]:
+    """Writes tokenizer.json, train.bin, heldout.bin and items.json into `folder`; returns the corpus facts.
+
+    Raises:
+        JobError: the dataset or the tokenizer can be reached neither on the hub nor in the local cache.
+    """
+    tokenizer.fetch(profile.data.tokenizer).save(str(folder / "tokenizer.json"))
+    codec = tokenizer.Codec(folder / "tokenizer.json")
+    digest = hashlib.sha256()
+    counts = {"train": 0, "heldout": 0}
+    characters = dict(counts)
+    limits = {"train": profile.data.train_chars, "heldout": profile.data.heldout_chars}
+    with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as heldout:
+        for batch in _batches(profile.data.dataset):
+            sides: dict[str, list[str]] = {"train": [], "heldout": []}
+            for text in batch:
+                identity = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+                digest.update(identity)
+                side = "heldout" if int.from_bytes(identity[:4], "big") % _ONE_IN == 0 else "train"
+                if characters[side] < limits[side]:
+                    characters[side] += len(text)
+                    sides[side].append(text)
+            for side, handle in (("train", train), ("heldout", heldout)):
+                tokens = codec.encode_text(sides[side])
+                tokens.tofile(handle)
+                counts[side] += len(tokens)
+            say(f"{profile.data.dataset}: {counts['train'] / 1e6:.0f}M training tokens")
+            if characters["train"] >= limits["train"]:
+                break
+    write_json(folder / "items.json", {})
+    return {
+        "sha256": digest.hexdigest(),
+        "tokenizer_sha256": sha256_text((folder / "tokenizer.json").read_text(encoding="utf-8")),
+        "vocab": codec.size,
+        "end": codec.end,
+        "train_tokens": counts["train"],
+        "heldout_tokens": counts["heldout"],
+        "sources": {"dataset": profile.data.dataset},
+    }
+
+
+def _batches(dataset: str) -> Iterator[list[str]]:
+    name, _, configuration = dataset.partition(":")
+    try:
+        from datasets import load_dataset
+
+        documents = iter(load_dataset(name, configuration, split="train", streaming=True))
+        first = next(documents)
+    except Exception as error:
+        raise JobError(
+            f"the dataset {name} ({configuration}) is not reachable: {str(error).splitlines()[0]}",
+            "connect to huggingface.co, or use --profile cpu, or train on your own files with --training.text FILE",
+        ) from error
+    seen: set[int] = set()
+    batch = [str(first["text"])]
+    for document in documents:
+        text = str(document["text"])
+        identity = hash(text)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        batch.append(text)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

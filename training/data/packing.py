@@ -1,0 +1,68 @@
+"""The training stream: every row of every batch of one run, written by the host before the run and mapped by the
+worker.
+
+A file of int16 (uint16 where the vocabulary needs it) [steps * batch, seq_len + 1]: position t is input, t + 1 its
+target.
+In int16 files a token that must not be a target is stored as -1 - id. Text rows are windows of the training tokens at
+seeded random places; task rows hold sequences of the generated tasks, filled up with masked end tokens. The order is a
+function of the seed alone, so a candidate can neither choose nor skip what it trains on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from training.data.tasks import GENERATORS
+from training.profiles import Profile
+
+__all__ = ["row_type", "write_stream"]
+
+_BLOCK = 4096
+"""Rows made at once: bounds memory in the large profiles."""
+
+
+def row_type(vocab: int) -> np.dtype:
+    """Element type of the stream for a vocabulary of `vocab` ids."""
+    return np.dtype(np.int16 if vocab < 2**15 else np.uint16)
+
+
+def write_stream(profile: Profile, tokens: np.ndarray, seed: int, target: Path, end: int = 0) -> None:
+    """Writes the stream of one run to `target`.
+
+    Args:
+        tokens: uint16 [n], the training tokens, at least seq_len + 1 of them.
+        end: id of the end token.
+    """
+    length = profile.train.seq_len + 1
+    rows = profile.train.steps * profile.train.batch
+    kind = row_type(profile.model.vocab)
+    places = np.random.default_rng([seed, 1])
+    choice = np.random.default_rng([seed, 2])
+    generated = np.random.default_rng([seed, 3])
+    with target.open("wb") as handle:
+        for start in range(0, rows, _BLOCK):
+            count = min(_BLOCK, rows - start)
+            starts = places.integers(0, len(tokens) - length + 1, count)
+            block = tokens[starts[:, None] + np.arange(length)].astype(kind)
+            for row in np.flatnonzero(choice.random(count) < profile.tasks.share):
+                block[row] = _task_row(profile, generated, length, end)
+            block.tofile(handle)
+
+
+def _task_row(profile: Profile, random: np.random.Generator, length: int, end: int) -> np.ndarray:
+    """int16 [length]: whole task sequences, each begun as in scoring by the end token of the one before."""
+    row = np.full(length, -1 - end, dtype=np.int16)
+    names = list(GENERATORS)
+    at = 0
+    while True:
+        sequence = GENERATORS[names[int(random.integers(len(names)))]](profile.tasks, random)
+        ids = np.asarray(sequence.ids, dtype=np.int16)
+        if at + 1 + len(ids) > length:
+            return row
+        at += 1  # the end token before it
+        coded = -1 - ids
+        coded[sequence.answers] = ids[sequence.answers]
+        row[at : at + len(ids)] = coded
+        at += len(ids)

@@ -1,0 +1,83 @@
+"""What a result depends on besides the program: device, versions, code of the trainer, commit. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import StoreError, UsageError
+from common.files import sha256_text
+from common.process import REPOSITORY
+from training.programs import seed_hashes
+
+__all__ = ["MODEL_SOURCE", "TRAINER_SOURCES", "find_device", "git_commit", "seed_programs", "source_hash", "versions"]
+
+TRAINER_SOURCES = (
+    "training/worker/model.py",
+    "training/worker/program.py",
+    "training/worker/state.py",
+    "training/worker/train.py",
+    "training/data/packing.py",
+    "training/data/tasks.py",
+    "training/scorer/heldout.py",
+    "training/scorer/benchmarks.py",
+    "training/scorer/train_job.py",
+    *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),
+)
+"""What a training result depends on besides profile, corpus and program."""
+_PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
+MODEL_SOURCE = TRAINER_SOURCES[:1]
+
+
+def find_device(wanted: str = "auto") -> str:
+    """The device that jobs compute on, found without importing torch: "cuda" where the driver shows a GPU, else "cpu".
+
+    Raises:
+        UsageError: cuda is asked for and there is no GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    present = visible not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+    if wanted == "cuda" and not present:
+        raise UsageError("training.device is cuda, but the driver shows no GPU", "set training.device to auto or cpu")
+    return "cuda" if present and wanted != "cpu" else "cpu"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def seed_programs() -> dict[str, str]:
+    """Name -> hash of the seed architectures; the references are no part of a baseline."""
+    folder = REPOSITORY / "training" / "architectures"
+    return {
+        name: sha
+        for sha, name in sorted(seed_hashes().items(), key=lambda pair: pair[1])
+        if (folder / f"{name}.py").is_file()
+    }
+
+
+def source_hash(names: Sequence[str]) -> str:
+    """Hash of these files of ours, named from the repository root."""
+    try:
+        return sha256_text("\0".join((REPOSITORY / name).read_text(encoding="utf-8") for name in names))
+    except OSError as error:
+        raise StoreError(f"cannot read {error.filename}: {error.strerror}", "check out the repository again") from error
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit that is checked out, None where git does not say."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Stand-in for the package fla.layers, of which only `utils` is there."""

@@ -1,0 +1,161 @@
+"""Watches a running job from outside and says when to end it, by rules with names and numbers.
+
+    nan        a reported loss is not finite
+    diverged   the loss stands `monitor.diverge_nats` above its best, in two reports running
+    leak       the mean loss of a column is below the best peer's by `monitor.leak_margin` of it, in two columns running
+    slow       CPU seconds a step are `monitor.slow_factor` times the median of the peers'
+    stalled    no report for `monitor.stall_seconds`
+
+CPU seconds are read by the host, so a program cannot hide its cost, and a busy machine does not make it slow.
+`timeout` and `memory` are limits of the sandbox and end a run there. The training loss that the rules read is the
+worker's own word:
+a program that forges it gains nothing, since only the held-out loss, computed by the scorer, is scored.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from common.records import Reason, RunRecord
+from common.settings import Monitor as MonitorSettings
+
+__all__ = ["Monitor", "Peer", "Stop", "peer_of"]
+
+LEAST_SHARE = 0.1
+"""Share of the steps before which leak is not judged: all curves start alike."""
+LEAST_STEPS, LEAST_CPU_SECONDS = 20, 3.0
+"""What a run must have used before it can be called slow."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An earlier finished run of the same profile on the same kind of device.
+
+    Attributes:
+        curve: step -> mean training loss since the step before it.
+        cpu_seconds_per_step: of training, read by the host.
+        heldout: its held-out loss.
+    """
+
+    curve: Mapping[int, float]
+    cpu_seconds_per_step: float | None = None
+    heldout: float | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The verdict that a run should end. `reason` goes into its record."""
+
+    reason: Reason
+    detail: str
+
+
+def peer_of(record: RunRecord) -> Peer:
+    """A finished run as a peer of later ones."""
+    steps = max(map(int, record.train_loss), default=0)
+    seconds = record.seconds.get("train_cpu")
+    return Peer(
+        curve={int(step): loss for step, loss in record.train_loss.items()},
+        cpu_seconds_per_step=seconds / steps if seconds and steps else None,
+        heldout=record.heldout_loss.value if record.heldout_loss else None,
+    )
+
+
+@dataclass
+class Monitor:
+    """The rules over one run. Feed it every report and call `tick` at least once a second; the first verdict stands.
+
+    Args:
+        steps: of the whole run.
+        clock: seconds, for `stalled`.
+    """
+
+    settings: MonitorSettings
+    steps: int
+    peers: Sequence[Peer] = ()
+    clock: Callable[[], float] = time.monotonic
+    _best: float | None = None
+    _high: int = 0
+    _low: int = 0
+    _window: list[tuple[int, float]] = field(default_factory=list)
+    _previous: int = 0
+    _first: tuple[int, float] | None = None
+    _heard: float | None = None
+
+    def started(self) -> None:
+        """Training begins now: from here on silence counts."""
+        self._heard = self.clock()
+
+    def finished(self) -> None:
+        """Training has ended: silence no longer counts."""
+        self._heard = None
+
+    def report(self, step: int, loss: float | None, cpu_seconds: float | None) -> Stop | None:
+        """One report of the run: mean loss since the last one, and the CPU seconds used so far."""
+        self._heard = self.clock()
+        if loss is None:
+            return Stop("nan", f"the loss was not finite at step {step}")
+        return self._diverged(step, loss) or self._leak(step, loss) or self._slow(step, cpu_seconds)
+
+    def tick(self) -> Stop | None:
+        """Time has passed without a report."""
+        if self._heard is None:
+            return None
+        silent = self.clock() - self._heard
+        if silent > self.settings.stall_seconds:
+            return Stop("stalled", f"no report for {silent:.0f} s, the limit is {self.settings.stall_seconds:g} s")
+        return None
+
+    def _diverged(self, step: int, loss: float) -> Stop | None:
+        if self._best is None or loss < self._best:
+            self._best = loss
+        self._high = self._high + 1 if loss > self._best + self.settings.diverge_nats else 0
+        if self._high < 2:
+            return None
+        return Stop(
+            "diverged",
+            f"the loss was {loss:.3f} at step {step}, {loss - self._best:.2f} above its best {self._best:.3f}; "
+            f"the limit is {self.settings.diverge_nats:g}",
+        )
+
+    def _leak(self, step: int, loss: float) -> Stop | None:
+        self._window.append((step - self._previous, loss))
+        self._previous = step
+        rivals = [peer.curve[step] for peer in self.peers if step in peer.curve]
+        if not rivals:
+            return None
+        mean = sum(weight * value for weight, value in self._window) / sum(weight for weight, _ in self._window)
+        self._window.clear()
+        if step < LEAST_SHARE * self.steps:
+            return None
+        bound = min(rivals) * (1 - self.settings.leak_margin)
+        self._low = self._low + 1 if mean < bound else 0
+        if self._low < 2:
+            return None
+        return Stop(
+            "leak",
+            f"the mean loss to step {step} was {mean:.3f}, the best of {len(rivals)} peers had {min(rivals):.3f} "
+            f"there; more than {self.settings.leak_margin:.0%} below it is taken for seeing the future",
+        )
+
+    def _slow(self, step: int, cpu_seconds: float | None) -> Stop | None:
+        if cpu_seconds is None:
+            return None
+        if self._first is None:
+            self._first = step, cpu_seconds
+            return None
+        steps, used = step - self._first[0], cpu_seconds - self._first[1]
+        rates = [peer.cpu_seconds_per_step for peer in self.peers if peer.cpu_seconds_per_step]
+        if not rates or steps < min(LEAST_STEPS, self.steps // 4) or used < LEAST_CPU_SECONDS:
+            return None
+        median = statistics.median(rates)
+        if used / steps <= self.settings.slow_factor * median:
+            return None
+        return Stop(
+            "slow",
+            f"{used / steps:.3f} CPU seconds a step at step {step}, {used / steps / median:.1f} times the median "
+            f"{median:.3f} of {len(rates)} peers; the limit is {self.settings.slow_factor:g} times",
+        )

@@ -1,0 +1,260 @@
+"""Profiles: named scales. One TOML file in training/profiles holds model, data, tasks, optimisation, scoring and
+limits.
+
+A profile is the whole definition of an experiment's size: two runs of one profile and one seed train on the same tokens
+in the same order and are scored on the same items.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import UsageError
+from common.files import sha256_text
+
+__all__ = [
+    "HELDOUT_PACKAGES",
+    "OWN_TASKS",
+    "DataSpec",
+    "EvalSpec",
+    "LimitSpec",
+    "ModelSpec",
+    "Profile",
+    "SearchSpec",
+    "TaskSpec",
+    "TrainSpec",
+    "load_profile",
+    "profile_names",
+]
+
+FOLDER = Path(__file__).resolve().parent / "profiles"
+HELDOUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
+"""Held-out text comes from these only: the sandbox never mounts them."""
+OWN_TASKS = ("recall", "copying", "induction", "cloze")
+"""Benchmarks of this project; all others are names of lm-eval's own task library."""
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Spec):
+    """The language model around the mixer; widths in features."""
+
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    ffn: int = Field(ge=1, description="SwiGLU width of the baseline (DeltaNet); a candidate's is fitted to equal size")
+    vocab: int = Field(ge=300)
+    tied: bool = True
+    mode: str = "chunk1"
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    use_beta: bool = True
+    use_gate: bool = False
+    use_output_norm: bool = True
+    use_short_conv: bool = True
+    conv_size: int = 4
+    qk_norm: str = "l2"
+    qk_activation: str = "silu"
+    norm_eps: float = 1e-5
+    tolerance: float = Field(
+        0.005, gt=0, lt=0.2, description="largest relative difference of total parameters to the baseline"
+    )
+
+    def mixer_arguments(self, layer: int) -> dict[str, Any]:
+        """Keywords that the block passes to the mixer of layer `layer`, in the published contract."""
+        return {
+            "mode": self.mode,
+            "hidden_size": self.hidden_size,
+            "expand_k": self.expand_k,
+            "expand_v": self.expand_v,
+            "num_heads": self.heads,
+            "use_gate": self.use_gate,
+            "use_beta": self.use_beta,
+            "use_short_conv": self.use_short_conv,
+            "use_output_norm": self.use_output_norm,
+            "conv_size": self.conv_size,
+            "qk_norm": self.qk_norm,
+            "qk_activation": self.qk_activation,
+            "norm_eps": self.norm_eps,
+            "layer_idx": layer,
+        }
+
+
+class DataSpec(Spec):
+    """Where text comes from, and how it is cut."""
+
+    source: Literal["docstrings", "fineweb"] = "docstrings"
+    train: list[str] = Field([], description="packages whose docstrings are trained on")
+    heldout: list[str] = Field([], description="packages whose docstrings are held out")
+    dataset: str = Field("", description="Hugging Face dataset and configuration, as NAME:CONFIG")
+    tokenizer: str = Field("bpe", description="bpe: trained on the training text; else a name on the Hugging Face hub")
+    train_chars: int = Field(ge=10_000, description="characters of training text kept, the same share of every package")
+    heldout_chars: int = Field(ge=5_000, description="characters of held-out text kept")
+
+    @model_validator(mode="after")
+    def _packages(self) -> DataSpec:
+        if self.source == "docstrings":
+            wrong = [name for name in self.heldout if name not in HELDOUT_PACKAGES]
+            if wrong or not self.heldout:
+                raise ValueError(
+                    f"data.heldout must name packages out of {', '.join(HELDOUT_PACKAGES)}, got {self.heldout}"
+                )
+            if not self.train or set(self.train) & set(self.heldout):
+                raise ValueError(f"data.train must name packages that are not held out, got {self.train}")
+        elif ":" not in self.dataset:
+            raise ValueError(f"data.dataset must read NAME:CONFIG, got {self.dataset!r}")
+        return self
+
+
+class TaskSpec(Spec):
+    """Generated task sequences that are mixed into the training text."""
+
+    share: float = Field(0.0, ge=0, lt=1, description="share of the training rows that hold task sequences")
+    symbols: int = Field(64, ge=16, description="special symbols in the vocabulary")
+    recall_pairs: int = Field(8, ge=2)
+    copy_items: int = Field(6, ge=2)
+    copy_length: int = Field(24, ge=4)
+    induction_length: int = Field(20, ge=4)
+    cloze_context: int = Field(40, ge=4, description="words before the gap")
+    cloze_span: int = Field(2, ge=1, description="words in the gap")
+    choices: int = Field(4, ge=2)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskSpec:
+        need = max(2 * self.recall_pairs, 2 * self.choices, self.copy_items, self.induction_length)
+        if self.symbols < need:
+            raise ValueError(f"tasks.symbols must be at least {need} for these task sizes, got {self.symbols}")
+        if self.copy_length < self.copy_items:
+            raise ValueError(
+                f"tasks.copy_length must be at least tasks.copy_items = {self.copy_items}, got {self.copy_length}"
+            )
+        return self
+
+
+class TrainSpec(Spec):
+    """Optimisation. Rates are for AdamW; lengths in optimiser steps."""
+
+    steps: int = Field(ge=2)
+    batch: int = Field(ge=1, description="sequences a step")
+    seq_len: int = Field(ge=16)
+    lr: float = Field(gt=0)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup: int = Field(0, ge=0)
+    decay: int = Field(0, ge=0, description="steps of linear decay at the end of wsd")
+    final_lr: float = Field(0.1, ge=0, le=1, description="share of the peak rate at the last step")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0)
+    report_every: int = Field(10, ge=1)
+    micro_batch: int | None = Field(None, ge=1, description="sequences a forward pass; unset: the whole batch")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.seq_len
+
+
+class EvalSpec(Spec):
+    """What the scorer measures."""
+
+    heldout_sequences: int = Field(ge=4)
+    benchmarks: list[str]
+    items: int = Field(ge=8, description="items a benchmark")
+    audit_rows: int = Field(32, ge=2, description="rows of each scored call that are asked again with another future")
+
+
+class SearchSpec(Spec):
+    """Constants of the search at this scale."""
+
+    cold_start: int = Field(ge=0)
+    update_batch: int = Field(ge=1)
+    calibration_seeds: int = Field(ge=1)
+    measured_clip: bool = Field(True, description="clip widths from measured seed noise; else 0.1")
+
+
+class LimitSpec(Spec):
+    """Limits of one training job."""
+
+    seconds: float = Field(gt=0, description="wall seconds of training and scoring")
+    cpu_seconds: float = Field(gt=0)
+    memory_mb: int = Field(ge=256)
+
+
+class Profile(Spec):
+    """One named scale. Immutable; `fingerprint` is the hash of all that changes a result."""
+
+    name: str
+    description: str
+    model: ModelSpec
+    data: DataSpec
+    tasks: TaskSpec = TaskSpec()
+    train: TrainSpec
+    eval: EvalSpec
+    search: SearchSpec
+    limits: LimitSpec
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        if self.tasks.share > 0 and self.data.tokenizer != "bpe":
+            raise ValueError("tasks.share > 0 needs data.tokenizer = 'bpe': the task symbols are in its vocabulary")
+        own = [name for name in self.eval.benchmarks if name in OWN_TASKS]
+        if own and self.data.tokenizer != "bpe":
+            raise ValueError(f"eval.benchmarks {own} need data.tokenizer = 'bpe'")
+        longest = max(task_lengths(self.tasks))
+        if self.tasks.share > 0 and longest > self.train.seq_len:
+            raise ValueError(f"train.seq_len must be at least {longest} for these tasks, got {self.train.seq_len}")
+        if self.train.warmup + self.train.decay > self.train.steps:
+            raise ValueError("train.warmup + train.decay must not exceed train.steps")
+        if self.data.tokenizer == "bpe" and self.model.vocab < 256 + self.tasks.symbols + 16:
+            raise ValueError(
+                f"model.vocab must be over {256 + self.tasks.symbols + 16}: bytes and task symbols come first"
+            )
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the description and the constants of the search."""
+        return sha256_text(self.model_dump_json(exclude={"description", "search", "limits"}))
+
+
+def task_lengths(tasks: TaskSpec) -> tuple[int, int, int]:
+    """Tokens of one sequence of recall, copying and induction, marker and end included."""
+    return 6 * tasks.recall_pairs + 3, tasks.copy_length + tasks.copy_items + 3, 2 * tasks.induction_length + 2
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Loads a shipped profile by name, or a TOML file like them by path.
+
+    Raises:
+        UsageError: there is no such profile, or a value in it is wrong.
+    """
+    path = FOLDER / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if path.suffix != ".toml" or not path.is_file():
+        raise UsageError(
+            f"unknown profile {str(name_or_path)!r}; there are: {', '.join(profile_names())}",
+            "name one of these with --profile, or a TOML file like those in training/profiles",
+        )
+    try:
+        return Profile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} is not a readable TOML file: {error}", "correct the line that is named") from error
+    except ValidationError as error:
+        wrong = "\n".join(_explain(item) for item in error.errors())
+        raise UsageError(f"profile {path}: {wrong}", f"correct {path}; training/profiles.py lists every key") from error
+
+
+def _explain(item: Any) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, item['loc']))}: {message}, got {item['input']!r}" if item["loc"] else message

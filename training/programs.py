@@ -1,0 +1,120 @@
+"""A candidate program: its text, under which name, and who vouches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UsageError
+from common.files import sha256_text
+
+__all__ = ["MAX_BYTES", "Program", "block_arguments", "from_job", "load", "seed_hashes", "to_job", "trusted"]
+
+MAX_BYTES = 1 << 20
+"""A program is one readable file; the largest published one has under 100 KB."""
+
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Program:
+    """One candidate.
+
+    Attributes:
+        name: its path as typed, or its name in the database.
+        text: the whole file.
+        trust: why it may run without a real sandbox: "seed" (shipped, by hash), "genome" (our designer renders
+            exactly this text), "user" (--trust); None: it may not.
+        reference: outside the search (softmax attention): the cost check becomes a warning.
+    """
+
+    name: str
+    text: str
+    trust: str | None = None
+    reference: bool = False
+
+    @property
+    def sha256(self) -> str:
+        return sha256_text(self.text)
+
+
+def seed_hashes() -> dict[str, str]:
+    """SHA-256 -> name of each program that we ship: the seed architectures and the references."""
+    found = {}
+    for folder in ("architectures", "references"):
+        for path in sorted((_HERE / folder).glob("*.py")):
+            if path.name != "__init__.py":
+                found[sha256_text(path.read_text(encoding="utf-8"))] = path.stem
+    return found
+
+
+def load(path: Path | str, *, trust: bool = False, reference: bool = False, name: str | None = None) -> Program:
+    """Reads a program file. Shipped programs are known by their hash, wherever the file lies.
+
+    Args:
+        trust: the user vouches for it (--trust).
+
+    Raises:
+        UsageError: the file is missing, unreadable, not UTF-8 or larger than `MAX_BYTES`.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"expected a program of at most {MAX_BYTES} bytes, got {path} of {size}", "name one Python file"
+            )
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the program {path}: {error.strerror}", "name an existing Python file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"expected UTF-8 text in {path}, got other bytes at {error.start}", "save it as UTF-8"
+        ) from error
+    return Program(name or str(path), text, trusted(text, trust), reference)
+
+
+def trusted(text: str, by_user: bool = False) -> str | None:
+    """Who vouches for `text`: "seed" for a shipped file, "user" where `by_user`, else None."""
+    if sha256_text(text) in seed_hashes():
+        return "seed"
+    return "user" if by_user else None
+
+
+def to_job(programs: Iterable[Program]) -> list[dict[str, str | bool | None]]:
+    """The programs as plain JSON for a scorer job."""
+    return [{"name": p.name, "text": p.text, "trust": p.trust, "reference": p.reference} for p in programs]
+
+
+def from_job(items: Iterable[dict[str, object]]) -> list[Program]:
+    """The inverse of `to_job`."""
+    return [
+        Program(
+            str(item["name"]),
+            str(item["text"]),
+            None if item.get("trust") is None else str(item["trust"]),
+            bool(item.get("reference", False)),
+        )
+        for item in items
+    ]
+
+
+def block_arguments(width: int, heads: int, layer: int = 0) -> dict[str, object]:
+    """The keywords with which the model's block builds a mixer, at their default values."""
+    return {
+        "mode": "chunk",
+        "hidden_size": width,
+        "expand_k": 1.0,
+        "expand_v": 1.0,
+        "num_heads": heads,
+        "use_gate": False,
+        "use_beta": True,
+        "use_short_conv": True,
+        "use_output_norm": True,
+        "conv_size": 4,
+        "qk_norm": "l2",
+        "qk_activation": "silu",
+        "norm_eps": 1e-5,
+        "layer_idx": layer,
+    }

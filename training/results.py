@@ -1,0 +1,91 @@
+"""What a run is turned into: the columns of its training curve, and the CSV texts of the published element format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.errors import StoreError
+from common.records import BenchmarkScore, Measurement, RunRecord
+
+__all__ = ["COLUMNS", "FILES", "benchmark_mean", "clear", "csv_text", "curve_columns", "element_result", "printable"]
+
+COLUMNS = 20
+"""Columns of the training curve beside step 1."""
+FILES = ("result.json", "train.csv", "test.csv", "metrics.jsonl", "stderr.log")
+"""What a run writes into its folder; the first stands for a run that is done, so it goes first and comes last."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clear(out: Path) -> None:
+    """Removes the files of an earlier run from `out`, so that none can be taken for one of the next.
+
+    Raises:
+        StoreError: one of them cannot be removed.
+    """
+    for name in FILES:
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot remove {out / name}: {error.strerror}", "name another --out") from error
+
+
+def printable(text: str) -> str:
+    """`text` without control characters but newlines and tabs: what a program printed must not steer a terminal."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def curve_columns(reports: Sequence[tuple[int, float]], steps: int) -> dict[str, float]:
+    """Step -> mean training loss since the step listed before it: step 1 and about 20 equal parts.
+
+    Args:
+        reports: (step, mean loss since the report before), ascending.
+        steps: of the whole run; a run that ended early has fewer columns, the last one at its last report.
+    """
+    columns: dict[str, float] = {}
+    pending: list[tuple[int, float]] = []
+    previous, edge = 0, 1
+    for number, (step, loss) in enumerate(reports):
+        pending.append((step - previous, loss))
+        previous = step
+        if step >= edge or number == len(reports) - 1:
+            columns[str(step)] = sum(weight * value for weight, value in pending) / sum(weight for weight, _ in pending)
+            pending.clear()
+            part = math.floor(step * COLUMNS / steps) + 1
+            edge = math.ceil(part * steps / COLUMNS)
+    return columns
+
+
+def benchmark_mean(scores: Mapping[str, BenchmarkScore]) -> Measurement | None:
+    """Mean accuracy over the counted tasks, each with the same weight; n is the number of items. None without tasks."""
+    counted = [score for score in scores.values() if score.counted]
+    if not counted:
+        return None
+    errors = [score.se for score in counted]
+    known = [error for error in errors if error is not None]
+    return Measurement(
+        value=math.fsum(score.value for score in counted) / len(counted),
+        n=sum(score.n for score in counted),
+        se=math.sqrt(math.fsum(error**2 for error in known)) / len(counted) if len(known) == len(errors) else None,
+    )
+
+
+def csv_text(label: str, name: str, columns: Mapping[str, float]) -> str:
+    """A header row and one data row; the first column is the row's label."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([label, *columns])
+    writer.writerow([name, *(f"{value:.6g}" for value in columns.values())])
+    return text.getvalue()
+
+
+def element_result(record: RunRecord) -> dict[str, str]:
+    """The `result` of an element: train holds the training curve, test the accuracy of each benchmark."""
+    return {
+        "train": csv_text("step", record.name, record.train_loss),
+        "test": csv_text("Model", record.name, {name: score.value for name, score in record.benchmarks.items()}),
+    }

@@ -1,0 +1,248 @@
+"""Benchmarks through lm-eval, over the logits of a sandboxed worker.
+
+The project's own tasks (recall, copying, induction, cloze) are multiple choice over items that the host generated; all
+other names are tasks of lm-eval's own library, whose data come from the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from common.errors import JobError
+from training.data.tasks import Item
+from training.data.tokenizer import Codec
+from training.scorer.heldout import LogitServer, log_softmax
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+__all__ = ["WorkerLM", "run_benchmarks"]
+
+MOST_TOKENS = 8192
+"""Tokens of one padded batch."""
+LONGEST = 2048
+"""Tokens kept of a long context, from its end."""
+_METRICS = ("acc", "acc_norm", "contains", "exact_match", "f1")
+_NORMED = ("hellaswag", "arc_challenge")
+"""Tasks that the published system reports by acc_norm."""
+_CHANCE = {
+    "arc_challenge": 0.25,
+    "arc_easy": 0.25,
+    "boolq": 0.5,
+    "hellaswag": 0.25,
+    "openbookqa": 0.25,
+    "piqa": 0.5,
+    "social_iqa": 1 / 3,
+    "winogrande": 0.5,
+}
+
+
+class WorkerLM(TemplateLM):
+    """lm-eval's view of a worker: log-likelihoods in batches sorted by length, right-padded, each input scored once.
+
+    Every input starts with the end token, as every training sequence does.
+    """
+
+    def __init__(self, server: LogitServer, codec: Codec) -> None:
+        super().__init__()
+        self._server, self._codec = server, codec
+        self._encode = functools.lru_cache(maxsize=4096)(codec.encode_items)  # lm-eval asks again for every choice
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._codec.end
+
+    @property
+    def tokenizer_name(self) -> str:
+        return "worker"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of `string`; task symbols in it are one token each. The list is shared: do not change it."""
+        return self._encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        inputs: dict[tuple[int, ...], int] = {}
+        wanted: list[tuple[int, int, list[int]]] = []
+        for _, context, continuation in requests:
+            row = (self._codec.end, *context, *continuation[:-1])[-LONGEST:]
+            number = inputs.setdefault(row, len(inputs))
+            wanted.append((number, len(row) - len(continuation), continuation))
+        rows = list(inputs)
+        asked: dict[int, list[int]] = {}
+        for index, (number, _, _) in enumerate(wanted):
+            asked.setdefault(number, []).append(index)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(wanted)
+        for batch in _by_length(rows):
+            self._score(batch, rows, wanted, asked, results)
+        return results
+
+    def _score(
+        self,
+        batch: Sequence[int],
+        rows: Sequence[tuple[int, ...]],
+        wanted: Sequence[tuple[int, int, list[int]]],
+        asked: Mapping[int, list[int]],
+        results: list[tuple[float, bool]],
+    ) -> None:
+        tokens = _padded([rows[number] for number in batch], self._server.padding)
+        places: dict[tuple[int, int], int] = {}
+        for row, number in enumerate(batch):
+            for index in asked[number]:
+                _, start, continuation = wanted[index]
+                for at in range(start, start + len(continuation)):
+                    places.setdefault((row, at), len(places))
+        scores = log_softmax(self._server.at(tokens, np.array(list(places), dtype=np.int32)))
+        for row, number in enumerate(batch):
+            for index in asked[number]:
+                _, start, continuation = wanted[index]
+                picked = [places[row, start + offset] for offset in range(len(continuation))]
+                total = float(scores[picked, continuation].sum(dtype=np.float64))
+                results[index] = (total, bool((scores[picked].argmax(-1) == continuation).all()))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in consecutive windows of LONGEST tokens."""
+        totals = []
+        for request in requests:
+            ids = self._codec.encode_text([str(request.args[0])]).tolist()[:-1]
+            windows = [ids[at : at + LONGEST - 1] for at in range(0, len(ids), LONGEST - 1)]
+            scored = self._loglikelihood_tokens([(("", ""), [], window) for window in windows])
+            totals.append(math.fsum(score for score, _ in scored))
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuation of each context up to a stop string, all requests of a batch one token at a time."""
+        answers: list[str] = []
+        for start in range(0, len(requests), 16):
+            part = [request.args for request in requests[start : start + 16]]
+            answers += self._generate([str(context) for context, _ in part], [dict(options) for _, options in part])
+        return answers
+
+    def _generate(self, contexts: list[str], options: list[dict[str, Any]]) -> list[str]:
+        rows = [[self._codec.end, *self.tok_encode(context)][-LONGEST:] for context in contexts]
+        begun = [len(row) for row in rows]
+        texts = [""] * len(rows)
+        open_rows = set(range(len(rows)))
+        for _ in range(max(int(option.get("max_gen_toks", 48)) for option in options)):
+            live = sorted(open_rows)
+            if not live:
+                break
+            tokens = _padded([tuple(rows[row]) for row in live], self._server.padding)
+            ends = np.array([(at, len(rows[row]) - 1) for at, row in enumerate(live)], dtype=np.int32)
+            for row, token in zip(live, self._server.at(tokens, ends).argmax(-1).tolist(), strict=True):
+                rows[row].append(token)
+                texts[row] = self._codec.decode(rows[row][begun[row] :])
+                stops = [stop for stop in options[row].get("until", []) if stop and stop in texts[row]]
+                over = len(rows[row]) - begun[row] >= int(options[row].get("max_gen_toks", 48))
+                if stops or over or token == self._codec.end:
+                    open_rows.discard(row)
+                    texts[row] = min((texts[row].split(stop)[0] for stop in stops), key=len, default=texts[row])
+        return texts
+
+
+def _by_length(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Row numbers in batches of similar length, the longest first, each of at most MOST_TOKENS padded tokens."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda row: (-len(rows[row]), row)):
+        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= MOST_TOKENS:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _padded(rows: Sequence[tuple[int, ...]], padding: int) -> np.ndarray:
+    tokens = np.full((len(rows), max(map(len, rows))), padding, dtype=np.int32)
+    for at, row in enumerate(rows):
+        tokens[at, : len(row)] = row
+    return tokens
+
+
+def run_benchmarks(
+    server: LogitServer, codec: Codec, names: Sequence[str], items: Mapping[str, list[Item]], limit: int
+) -> dict[str, dict[str, Any]]:
+    """Scores of each task as {value, n, se, chance}.
+
+    Args:
+        names: tasks; those in `items` are the project's own, the others lm-eval's.
+        limit: samples a task of lm-eval's own library.
+
+    Raises:
+        JobError: the data of a task cannot be had here.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    own = [name for name in names if name in items]
+    official = [name for name in names if name not in items]
+    model = WorkerLM(server, codec)
+    scores: dict[str, dict[str, Any]] = {}
+    if own:
+        manager = TaskManager(include_defaults=False)
+        scores |= _evaluate(model, manager, [_own_task(name, items[name]) for name in own], None)
+        for name in own:
+            scores[name]["chance"] = 1 / len(items[name][0]["choices"])
+    if official:
+        scores |= _official(model, official, limit)
+    return {name: scores[name] for name in names}
+
+
+def _own_task(name: str, items: list[Item]) -> dict[str, Any]:
+    documents = Dataset.from_list([dict(item) for item in items])
+    return {
+        "task": name,
+        "custom_dataset": lambda **_: {"test": documents},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": lambda document: document["context"],
+        "doc_to_choice": lambda document: document["choices"],
+        "doc_to_target": lambda document: document["answer"],
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _official(model: WorkerLM, names: Sequence[str], limit: int) -> dict[str, dict[str, Any]]:
+    manager = TaskManager()
+    scores: dict[str, dict[str, Any]] = {}
+    for name in names:
+        try:
+            scores |= _evaluate(model, manager, [name], limit)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise JobError(
+                f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
+                "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or list only "
+                "recall, copying, induction and cloze in the profile's eval.benchmarks",
+            ) from error
+        scores[name]["chance"] = _CHANCE.get(name)
+    return scores
+
+
+def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: int | None) -> dict[str, dict[str, Any]]:
+    # `evaluate` rather than `simple_evaluate`, which afterwards imports torch to describe the machine: 5 s more.
+    loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)
+    answer = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False)
+    assert answer is not None
+    scores: dict[str, dict[str, Any]] = {}
+    for name, result in answer["results"].items():
+        n = int(answer["n-samples"][name]["effective"])
+        metrics = ("acc_norm", *_METRICS) if name in _NORMED else _METRICS
+        metric = next(metric for metric in metrics if f"{metric},none" in result)
+        value = float(result[f"{metric},none"])
+        # Every item counts 0 or 1, so the standard error follows from the mean.
+        se = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 and metric != "f1" else None
+        scores[name] = {"value": value, "n": n, "se": se}
+    return scores

@@ -1,0 +1,73 @@
+"""The trusted process of one job: `python training/scorer/main.py < job.json`, started by training/jobs.py.
+
+Reads one JSON job {kind: "check" or "train", ...} from standard input and prints one JSON event a line; the last is
+{"event": "result", ...}, or {"event": "error", message, fix} for a fault of ours. Candidate code never runs here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+
+import json
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common.errors import AsiError
+from common.process import exit_with_parent
+
+__all__ = ["main"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job on standard input. Returns 0, or 3 when it failed through a fault of ours."""
+    exit_with_parent()
+    emit = _emitter()
+    try:
+        job = json.load(sys.stdin)
+        result = _runner(job["kind"])(job, emit)
+        emit({"event": "result", **result})
+    except AsiError as error:
+        emit({"event": "error", "message": error.message, "fix": error.fix})
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the process boundary: the parent reports what went wrong here
+        traceback.print_exc()
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", "fix": traceback.format_exc(limit=-4)})
+        return 3
+    return 0
+
+
+def _emitter() -> Emit:
+    """Writes events to the real stdout, and sends whatever else prints to stderr."""
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def emit(event: dict[str, Any]) -> None:
+        with lock:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+
+    return emit
+
+
+def _runner(kind: str) -> Callable[[dict[str, Any], Emit], dict[str, Any]]:
+    if kind == "check":
+        from training.scorer import check_job
+
+        return check_job.run
+    from training.scorer import train_job
+
+    return train_job.run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

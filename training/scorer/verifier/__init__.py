@@ -1,0 +1,142 @@
+"""What an accepted program is known to be: each property is executed in the sandbox, measured, and judged out here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from common.errors import SandboxError
+from common.records import CheckOutcome, CheckReport
+from training.programs import Program
+from training.sandbox import Limits, Sandbox
+from training.scorer.client import CandidateFault, OperationFailed, Worker, WorkerDied
+from training.scorer.verifier import batch, causality, construct, cost, gradients, memory, shapes, static
+from training.scorer.verifier.context import Context, Options, Refused, failed, passed, raised
+
+__all__ = ["CHECKS", "Options", "verify", "verify_many"]
+
+Check = Callable[[Context], list[CheckOutcome]]
+CHECKS: dict[str, Check] = {
+    construct.NAME: construct.run,
+    shapes.NAME: shapes.run,
+    cost.NAME: cost.run,
+    gradients.NAME: gradients.run,
+    causality.NAME: causality.run,
+    batch.NAME: batch.run,
+    memory.NAME: memory.run,
+}
+"""Run in this order after `static`. Without construct and shapes nothing else can run, and what is far too slow is
+not run on; the others do not depend on each other."""
+
+_NEEDED = (construct.NAME, shapes.NAME)
+OnCheck = Callable[[Program, CheckOutcome], None]
+
+
+def verify(
+    program: Program, sandbox: Sandbox, options: Options | None = None, on_check: OnCheck | None = None
+) -> CheckReport:
+    """All checks of one program, in its own sandboxed process.
+
+    Args:
+        on_check: called with each outcome as it comes.
+
+    Returns:
+        The report: accepted is whether no check of severity refuse failed. A crash, a time-out or a broken limit of
+            the program is a failed check `sandbox`. Where no job could be started, which is no fault of the program,
+            accepted is None and error says why. facts holds what was measured on the way: mixer_parameters,
+            flops_per_token, work_exponent, memory_exponent, ops_per_token, dtype.
+    """
+    options = options or Options()
+    outcomes: list[CheckOutcome] = []
+    facts: dict[str, object] = {}
+    try:
+        for outcome in _outcomes(program, sandbox, options, facts):
+            outcomes.append(outcome)
+            if on_check is not None:
+                on_check(program, outcome)
+    except SandboxError as error:
+        return CheckReport(program=program.name, accepted=None, checks=outcomes, facts=facts, error=str(error))
+    accepted = all(outcome.passed or outcome.severity == "warn" for outcome in outcomes)
+    return CheckReport(program=program.name, accepted=accepted, checks=outcomes, facts=facts)
+
+
+def verify_many(
+    programs: Sequence[Program],
+    sandbox: Sandbox,
+    options: Options | None = None,
+    on_check: OnCheck | None = None,
+    on_report: Callable[[int, CheckReport], None] | None = None,
+    parallel: int = 2,
+) -> list[CheckReport]:
+    """`verify` for several programs, `parallel` at a time, each in its own process. Reports come in the order of
+    `programs`.
+
+    Args:
+        on_report: called with the index and report of each program when it is done, from a thread of the pool.
+    """
+
+    def one(index: int) -> CheckReport:
+        report = verify(programs[index], sandbox, options, on_check)
+        if on_report is not None:
+            on_report(index, report)
+        return report
+
+    with ThreadPoolExecutor(max(1, parallel)) as pool:
+        return list(pool.map(one, range(len(programs))))
+
+
+def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[str, object]) -> Iterator[CheckOutcome]:
+    started = time.monotonic()
+    first = static.run(program.text)
+    yield _timed(first, started)
+    if not first.passed:
+        return
+    limits = Limits(
+        seconds=options.seconds, cpu_seconds=options.seconds, memory_mb=options.memory_mb, file_mb=options.file_mb
+    )
+    try:
+        sandbox.require(program)
+    except SandboxError as error:
+        yield failed("sandbox", error.message, {"reason": "refused", "fix": error.fix})
+        return
+    with Worker(sandbox, program, limits=limits, timeout=options.seconds) as worker:
+        context = Context(worker, program, options, facts=facts)
+        for name, check in CHECKS.items():
+            begun = time.monotonic()
+            found, ended = _run(name, check, context)
+            for outcome in found:
+                yield _timed(outcome, begun)
+            if (
+                ended
+                or context.slow
+                or (name in _NEEDED and any(not item.passed and item.severity == "refuse" for item in found))
+            ):
+                return
+        used = f"in {sandbox.backend}, {worker.cpu_seconds():.1f} CPU seconds"
+    yield passed("sandbox", used)
+
+
+def _run(name: str, check: Check, context: Context) -> tuple[list[CheckOutcome], bool]:
+    """The outcomes of one check, and whether the worker is gone."""
+    try:
+        return check(context), False
+    except Refused as refusal:
+        return [refusal.outcome], False
+    except OperationFailed as fault:
+        return [raised(name, "it raises", fault.error)], False
+    except WorkerDied as fault:
+        return [_broken(name, fault)], True
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        # An answer that does not have the form that our own operation gives was made by something else.
+        what = f"the process answers with something that is no result: {type(error).__name__}: {error}"
+        return [failed("sandbox", what, {"reason": "crashed", "during": name})], True
+
+
+def _broken(name: str, fault: CandidateFault) -> CheckOutcome:
+    tail = fault.stderr.strip()[-600:] or None
+    return failed("sandbox", f"{fault.detail}", {"reason": fault.reason, "during": name, "stderr": tail})
+
+
+def _timed(outcome: CheckOutcome, begun: float) -> CheckOutcome:
+    return outcome.model_copy(update={"seconds": round(time.monotonic() - begun, 4)})

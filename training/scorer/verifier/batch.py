@@ -1,0 +1,86 @@
+"""Batch: a row's output does not depend on its neighbours, on their order or on how many there are.
+
+Proves: the same row gives the same output alone, first, last, beside other rows, and beside rows 1000 times as large
+(statistics over the batch show best there), in eval and train mode, before and after the parameters are moved. How:
+runs the batches, compares rows here. With equal shapes next to no rounding is excused; across batch sizes the
+tolerance is measured (context module). Cannot see: batches over 4, lengths other than 65 and 96; randomness drawn per
+batch is equal on both sides by the seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from common.records import CheckOutcome
+from training.scorer.verifier.context import Context, failed, passed
+
+__all__ = ["NAME", "run"]
+
+NAME = "batch"
+
+
+def run(context: Context) -> list[CheckOutcome]:
+    """One outcome: passed, or refused with the first counterexample found."""
+    for seed, length, jitter, train in ((60, 65, False, False), (61, 96, True, False), (62, 65, True, True)):
+        found = _case(context, context.spec(seed, jitter=jitter, train=train), length)
+        if found is not None:
+            return [found]
+    return [passed(NAME, "rows are independent of neighbours, order and batch size")]
+
+
+def _case(context: Context, spec: dict[str, Any], length: int) -> CheckOutcome | None:
+    row, other, third, fourth = (context.inputs(spec["seed"] + index, 1, length) for index in range(4))
+    pairs = [np.concatenate(rows) for rows in ((row, other), (row, third), (row, 1000 * fourth))]
+    base, *same = context.outputs(NAME, spec, pairs)
+    for index, output in enumerate(same):
+        what = "the same row, beside another neighbour" + (" that is 1000 times as large" if index else "")
+        allowed = np.full(length, context.same_shape_tolerance(base[:1]))
+        found = _compare(context, spec, what, base[0], output[0], allowed, 2)
+        if found is not None:
+            return found
+    if spec["train"]:  # other batch sizes draw other random numbers for dropout
+        return None
+    others = [
+        row,
+        np.concatenate([other, row]),
+        np.concatenate([other, third, row]),
+        np.concatenate([row, row, other, third]),
+    ]
+    alone, second, last, first = context.outputs(NAME, spec, others)
+    allowed = context.tolerance(NAME, spec, row, alone)
+    for what, output, size in (
+        ("the same row, alone and as the first of 2", base[0], 2),
+        ("the same row, alone and as the second of 2", second[1], 2),
+        ("the same row, alone and as the last of 3", last[2], 3),
+        ("the same row, alone and as the first of 4", first[0], 4),
+    ):
+        found = _compare(context, spec, what, alone[0], output, allowed, size)
+        if found is not None:
+            return found
+    return None
+
+
+def _compare(
+    context: Context, spec: dict[str, Any], what: str, one: np.ndarray, two: np.ndarray, allowed: np.ndarray, size: int
+) -> CheckOutcome | None:
+    difference = np.abs(one - two).max(axis=1)
+    if (difference <= allowed).all():
+        return None
+    worst = int(np.argmax(difference - allowed))
+    return failed(
+        NAME,
+        f"{what}, gives another output: by {difference.max():.3g} (tolerance {allowed[worst]:.3g})",
+        {
+            "seed": spec["seed"],
+            "batch": size,
+            "length": len(one),
+            "dtype": spec["dtype"],
+            "mode": "train" if spec["train"] else "eval",
+            "max_difference": float(difference.max()),
+            "relative": float(difference.max() / (np.abs(one).max() or 1.0)),
+            "tolerance": float(allowed[worst]),
+            "positions": [int(index) for index in np.flatnonzero(difference > allowed)[:8]],
+        },
+    )

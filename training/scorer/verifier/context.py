@@ -1,0 +1,223 @@
+"""What the checks share: the worker, the shapes they use, the precision in which the program computes, and tolerances.
+
+**Tolerance is measured.** The same program on the same input, changed in the last bit of the lowest precision in
+which it really computes, gives outputs that differ by what rounding can do to it. A difference is a finding only when
+it is a multiple of that, position by position: what is chaotic at the end of a sequence excuses nothing at its start.
+A floor covers operations that round differently at other shapes (a matrix product of 31 rows and one of 32 take
+different kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from common.records import CheckOutcome
+from training.programs import Program, block_arguments
+from training.scorer.client import Worker
+
+__all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the verifier measures at, and where it refuses.
+
+    Attributes:
+        width, heads: of the mixers that are tested.
+        profile_width, profile_heads, profile_length: where parameters and FLOPs a token are counted for the record.
+        seconds: wall time of all checks of one program together; memory_mb: of its process.
+        exponent: largest growth of work and memory with the length.
+        warn_operations, refuse_operations: launched operations per added token.
+        unused: largest share of parameters that never get a gradient.
+    """
+
+    width: int = 64
+    heads: int = 4
+    profile_width: int = 64
+    profile_heads: int = 4
+    profile_length: int = 512
+    seconds: float = 180.0
+    memory_mb: int = 4096
+    file_mb: int = 64
+    exponent: float = 1.15
+    warn_operations: float = 4.0
+    refuse_operations: float = 64.0
+    unused: float = 0.25
+
+
+class Refused(Exception):  # noqa: N818 - a verdict, no error
+    """Ends a check with this outcome."""
+
+    def __init__(self, outcome: CheckOutcome) -> None:
+        super().__init__(outcome.detail)
+        self.outcome = outcome
+
+
+@dataclass
+class Context:
+    """One program under test.
+
+    Attributes:
+        dtype: the precision that training will use: "float32", or "bfloat16" (autocast) where float32 does not run.
+        precise: the highest precision in which it runs, for comparing outputs.
+        lowest: the lowest floating dtype that its operations produce in `precise`.
+        mixing: it uses operations that round all positions together (a Fourier transform, a pivoted solve).
+        slow: one forward pass takes so long that the other checks are left out.
+    """
+
+    worker: Worker
+    program: Program
+    options: Options
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precise: str = "float32"
+    lowest: str = "float32"
+    mixing: bool = False
+    slow: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, heads: int | None = None, layer: int = 0) -> dict[str, object]:
+        """The block's keywords at the width under test."""
+        return block_arguments(self.options.width, heads or self.options.heads, layer)
+
+    def spec(
+        self, seed: int = 0, *, dtype: str | None = None, train: bool = False, jitter: bool = False, **changes: object
+    ) -> dict[str, Any]:
+        """How the worker is to build a mixer. `jitter` moves its parameters away from their initial values."""
+        return {
+            "kwargs": {**self.arguments(), **changes},
+            "seed": seed,
+            "dtype": dtype or self.precise,
+            "train": train,
+            "jitter": {"seed": seed + 100, "scale": 0.1} if jitter else None,
+        }
+
+    def inputs(self, seed: int, batch: int, length: int) -> np.ndarray:
+        """Standard normal [batch, length, width], float64; the worker casts it."""
+        return np.random.default_rng(seed).standard_normal((batch, length, self.options.width))
+
+    def outputs(
+        self, check: str, spec: Mapping[str, Any], arrays: Sequence[np.ndarray], **meta: Any
+    ) -> list[np.ndarray]:
+        """Outputs of fresh mixers on `arrays`, each of its input's shape and finite.
+
+        Raises:
+            Refused: one of them fails, has another shape or is not finite.
+        """
+        reply, outputs = self.worker.call("forward", {"spec": dict(spec), **meta}, arrays)
+        calls = int(meta.get("calls", 1))
+        wanted = [array for array in arrays for _ in range(calls)]
+        for array, result, output in zip(wanted, reply["results"], outputs, strict=False):
+            place = {"seed": spec["seed"], "batch": array.shape[0], "length": array.shape[1], "dtype": spec["dtype"]}
+            if not result.get("ok"):
+                raise Refused(raised(check, "forward raises", result.get("error", {}), place))
+            if output.shape != array.shape:
+                raise Refused(
+                    failed(
+                        check,
+                        f"expected output {list(array.shape)}, got {list(output.shape)}",
+                        {**place, "output": list(output.shape)},
+                    )
+                )
+            if not np.isfinite(output).all():
+                raise Refused(failed(check, "the output is not finite", {**place, **not_finite(output)}))
+        if len(outputs) != len(wanted):
+            raise Refused(failed(check, f"expected {len(wanted)} outputs, got {len(outputs)}"))
+        return [output.astype(np.float64) for output in outputs]
+
+    @property
+    def epsilon(self) -> float:
+        """Relative spacing of the numbers that the program computes with."""
+        return EPSILON[self.lowest]
+
+    def tolerance(self, check: str, spec: Mapping[str, Any], x: np.ndarray, output: np.ndarray) -> np.ndarray:
+        """Largest honest difference of `output` at each position, [length]; see the module's text."""
+        generator = np.random.default_rng(7)
+        shaken = [x * (1 + self.epsilon * generator.integers(-1, 2, x.shape)) for _ in range(2)]
+        again = self.outputs(check, spec, shaken)
+        effect = np.maximum(*(np.abs(other - output).max(axis=(0, 2)) for other in again))
+        fine = self.epsilon < 1e-6
+        scale = np.maximum.accumulate(np.abs(output).max(axis=(0, 2)))
+        return np.maximum(
+            (32 if fine else 4) * np.maximum.accumulate(effect), (128 if fine else 8) * self.epsilon * scale
+        )
+
+    def same_shape_tolerance(self, output: np.ndarray, growth: float = 1.0) -> float:
+        """Largest honest difference where the shapes are equal, which is next to nothing: the same kernels add the
+        same numbers in the same order. Only what rounds all positions together spreads the rounding of the largest
+        input (`growth`), and may flip a last bit of a coarse dtype."""
+        scale = float(np.abs(output).max())
+        if self.mixing:
+            return max(64 * self.fine * growth, 0.0 if self.epsilon < 1e-6 else 2 * self.epsilon) * scale
+        return 8 * self.fine * scale
+
+    @property
+    def fine(self) -> float:
+        """The epsilon for comparisons that a coarse dtype does not blur. A stray bfloat16 tensor must not hide a
+        leak."""
+        return min(self.epsilon, EPSILON["float32"])
+
+
+def passed(check: str, detail: str = "", *, severity: Literal["refuse", "warn"] = "refuse") -> CheckOutcome:
+    return CheckOutcome(name=check, passed=True, severity=severity, detail=detail)
+
+
+def failed(check: str, detail: str, counterexample: Mapping[str, Any] | None = None) -> CheckOutcome:
+    return CheckOutcome(name=check, passed=False, detail=detail, counterexample=plain(counterexample))
+
+
+def warned(check: str, detail: str, counterexample: Mapping[str, Any] | None = None) -> CheckOutcome:
+    return CheckOutcome(name=check, passed=False, severity="warn", detail=detail, counterexample=plain(counterexample))
+
+
+def plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The counterexample as small JSON: numpy numbers become Python's, infinities text."""
+    return None if values is None else {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def raised(check: str, what: str, error: Mapping[str, Any], place: Mapping[str, Any] | None = None) -> CheckOutcome:
+    """A failed check for a candidate's exception; running out of memory is a broken limit, so the check is
+    `sandbox`."""
+    found = {**(place or {}), **brief(error)}
+    if error.get("memory"):
+        return failed("sandbox", f"{check}: {what} {explain(error)}", {"reason": "memory", "during": check, **found})
+    return failed(check, f"{what} {explain(error)}", found)
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """A candidate's exception in one line."""
+    line = f" (line {error['line']}: {error.get('source') or ''})" if error.get("line") else ""
+    return f"{error.get('type', 'an error')}: {str(error.get('message', ''))[:300]}{line}"
+
+
+def brief(error: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a candidate's exception goes into a counterexample."""
+    return {
+        "error": error.get("type"),
+        "message": str(error.get("message", ""))[:500],
+        "line": error.get("line"),
+        "source": error.get("source"),
+    }
+
+
+def not_finite(output: np.ndarray) -> dict[str, Any]:
+    """Where the first NaN or infinity is."""
+    bad = ~np.isfinite(output)
+    return {"not_finite": int(bad.sum()), "first_position": int(np.argmax(bad.any(axis=(0, 2))))}

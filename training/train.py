@@ -1,0 +1,238 @@
+"""Checks, trains and benchmarks one program: `python training/train.py FILE --profile cpu --seed 0 --out DIR`.
+
+Small version: `python training/train.py training/architectures/delta_net.py --profile cpu-smoke --out /tmp/out`
+(about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
+and, where the program printed something, stderr.log.
+Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from common.errors import AsiError, JobError, UsageError
+from common.files import sha256_text, write_json
+from common.process import exit_with_parent
+from common.records import CheckReport, RunRecord
+from common.settings import Settings, parse, usage_exit
+from common.text import printable
+from training.launcher import Event, Launcher, refused_record
+from training.profiles import load_profile, profile_names
+from training.programs import Program, load
+from training.results import FILES, clear
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["exit_status", "main"]
+
+INTERRUPTED = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    exit_with_parent()
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Check, train and benchmark one program.",
+        epilog=f"profiles: {', '.join(profile_names())}",
+    )
+    parser.add_argument("file", metavar="FILE", help="a program file with a class DeltaNet")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
+    )
+    parser.add_argument("--reference", action="store_true", help="a program outside the search: cost is a warning")
+    parser.add_argument(
+        "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
+    )
+    short = ("run.profile", "run.seed", "training.text")
+    try:
+        sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
+        settings, arguments = parse(parser, argv, sections=sections, short=short)
+        profile = load_profile(settings.run.profile)
+        name = Path(arguments.file).stem
+        program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        launcher = Launcher(settings, profile)
+    except UsageError as error:
+        return usage_exit(error)
+    except OSError as error:
+        return usage_exit(
+            UsageError(f"cannot make the folder {error.filename}: {error.strerror}", "name another --out")
+        )
+    command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    with _Display() as display:
+        try:
+            record = _run(launcher, program, settings, arguments.out, command, display)
+        except AsiError as error:
+            display.line(f"error: {error}", error=True)
+            return error.exit_code
+    if record is None:
+        print("stopped, interrupted: the corpus was not ready, so there is no result.json", file=sys.stderr)
+        return INTERRUPTED
+    display.summary(record, arguments.out)
+    return exit_status(record)
+
+
+def exit_status(record: RunRecord) -> int:
+    """0 finished, 1 refused or forged, 3 failed, 4 stopped."""
+    if record.reason in ("refused", "forged"):
+        return 1
+    return {"finished": 0, "failed": 3, "stopped": INTERRUPTED}[record.status]
+
+
+def _run(
+    launcher: Launcher, program: Program, settings: Settings, out: Path, command: str, display: _Display
+) -> RunRecord | None:
+    """The record, which lies in `out` too; None where Ctrl-C came before there was a corpus to name in it."""
+    cancel = threading.Event()
+    seed = settings.run.seed
+    run_id = sha256_text(f"{program.sha256} {launcher.profile.fingerprint()} {seed}")[:16]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        cancel.set()
+
+    previous = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        clear(out)
+        try:
+            launcher.prepare(display.show, cancel)
+        except JobError:
+            if cancel.is_set():
+                return None
+            raise
+        report: CheckReport | None = None
+        try:
+            report = launcher.check([program], display.show, cancel)[0]
+        except JobError:
+            if not cancel.is_set():
+                raise
+        if report is None or not report.accepted:
+            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command)
+            write_json(out / "result.json", record.model_dump(mode="json"))
+            return record
+        return launcher.train(
+            program,
+            seed=seed,
+            out=out,
+            run_id=run_id,
+            checks=report,
+            on_event=display.show,
+            cancel=cancel,
+            command=command,
+        )
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+
+
+class _Display:
+    """Shows events: one moving line a stage on a terminal, plain lines otherwise."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage, self._begun, self._said = "", time.monotonic(), 0.0
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description:10}"), BarColumn(30), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, console=self._console, transient=True)
+
+    def __enter__(self) -> _Display:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_stage()
+        if self._progress is not None:
+            self._progress.stop()
+
+    def line(self, text: str, error: bool = False) -> None:
+        if error:
+            print(printable(text), file=sys.stderr, flush=True)
+        else:
+            self._console.print(printable(text), markup=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        if event.kind == "stage":
+            self._end_stage()
+            self._stage, self._begun = event.name, time.monotonic()
+            if self._progress is not None:
+                self._task = self._progress.add_task(event.name, total=None, text="")
+        elif event.kind == "progress":
+            self._show_progress(event)
+        elif self._progress is None:
+            self.line(f"{event.name}: {event.text}")
+        elif self._task is not None:
+            self._progress.update(self._task, text=event.text)
+
+    def _show_progress(self, event: Event) -> None:
+        parts = [f"step {event.step}/{event.steps}"]
+        parts += [f"loss {event.loss:.3f}"] if event.loss is not None else []
+        parts += [f"{event.tokens_per_second:,.0f} tokens/s"] if event.tokens_per_second else []
+        parts += [f"{event.seconds_left:.0f} s left"] if event.seconds_left is not None else []
+        text = ", ".join(parts)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=event.steps, completed=event.step or 0, text=text)
+        elif time.monotonic() - self._said > 2 or event.step == event.steps:
+            self._said = time.monotonic()
+            self.line(f"train: {text}")
+
+    def _end_stage(self) -> None:
+        if self._stage:
+            if self._progress is not None and self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = None
+            self.line(f"{self._stage}: {time.monotonic() - self._begun:.1f} s")
+            self._stage = ""
+
+    def summary(self, record: RunRecord, out: Path) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, show_header=True)
+        for title in ("measure", "value", "± se", "n", "chance"):
+            table.add_column(title, justify="left" if title == "measure" else "right")
+        if record.heldout_loss is not None:
+            loss = record.heldout_loss
+            table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}", "")
+        for name, score in record.benchmarks.items():
+            table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), _number(score.chance, 2))
+        if record.benchmark_mean is not None:
+            mean = record.benchmark_mean
+            table.add_row("benchmark mean", f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n), "")
+        reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
+        self.line(f"\n{record.name}: {record.status}{reason}")
+        if table.row_count:
+            self._console.print(table)
+        if record.parameters is not None:
+            rate = f", {record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
+            self.line(f"{record.parameters:,} parameters ({record.mixer_parameters:,} in the mixers){rate}")
+        if record.seconds:
+            self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record.seconds.items()))
+        self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

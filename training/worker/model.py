@@ -1,0 +1,177 @@
+"""The language model around a mixer: embedding, pre-norm blocks (mixer, SwiGLU), final norm, head.
+
+Runs inside the sandbox. Equal size by construction: the feed-forward width is fitted so that the whole model has the
+baseline's number of parameters, whatever the mixer takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "build_model", "fit_width"]
+
+EMBEDDING_STD = 0.02
+_numel = torch.Tensor.numel
+_MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+"""Feed-forward widths are multiples of the largest of these that still meets the tolerance: kernels like round
+sizes."""
+
+
+class OverBudgetError(ValueError):
+    """The mixer leaves no room for a feed-forward layer at the baseline's size."""
+
+
+class RMSNorm(nn.Module):
+    """x_BTD / rms(x) * weight, computed in float32 at least."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return F.rms_norm(x_BTD.float(), self.weight.shape, self.weight.float(), self.eps).to(x_BTD.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one matrix. Shazeer 2020."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BTF) * up_BTF)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)). The mixer's auxiliary value and cache are dropped; it gets no mask."""
+
+    def __init__(self, mixer: nn.Module, width: int, inner: int, eps: float) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(width, eps)
+        self.mixer = mixer
+        self.mlp_norm = RMSNorm(width, eps)
+        self.mlp = SwiGLU(width, inner)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        mixed = self.mixer(self.mixer_norm(x_BTD))
+        x_BTD = x_BTD + (mixed[0] if isinstance(mixed, tuple | list) else mixed)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class LanguageModel(nn.Module):
+    """tokens_BT (int64) -> logits. `hidden` gives the states before the head, so that a caller can pick positions."""
+
+    def __init__(self, mixers: list[nn.Module], width: int, inner: int, vocab: int, tied: bool, eps: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab, width)
+        self.blocks = nn.ModuleList(Block(mixer, width, inner, eps) for mixer in mixers)
+        self.norm = RMSNorm(width, eps)
+        self.head = nn.Linear(width, vocab, bias=False)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm(x_BTD)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.head(self.hidden(tokens_BT))
+
+
+def fit_width(fixed: int, per_width: int, budget: int, tolerance: float) -> int:
+    """The feed-forward width at which fixed + width * per_width is within `tolerance` of `budget` parameters.
+
+    Raises:
+        OverBudgetError: no width of at least 1 is.
+    """
+    exact = (budget - fixed) / per_width
+    for multiple in _MULTIPLES:
+        width = max(multiple, round(exact / multiple) * multiple)
+        if abs(fixed + width * per_width - budget) <= tolerance * budget:
+            return width
+    raise OverBudgetError(
+        f"over budget: without feed-forward layers the model has {fixed:,} parameters, the baseline {budget:,}"
+        if exact < 1
+        else f"no feed-forward width gives {budget:,} parameters within {tolerance:.1%}: one unit takes {per_width:,}"
+    )
+
+
+def build_model(
+    make: Callable[..., nn.Module],
+    spec: Mapping[str, Any],
+    mixer_arguments: list[dict[str, Any]],
+    *,
+    budget: int | None,
+    init: str,
+    device: str,
+) -> tuple[LanguageModel, dict[str, int]]:
+    """The model around `make(**arguments)` for each layer, and its sizes.
+
+    Args:
+        spec: width, vocab, tied, ffn, eps and tolerance of the profile's model section.
+        mixer_arguments: keywords of the mixer, one dict a layer.
+        budget: total parameters to meet; None takes the profile's feed-forward width as it is.
+        init: "program" keeps the mixers as their own code initialised them; "fla" resets each Linear and Conv1d of the
+            model to N(0, 0.02) and zero bias.
+
+    Returns:
+        The model on `device`, and {parameters, mixer_parameters, ffn_width}.
+
+    Raises:
+        OverBudgetError: the budget cannot be met. Anything else: what the mixer raises.
+    """
+    width, vocab = int(spec["hidden_size"]), int(spec["vocab"])
+    mixers = [make(**arguments) for arguments in mixer_arguments]
+    mixer_parameters = sum(_count(mixer) for mixer in mixers)
+    fixed = mixer_parameters + (1 if spec["tied"] else 2) * vocab * width + (2 * len(mixers) + 1) * width
+    per_width = 3 * width * len(mixers)
+    inner = int(spec["ffn"]) if budget is None else fit_width(fixed, per_width, budget, float(spec["tolerance"]))
+    model = LanguageModel(mixers, width, inner, vocab, bool(spec["tied"]), float(spec["norm_eps"]))
+    if init == "fla":
+        _reset(model)
+    model.to(device)
+    return model, {"parameters": _count(model), "mixer_parameters": mixer_parameters, "ffn_width": inner}
+
+
+def all_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Every parameter registered in `module` and below it, once, in the order of registration.
+
+    Reads the registers themselves: a class may override `parameters` and the methods under it.
+    """
+    found: dict[int, nn.Parameter] = {}
+    seen: set[int] = set()
+    pending: list[nn.Module] = [module]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        registers = object.__getattribute__(current, "__dict__")
+        found |= {id(p): p for p in registers["_parameters"].values() if p is not None and id(p) not in found}
+        pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
+    return list(found.values())
+
+
+def _count(module: nn.Module) -> int:
+    return sum(_numel(parameter) for parameter in all_parameters(module))
+
+
+def _reset(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
