@@ -1,0 +1,281 @@
+"""The candidate set: the best designs, from which parents and references are drawn. It changes only in batches.
+
+All of it is rows of the store: these functions run inside the transaction of whoever calls them. Ranks are best score
+first.
+
+Scores are compared within one baseline only: ranked are the elements that were measured against the newest baseline
+that has elements (see `Candidates.key`). Members measured against another one come after all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from common.settings import Database as DatabaseSettings
+from database.errors import NotFoundError, RefusedError
+from database.evaluate_agent.score import PUBLISHED, baseline_of, evaluate
+from database.store import Facts, Session, Where
+
+__all__ = ["FORCE_NEWEST", "Candidates", "MergeReport"]
+
+FORCE_NEWEST = 300
+_WIDTH = 0.1
+_MERGED = "merged_through"
+_BASELINES = "baselines"
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What one merge did, under the published names."""
+
+    updated_at: str
+    total_evaluated: int
+    new_elements_evaluated: int
+    old_candidates: int
+    final_candidates: int
+    new_entries: int
+    replaced_entries: int
+    highest_score: float | None
+    lowest_score: float | None
+    average_score: float | None
+
+    def data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Candidates:
+    """The rules of the set: capacity, cold start, batch, and which elements may enter.
+
+    An element enters only if it was measured against the baseline of now,
+    |loss - standard| / standard < width (lower is suspected leakage) and
+    (benchmark - standard) / standard > -width. The standard is element 1 where both were measured against the same
+    baseline, else
+    the baseline itself; width is 0.1, or the baseline's clip width where that is wider.
+    """
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.capacity = settings.candidate_capacity
+        self.cold_start = settings.cold_start
+        self.batch = settings.update_batch
+
+    def key(self, session: Session) -> str | None:
+        """The baseline of now: the most recently put one that has elements; None, the published constants, without
+        one."""
+        for key in reversed(session.state(_BASELINES) or []):
+            if session.count(Where(baseline_key=key), limit=1):
+                return str(key)
+        return None
+
+    def put_newest_key(self, session: Session, key: str) -> None:
+        """Records that this baseline was put last. When that makes it the baseline of now, what was measured against
+        it takes its places in the set, once the cold start is over."""
+        before = self.key(session)
+        order = session.state(_BASELINES) or []
+        if order[-1:] != [key]:
+            session.put_state(_BASELINES, [*(one for one in order if one != key), key])
+        if self.key(session) != before and self._merged(session):
+            self.merge(session, session.facts(order="newest", limit=FORCE_NEWEST), mark=False)
+
+    def ranked(self, session: Session) -> list[Facts]:
+        """The set by rank: those measured against the baseline of now, best score first, then the others."""
+        key = self.key(session)
+        # The store's order is by score; sorting is stable.
+        return sorted(session.candidates(), key=lambda facts: facts.baseline_key != key)
+
+    def new_count(self, session: Session) -> int:
+        """Elements stored since the last merge."""
+        return session.count(Where(after=self._merged(session)))
+
+    def due(self, session: Session) -> bool:
+        """Whether the cold start is over and a batch is full."""
+        if session.count(Where(after=self._merged(session)), limit=self.batch) < self.batch:
+            return False
+        explored = session.count(Where(), limit=None) - session.count(Where(roots=True))
+        return explored >= self.cold_start
+
+    def after_insert(self, session: Session) -> MergeReport | None:
+        """Merges the newest elements when they are due. Part of the transaction that stored the last of them."""
+        if not self.due(session):
+            return None
+        return self.merge(session, session.facts(Where(after=self._merged(session))))
+
+    def reconsider(self, session: Session, indices: Sequence[int]) -> None:
+        """Merges elements that were passed over because they had no score yet, now that they have one."""
+        merged = self._merged(session)
+        late = [
+            facts for index in indices if index <= merged for facts in session.facts(Where(after=index - 1), limit=1)
+        ]
+        if late:
+            self.merge(session, late, mark=False)
+
+    def merge(self, session: Session, newest: list[Facts], *, mark: bool = True) -> MergeReport:
+        """Re-scores `newest` and the current set, and keeps the best of those that may enter; members measured against
+        another baseline keep only the places that are left.
+
+        Args:
+            mark: whether everything stored so far counts as merged from now on.
+        """
+        key = self.key(session)
+        old = {facts.index: facts for facts in session.candidates()}
+        fresh = [facts for facts in newest if facts.index not in old]
+        pool = list(old.values())
+        pool += [facts for facts in fresh if facts.baseline_key == key and self.admissible(session, facts)]
+        scores = {facts.index: self.rescore(session, facts.index) for facts in pool}
+        ranked = sorted(pool, key=lambda facts: (facts.baseline_key != key, *_rank(scores[facts.index], facts.index)))
+        final = [facts.index for facts in ranked if facts.index in old or scores[facts.index] is not None][
+            : self.capacity
+        ]
+        session.put_candidates(final)
+        if mark:
+            top = session.facts(order="newest", limit=1)
+            session.put_state(_MERGED, top[0].index if top else 0)
+        comparable = {facts.index for facts in pool if facts.baseline_key == key}
+        known = [scores[index] for index in final if index in comparable]
+        numbers = [score for score in known if score is not None]
+        entries = len(set(final) - set(old))
+        return MergeReport(
+            updated_at=_now(),
+            total_evaluated=len(old) + len(fresh),
+            new_elements_evaluated=len(fresh),
+            old_candidates=len(old),
+            final_candidates=len(final),
+            new_entries=entries,
+            replaced_entries=len(set(old) - set(final)),
+            highest_score=max(numbers, default=None),
+            lowest_score=min(numbers, default=None),
+            average_score=sum(numbers) / len(numbers) if numbers else None,
+        )
+
+    def force_update(self, session: Session) -> MergeReport:
+        """Merges the newest 300, whether or not they are due."""
+        return self.merge(session, session.facts(order="newest", limit=FORCE_NEWEST))
+
+    def rebuild(self, session: Session) -> dict[str, Any]:
+        """The best stored scores of the baseline of now, unfiltered."""
+        old = session.candidates()
+        key = self.key(session)
+        where = Where(baseline_key=key, published=key is None)
+        best = [facts for facts in session.facts(where, order="score", limit=self.capacity) if facts.score is not None]
+        session.put_candidates([facts.index for facts in best])
+        return {
+            "updated_at": _now(),
+            "old_candidate_count": len(old),
+            "new_candidate_count": len(best),
+            "message": f"the candidate set holds the best {len(best)} of the stored scores",
+        }
+
+    def admissible(self, session: Session, facts: Facts) -> bool:
+        """Whether the leak rule lets this element in; its own baseline decides."""
+        baseline = PUBLISHED if facts.baseline_key is None else session.baseline(facts.baseline_key)
+        if baseline is None or facts.loss is None or facts.benchmark is None:
+            return False
+        loss, benchmark = baseline.loss, baseline.benchmark
+        first = session.facts(limit=1)
+        if first and first[0].index == 1 and first[0].baseline_key == facts.baseline_key:
+            loss = loss if first[0].loss is None else first[0].loss
+            benchmark = benchmark if first[0].benchmark is None else first[0].benchmark
+        if benchmark is None or not loss > 0:
+            return False
+        near = abs(facts.loss - loss) / loss < max(_WIDTH, baseline.loss_clip)
+        floor = -max(_WIDTH, baseline.benchmark_clip)
+        return near and (benchmark <= 0 or (facts.benchmark - benchmark) / benchmark > floor)
+
+    def rescore(self, session: Session, index: int) -> float | None:
+        """Computes the score from the stored evidence and the baseline of now, and keeps it."""
+        known = session.evidence(index)
+        if known is None:
+            return None
+        evidence, before = known
+        stored = None if evidence.baseline_key is None else session.baseline(evidence.baseline_key)
+        evaluation = evaluate(evidence, baseline_of(evidence, stored))
+        if evaluation != before:
+            session.set_evaluation(index, evidence, evaluation)
+        return evaluation.score
+
+    def add(self, session: Session, index: int) -> None:
+        """Puts one element into the set by hand; a full set gives up its lowest when that is lower, or when only the
+        new one was measured against the baseline of now. Nothing happens to an element that is in the set already.
+
+        Raises:
+            NotFoundError: there is no such element.
+            RefusedError: the set is full and the element is not above its lowest.
+        """
+        if session.evidence(index) is None:
+            raise NotFoundError(f"there is no element {index}")
+        current = self.ranked(session)
+        kept = [facts.index for facts in current]
+        if index in kept:
+            return
+        score = self.rescore(session, index)
+        if len(kept) >= self.capacity:
+            key, last = self.key(session), current[-1]
+            ours = session.facts(Where(after=index - 1), limit=1)[0].baseline_key
+            # A score is held against another one of the same baseline only.
+            above = last.score is None or (score is not None and score > last.score)
+            if (ours == key) != (last.baseline_key == key):
+                above = ours == key
+            if score is None or not above:
+                said = "has no score" if score is None else f"scores {score:.4f}"
+                raise RefusedError(
+                    f"the candidate set is full ({self.capacity}); element {index} {said} and is not above its lowest"
+                )
+            kept = kept[: self.capacity - 1]
+        session.put_candidates([*kept, index])
+
+    def refresh(self, session: Session, index: int) -> None:
+        """Scores a candidate again.
+
+        Raises:
+            NotFoundError: it is not in the set.
+        """
+        if index not in {facts.index for facts in session.candidates()}:
+            raise NotFoundError(f"element {index} is not a candidate")
+        self.rescore(session, index)
+
+    def remove(self, session: Session, *, index: int | None = None, name: str | None = None) -> int:
+        """Takes candidates out by index or name, all of them without either; returns how many there were."""
+        current = session.candidates()
+        gone = {
+            facts.index
+            for facts in current
+            if (index is None or facts.index == index) and (name is None or facts.name == name)
+        }
+        if gone:
+            session.put_candidates([facts.index for facts in current if facts.index not in gone])
+        return len(gone)
+
+    def stats(self, session: Session) -> dict[str, Any]:
+        """The published statistics; an empty set has the first five only."""
+        key = self.key(session)
+        current = session.candidates()
+        data: dict[str, Any] = {
+            "capacity": self.capacity,
+            "current_size": len(current),
+            "update_threshold": self.batch,
+            "new_data_count": self.new_count(session),
+            "needs_update": self.due(session),
+        }
+        scores = [facts.score for facts in current if facts.score is not None and facts.baseline_key == key]
+        if current:
+            highest, lowest = max(scores, default=None), min(scores, default=None)
+            data |= {
+                "highest_score": highest,
+                "lowest_score": lowest,
+                "average_score": sum(scores) / len(scores) if scores else None,
+                "score_range": None if highest is None or lowest is None else highest - lowest,
+            }
+        return data
+
+    def _merged(self, session: Session) -> int:
+        return int(session.state(_MERGED) or 0)
+
+
+def _rank(score: float | None, index: int) -> tuple[bool, float, int]:
+    return (score is None, -(score or 0.0), index)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")

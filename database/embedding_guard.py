@@ -1,0 +1,62 @@
+"""Embedding that never holds a request up: bounded in time, and left for later when the embedding server is not
+there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+import numpy as np
+
+from common.embeddings import Embedder
+from common.errors import ServiceError
+
+__all__ = ["EmbeddingGuard"]
+
+_LOG = logging.getLogger(__name__)
+_WAIT_SECONDS = 12.0
+_REST_SECONDS = 2.0
+
+
+class EmbeddingGuard:
+    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each write does not
+    wait again."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
+        self._lock = threading.Lock()
+        self._rest_until = 0.0
+        self.last_error: str | None = None
+
+    def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
+        """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
+        with self._lock:
+            if time.monotonic() < self._rest_until:
+                return None
+        future = self._pool.submit(self._ask, list(texts))
+        try:
+            return future.result(_WAIT_SECONDS)
+        except FutureTimeoutError:
+            self._rest(f"no answer in {_WAIT_SECONDS:g} s")
+        except ServiceError as error:
+            self._rest(error.message)
+        return None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, texts: list[str]) -> tuple[str, list[np.ndarray]]:
+        found = self._embedder.windows(texts)
+        self.last_error = None
+        return self._embedder.model, found
+
+    def _rest(self, why: str) -> None:
+        self.last_error = why
+        _LOG.warning("motivations stay pending, the embedding server cannot be asked: %s", why)
+        with self._lock:
+            self._rest_until = time.monotonic() + _REST_SECONDS

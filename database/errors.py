@@ -1,0 +1,25 @@
+"""What a request can do wrong. The API answers each with its status."""
+
+from __future__ import annotations
+
+from common.errors import AsiError
+
+__all__ = ["ConflictError", "NotFoundError", "RefusedError", "key_used"]
+
+
+class NotFoundError(AsiError):
+    """A single thing that was asked for is not there: 404."""
+
+
+class ConflictError(AsiError):
+    """The idempotency key was used before, for another request: 409."""
+
+
+class RefusedError(AsiError):
+    """The request is well-formed and cannot be done: 400."""
+
+
+def key_used(key: str, what: str) -> ConflictError:
+    return ConflictError(
+        f"the idempotency key {key!r} was used before, for {what}", "send another key, or the request of the first time"
+    )

@@ -1,0 +1,260 @@
+"""Fitness of one element: sigma(loss gain) + sigma(benchmark gain) + judge, 0 to 3 (arXiv 2507.18074, section on
+fitness).
+
+Everything here is a pure function of the stored evidence and a baseline, so a score can be recomputed at any time.
+A term that cannot be computed makes the score None: missing is never good.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from typing import Literal
+
+from pydantic import BaseModel, FiniteFloat
+
+from common.records import Baseline, Measurement, RunRecord
+from database.evaluate_agent.rubric import Judgement, Novelty, judge
+
+__all__ = [
+    "PUBLISHED",
+    "SCORE_VERSION",
+    "Evaluation",
+    "Evidence",
+    "Table",
+    "baseline_of",
+    "benchmark_mean",
+    "evaluate",
+    "evidence_of",
+    "is_accuracy",
+    "last_loss",
+    "parse_table",
+    "sigma_term",
+]
+
+SCORE_VERSION = 2
+_STEEPNESS = 6.0
+
+PUBLISHED = Baseline(
+    key="published-20m",
+    profile="20m",
+    seeds=[],
+    loss=4.575,
+    loss_sd=None,
+    benchmark=0.224,
+    benchmark_sd=0.0048,
+    tasks=[
+        "arc_challenge", "arc_easy", "boolq", "fda", "hellaswag", "lambada_openai", "openbookqa", "piqa", "social_iqa",
+        "squad_completion", "swde", "winogrande",
+    ],
+)  # fmt: skip
+"""DeltaNet at 20M parameters as published; the benchmark SD is the standard error of its 12-task mean at 500 samples
+a task."""
+
+_NO_ACCURACY = re.compile(
+    r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
+)
+
+
+class Table(BaseModel):
+    """One result CSV: columns and the cells of its data row, without the row label.
+
+    `complete` is False when the row is missing or a cell of it is empty. "nan" is a missing number, not an empty cell.
+    """
+
+    columns: list[str] = []
+    cells: list[str] = []
+    complete: bool = False
+
+
+class Evidence(BaseModel):
+    """What is known of an element, before any judgement."""
+
+    source: Literal["run", "result"]
+    """Whether the numbers come from a run record, or were read from the element's CSV texts."""
+    baseline_key: str | None = None
+    anchor: bool = False
+    """It is the standard itself (the first root), which the judge's scale is anchored to."""
+    loss: Measurement | None = None
+    benchmark: Measurement | None = None
+    flops_per_token: FiniteFloat | None = None
+    work_exponent: FiniteFloat | None = None
+    novelty: Novelty | None = None
+    missing: list[str] = []
+    """Why a number is not there."""
+
+
+class Evaluation(BaseModel):
+    """A score and how it came about."""
+
+    version: int = SCORE_VERSION
+    score: float | None = None
+    loss_term: float | None = None
+    benchmark_term: float | None = None
+    judge: float | None = None
+    judgement: Judgement | None = None
+    source: Literal["run", "result"]
+    baseline_key: str | None = None
+    loss_clip: float | None = None
+    benchmark_clip: float | None = None
+    missing: list[str] = []
+
+
+def parse_table(text: str) -> Table:
+    """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
+    try:
+        rows = [
+            row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"), newline="")) if any(c.strip() for c in row)
+        ]
+    except csv.Error:
+        return Table()
+    if not rows:
+        return Table()
+    columns = [cell.strip() for cell in rows[0][1:]]
+    cells = [cell.strip() for cell in rows[1][1:]] if len(rows) > 1 else []
+    return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
+
+
+def is_accuracy(column: str) -> bool:
+    """Whether a test column is an accuracy-like task, by its name alone ("ARC Challenge", "piqa", a task of our
+    own)."""
+    name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+    return bool(name) and _NO_ACCURACY.search(name) is None
+
+
+def last_loss(text: str) -> Measurement | None:
+    """The last cell of the train row, when it is a number."""
+    table = parse_table(text)
+    if not table.cells or len(table.cells) != len(table.columns):
+        return None
+    value = _number(table.cells[-1])
+    return None if value is None else Measurement(value=value, n=1)
+
+
+def benchmark_mean(text: str) -> tuple[Measurement | None, list[str]]:
+    """Mean over the accuracy-like columns of the test row.
+
+    Returns:
+        The mean with n = number of tasks, and why it is None: a scored column that is missing, no number, or not in
+        [0, 1].
+    """
+    table = parse_table(text)
+    scored = [position for position, column in enumerate(table.columns) if is_accuracy(column)]
+    if not scored or not table.cells:
+        return None, ["the test row has no accuracy column"]
+    values: list[float] = []
+    wrong: list[str] = []
+    for position in scored:
+        cell = table.cells[position] if position < len(table.cells) else ""
+        value = _number(cell)
+        if value is None or not 0 <= value <= 1:
+            wrong.append(f"{table.columns[position]}: expected an accuracy in [0, 1], got {cell[:40]!r}")
+        else:
+            values.append(value)
+    if wrong:
+        return None, wrong
+    mean = math.fsum(values) / len(values)
+    se = None
+    if len(values) > 1:
+        se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return Measurement(value=mean, n=len(values), se=se), []
+
+
+def evidence_of(train: str, test: str, run: RunRecord | None) -> Evidence:
+    """The evidence of an element: from its run record, or, without one, from its CSV texts."""
+    if run is not None:
+        missing = []
+        if run.heldout_loss is None:
+            missing.append("the run has no held-out loss")
+        if run.benchmark_mean is None:
+            missing.append("the run has no benchmark mean")
+        return Evidence(
+            source="run",
+            baseline_key=run.baseline_key,
+            loss=run.heldout_loss,
+            benchmark=run.benchmark_mean,
+            flops_per_token=run.flops_per_token,
+            work_exponent=run.work_exponent,
+            missing=missing,
+        )
+    loss = last_loss(train)
+    benchmark, missing = benchmark_mean(test)
+    if loss is None:
+        missing = ["the last cell of the train row is no number", *missing]
+    return Evidence(source="result", loss=loss, benchmark=benchmark, missing=missing)
+
+
+def baseline_of(evidence: Evidence, stored: Baseline | None) -> Baseline | None:
+    """What the element is compared with: the baseline stored under its key, or the published constants without a
+    run."""
+    return PUBLISHED if evidence.source == "result" else stored
+
+
+def sigma_term(gain: float, base: float, clip: float) -> float | None:
+    """1 / (1 + exp(-6 x)) with x = gain / (clip * base) cut to [-1, 1]; None where the baseline is not above zero."""
+    width = clip * base
+    if not width > 0:
+        return None
+    x = max(-1.0, min(1.0, gain / width))
+    return 1.0 / (1.0 + math.exp(-_STEEPNESS * x))
+
+
+def evaluate(evidence: Evidence, stored: Baseline | None) -> Evaluation:
+    """Scores an element.
+
+    Args:
+        stored: the baseline under the element's key; None when there is none.
+    """
+    baseline = baseline_of(evidence, stored)
+    missing = list(evidence.missing)
+    if baseline is None:
+        missing.append(f"no baseline is stored under {evidence.baseline_key!r}")
+        return Evaluation(source=evidence.source, baseline_key=evidence.baseline_key, missing=missing)
+    loss_term = benchmark_term = None
+    if evidence.loss is not None:
+        loss_term = sigma_term(baseline.loss - evidence.loss.value, baseline.loss, baseline.loss_clip)
+    if evidence.benchmark is not None and baseline.benchmark is not None:
+        gain = evidence.benchmark.value - baseline.benchmark
+        benchmark_term = sigma_term(gain, baseline.benchmark, baseline.benchmark_clip)
+    if evidence.benchmark is not None and benchmark_term is None:
+        missing.append("the baseline has no benchmark mean above zero")
+    judgement = judge(
+        loss=evidence.loss,
+        benchmark=evidence.benchmark,
+        flops_per_token=evidence.flops_per_token,
+        work_exponent=evidence.work_exponent,
+        novelty=evidence.novelty,
+        anchor=evidence.anchor,
+        baseline=baseline,
+    )
+    if judgement is None:
+        missing.append(
+            "not judged yet: its motivation could not be embedded" if evidence.novelty is None else "not judged"
+        )
+    worth = None if judgement is None else (judgement.weighted_final_score - 1) / 9
+    terms = (loss_term, benchmark_term, worth)
+    score = None if any(term is None for term in terms) else math.fsum(term for term in terms if term is not None)
+    return Evaluation(
+        score=score,
+        loss_term=loss_term,
+        benchmark_term=benchmark_term,
+        judge=worth,
+        judgement=judgement,
+        source=evidence.source,
+        baseline_key=baseline.key,
+        loss_clip=baseline.loss_clip,
+        benchmark_clip=baseline.benchmark_clip,
+        missing=missing,
+    )
+
+
+def _number(cell: str) -> float | None:
+    if "_" in cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

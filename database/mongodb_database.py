@@ -1,0 +1,172 @@
+"""The MongoDB store (pymongo): one document an element, so that an element is stored whole or not at all.
+
+Documents lie in the published place (collection data_elements, the eleven keys and score); what more we know is under
+`asi`. A lease in the database lets one process write at a time. On a replica set every write is a transaction
+besides. A stand-alone server has none: there a document is the unit that cannot be half-written, and what follows
+from documents (which elements are new, the next index) is read from them, so an interrupted write is completed by the
+next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pymongo
+from bson import ObjectId
+from pymongo import errors as mongo_errors
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from common.errors import StoreError
+from database.evaluate_agent.score import evidence_of, parse_table
+from database.models import NewElement
+from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of
+from database.novelty import shingles, sketch
+from database.store import NewEntry, StoreBusyError, StoreFullError
+
+__all__ = ["MongoStore"]
+
+T = TypeVar("T")
+_LEASE_SECONDS = 20.0
+_DEFAULT_DATABASE = "myapp"
+
+
+class MongoStore:
+    """See `database.store.Store`.
+
+    Args:
+        url: mongodb://HOST:PORT/DATABASE; without a database "myapp", the published one.
+        lock_timeout: seconds to wait for another process that writes.
+
+    Raises:
+        StoreError: the server does not answer, refuses us, or holds two elements of one index.
+    """
+
+    def __init__(self, url: str, lock_timeout: float = 10.0) -> None:
+        self._lock_timeout = lock_timeout
+        self._owner = uuid.uuid4().hex
+        self._writing = threading.Lock()
+        with _translated(url):
+            self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+                url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
+            )
+            database = self._client.get_default_database(_DEFAULT_DATABASE)
+            self._shown = (
+                f"{database.name} at {', '.join(f'{host}:{port}' for host, port in [self._client.address or ('?', 0)])}"
+            )
+            self._database: Database[dict[str, Any]] = database.with_options(write_concern=WriteConcern(w=1, j=True))
+            hello = self._client.admin.command("hello")
+            self._transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
+            self._prepare()
+
+    def read(self, work: Callable[[MongoSession], T]) -> T:
+        with _translated(self._shown):
+            return work(MongoSession(self._database))
+
+    def write(self, work: Callable[[MongoSession], T]) -> T:
+        # The lease also spares transactions the conflicts that would make the server abort and repeat them.
+        with _translated(self._shown), self._writing, self._lease():
+            if not self._transactions:
+                return work(MongoSession(self._database))
+            with self._client.start_session() as session:
+
+                def run(session: ClientSession) -> T:
+                    return work(MongoSession(self._database, session))
+
+                return session.with_transaction(
+                    run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
+                )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def cache_file(self) -> str | None:
+        return None
+
+    def _prepare(self) -> None:
+        elements = self._database[ELEMENTS]
+        elements.create_index("index", unique=True)
+        elements.create_index([("name", 1), ("time", 1), ("index", 1)])
+        elements.create_index([("parent", 1), ("index", 1)])
+        elements.create_index([("asi.benchmark", -1), ("index", 1)])
+        elements.create_index([("score", -1), ("index", 1)])
+        elements.create_index("asi.key", unique=True, sparse=True)
+        elements.create_index("asi.vector.sequence", sparse=True)
+        elements.create_index([("asi.pending", 1), ("index", 1)])
+        elements.create_index("asi.baseline_key", sparse=True)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Adds what we keep to documents another program stored; nothing of theirs is changed."""
+        elements = self._database[ELEMENTS]
+        for found in list(elements.find({"asi": {"$exists": False}, "index": {"$type": "number"}})):
+            element = NewElement.model_validate({**_texts(found), "parent": found.get("parent")})
+            entry = NewEntry(
+                element=element,
+                evidence=evidence_of(element.result.train, element.result.test, None),
+                complete=parse_table(element.result.train).complete and parse_table(element.result.test).complete,
+                sketch=sketch(shingles(element.program)),
+            )
+            elements.update_one({"_id": found["_id"]}, {"$set": {"asi": document_of(entry, found["index"])["asi"]}})
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[None]:
+        """Holds the right to write: a document that names its holder until a time. A holder that died lets it run
+        out."""
+        leases = self._database[STATE]
+        with contextlib.suppress(mongo_errors.DuplicateKeyError):
+            leases.update_one({"_id": "lease"}, {"$setOnInsert": {"owner": "", "until": 0.0}}, upsert=True)
+        deadline = time.monotonic() + self._lock_timeout
+        token = f"{self._owner}-{ObjectId()}"
+        while True:
+            now = time.time()
+            taken = leases.update_one(
+                {"_id": "lease", "until": {"$lt": now}}, {"$set": {"owner": token, "until": now + _LEASE_SECONDS}}
+            )
+            if taken.modified_count:
+                break
+            if time.monotonic() > deadline:
+                raise StoreBusyError(
+                    f"{self._shown}: another process has been writing for {self._lock_timeout:g} s", "try again"
+                )
+            time.sleep(0.005)
+        try:
+            yield
+        finally:
+            leases.update_one({"_id": "lease", "owner": token}, {"$set": {"until": 0.0}})
+
+
+def _texts(document: dict[str, Any]) -> dict[str, Any]:
+    names = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
+    result = document.get("result")
+    texts = {name: str(document.get(name) or "") for name in names}
+    return texts | {"result": {key: str((result or {}).get(key) or "") for key in ("train", "test")}}
+
+
+@contextlib.contextmanager
+def _translated(shown: str) -> Iterator[None]:
+    """Raises what the driver says as an error that tells what to do."""
+    try:
+        yield
+    except (mongo_errors.ConnectionFailure, mongo_errors.ExecutionTimeout) as error:
+        raise StoreBusyError(
+            f"the MongoDB server of {shown} does not answer: {str(error)[:300]}",
+            "start it, or correct --store mongodb://HOST:PORT/DATABASE",
+        ) from error
+    except mongo_errors.OperationFailure as error:
+        # 14031 OutOfDiskSpace; 13 and 18 are refused credentials.
+        if error.code == 14031:
+            raise StoreFullError(f"{shown}: {error}", "free disk space on the MongoDB server") from error
+        fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
+        raise StoreError(f"{shown}: {error}", fix) from error
+    except (mongo_errors.PyMongoError, mongo_errors.InvalidURI) as error:
+        raise StoreError(
+            f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE"
+        ) from error

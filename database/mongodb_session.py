@@ -1,0 +1,365 @@
+"""What a write or read does in MongoDB: the queries behind `database.store.Session`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from bson import Binary
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+
+from common.records import Baseline, RunRecord
+from database.evaluate_agent.score import Evaluation, Evidence
+from database.models import Element
+from database.store import MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
+
+__all__ = ["ELEMENTS", "STATE", "MongoSession", "document_of"]
+
+ELEMENTS = "data_elements"
+STATE = "asi_state"
+_ANSWERS = "asi_answers"
+_BASELINES = "asi_baselines"
+_EVERYTHING = Where()
+_CANDIDATES = "candidates"
+_ORDERS: dict[Order, list[tuple[str, int]]] = {
+    "index": [("index", 1)],
+    "newest": [("index", -1)],
+    "time": [("time", 1), ("index", 1)],
+    "benchmark": [("asi.benchmark", -1), ("index", 1)],
+    "score": [("score", -1), ("index", 1)],
+}
+_SMALL = {
+    "_id": 0,
+    "index": 1,
+    "name": 1,
+    "time": 1,
+    "parent": 1,
+    "summary": 1,
+    "score": 1,
+    "asi.loss": 1,
+    "asi.benchmark": 1,
+    "asi.complete": 1,
+    "asi.baseline_key": 1,
+    "asi.pending": 1,
+}
+_WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
+
+
+def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
+    """The document of a new element: the published fields, and ours under `asi`."""
+    now = datetime.now(UTC)
+    body = entry.element.model_dump()
+    evidence = entry.evidence
+    extra: dict[str, Any] = {
+        "loss": None if evidence.loss is None else evidence.loss.value,
+        "benchmark": None if evidence.benchmark is None else evidence.benchmark.value,
+        "complete": entry.complete,
+        "baseline_key": evidence.baseline_key,
+        "pending": True,
+        "bytes": len(json.dumps(body)),
+        "evidence": evidence.model_dump_json(),
+        "evaluation": None,
+        "runs": [] if entry.run is None else [entry.run.model_dump_json()],
+        "sketch": Binary(entry.sketch),
+    }
+    if entry.key is not None:
+        extra["key"] = entry.key
+    return {**body, "index": index, "score": None, "created_at": now, "updated_at": now, "asi": extra}
+
+
+class MongoSession:
+    """See `database.store.Session`."""
+
+    def __init__(self, database: Database[dict[str, Any]], session: ClientSession | None = None) -> None:
+        self._database = database
+        self._elements = database[ELEMENTS]
+        self._session = session
+
+    # Elements
+
+    def insert(self, entry: NewEntry) -> int:
+        newest = self.facts(order="newest", limit=1)
+        # An insert that was cut off after its document is seen here; a removed newest element is in the counter.
+        index = max(int(self.state("last_index") or 0), newest[0].index if newest else 0) + 1
+        document = document_of(entry, index)
+        if entry.windows is not None and entry.model is not None:
+            document["asi"]["vector"] = self._vector(entry.model, entry.windows)
+            document["asi"]["pending"] = False
+        self._elements.insert_one(document, session=self._session)
+        self.put_state("last_index", index)
+        return index
+
+    def find_key(self, key: str) -> Facts | None:
+        found = self._elements.find_one({"asi.key": key}, _SMALL, session=self._session)
+        return None if found is None else _facts(found)
+
+    def facts(
+        self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
+    ) -> list[Facts]:
+        if limit == 0 or not _possible(where):
+            return []
+        found = self._elements.find(_condition(where), _SMALL, session=self._session).sort(_ORDERS[order])
+        return [_facts(document) for document in found.skip(min(offset, MAX_INDEX)).limit(limit or 0)]
+
+    def elements(self, indices: Sequence[int]) -> list[Element]:
+        known = [index for index in indices if 0 < index <= MAX_INDEX]
+        found = self._elements.find({"index": {"$in": known}}, _WHOLE, session=self._session)
+        elements = {document["index"]: Element.model_validate(document) for document in found}
+        return [elements[index] for index in indices if index in elements]
+
+    def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
+        if limit == 0 or not _possible(where):
+            return 0
+        options = {} if limit is None else {"limit": limit}
+        return int(self._elements.count_documents(_condition(where), session=self._session, **options))
+
+    def unique_names(self) -> int:
+        return len(self._elements.distinct("name", session=self._session))
+
+    def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
+        match: dict[str, Any] = {"$ne": None} if indices is None else {"$in": list(indices)}
+        stages: list[dict[str, Any]] = [
+            {"$match": {"parent": match}},
+            {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
+        ]
+        return {row["_id"]: row["count"] for row in self._elements.aggregate(stages, session=self._session)}
+
+    def oldest_leaf(self) -> int | None:
+        parents = set(self._elements.distinct("parent", session=self._session))
+        for found in self._elements.find({}, {"_id": 0, "index": 1}, session=self._session).sort("index", 1):
+            if found["index"] not in parents:
+                return int(found["index"])
+        return None
+
+    def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
+        self._elements.update_many(
+            {"index": {"$in": list(indices)}},
+            {"$set": {"parent": parent, "updated_at": datetime.now(UTC)}},
+            session=self._session,
+        )
+
+    def delete(self, indices: Sequence[int]) -> None:
+        if not indices:
+            return
+        self._elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
+        kept = [index for index in self.state(_CANDIDATES) or [] if index not in set(indices)]
+        self.put_state(_CANDIDATES, kept)
+        self._bump("epoch")
+
+    def clear(self) -> None:
+        self._elements.delete_many({}, session=self._session)
+        self._database[_ANSWERS].delete_many({}, session=self._session)
+        kept = ["lease", "epoch", "sequence", "baselines"]
+        self._database[STATE].delete_many({"_id": {"$nin": kept}}, session=self._session)
+        self._bump("epoch")
+
+    # What is measured and computed of an element
+
+    def evidence(self, index: int) -> tuple[Evidence, Evaluation | None] | None:
+        if not 0 < index <= MAX_INDEX:
+            return None
+        found = self._elements.find_one(
+            {"index": index}, {"_id": 0, "asi.evidence": 1, "asi.evaluation": 1}, session=self._session
+        )
+        if found is None:
+            return None
+        evaluation = found["asi"]["evaluation"]
+        return (
+            Evidence.model_validate_json(found["asi"]["evidence"]),
+            None if evaluation is None else Evaluation.model_validate_json(evaluation),
+        )
+
+    def set_evaluation(self, index: int, evidence: Evidence, evaluation: Evaluation) -> None:
+        self._set(
+            index,
+            {
+                "score": evaluation.score,
+                "asi.loss": None if evidence.loss is None else evidence.loss.value,
+                "asi.benchmark": None if evidence.benchmark is None else evidence.benchmark.value,
+                "asi.evidence": evidence.model_dump_json(),
+                "asi.evaluation": evaluation.model_dump_json(),
+            },
+        )
+
+    def set_complete(self, index: int, complete: bool) -> None:
+        self._set(index, {"asi.complete": complete})
+
+    def runs(self, index: int) -> list[RunRecord]:
+        found = self._elements.find_one({"index": index}, {"_id": 0, "asi.runs": 1}, session=self._session)
+        return [] if found is None else [RunRecord.model_validate_json(body) for body in found["asi"]["runs"]]
+
+    # Novelty
+
+    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
+        replaced = self._elements.count_documents(
+            {"index": index, "asi.vector": {"$exists": True}}, session=self._session, limit=1
+        )
+        if replaced:
+            self._bump("epoch")
+        self._set(index, {"asi.vector": self._vector(model, windows), "asi.pending": False})
+
+    def windows(self, after: int, limit: int) -> list[VectorRow]:
+        condition = {"asi.vector.model": self.state("model"), "asi.vector.sequence": {"$gt": after}}
+        found = self._elements.find(condition, {"_id": 0, "index": 1, "asi.vector": 1}, session=self._session)
+        rows = []
+        for document in found.sort("asi.vector.sequence", 1).limit(limit):
+            vector = document["asi"]["vector"]
+            block = np.frombuffer(vector["windows"], dtype="<f4").reshape(-1, vector["dimension"])
+            rows.append(VectorRow(vector["sequence"], document["index"], block))
+        return rows
+
+    def vector_state(self) -> VectorState:
+        model = self.state("model")
+        condition = {"asi.vector.model": model, "asi.vector.sequence": {"$gt": 0}}
+        last = list(
+            self._elements.find(condition, {"_id": 0, "asi.vector.sequence": 1}, session=self._session)
+            .sort("asi.vector.sequence", -1)
+            .limit(1)
+        )
+        elements = self._elements.count_documents(condition, session=self._session)
+        sequence = last[0]["asi"]["vector"]["sequence"] if last else 0
+        return VectorState(int(self.state("epoch") or 0), sequence, elements, model)
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        found = self._elements.find(
+            {"index": {"$gt": after}}, {"_id": 0, "index": 1, "asi.sketch": 1}, session=self._session
+        )
+        return [(row["index"], bytes(row["asi"]["sketch"])) for row in found.sort("index", 1).limit(limit)]
+
+    # Candidates
+
+    def candidates(self) -> list[Facts]:
+        indices = self.state(_CANDIDATES) or []
+        found = self._elements.find({"index": {"$in": indices}}, _SMALL, session=self._session)
+        return sorted(
+            (_facts(document) for document in found),
+            key=lambda facts: (facts.score is None, -(facts.score or 0.0), facts.index),
+        )
+
+    def put_candidates(self, indices: Sequence[int]) -> None:
+        self.put_state(_CANDIDATES, list(indices))
+
+    # Small state
+
+    def state(self, name: str) -> Any:
+        found = self._database[STATE].find_one({"_id": name}, session=self._session)
+        return None if found is None else json.loads(found["value"])
+
+    def put_state(self, name: str, value: Any) -> None:
+        self._database[STATE].replace_one(
+            {"_id": name}, {"_id": name, "value": json.dumps(value)}, upsert=True, session=self._session
+        )
+
+    def answer(self, route: str, key: str) -> dict[str, Any] | None:
+        found = self._database[_ANSWERS].find_one({"_id": f"{route} {key}"}, session=self._session)
+        return None if found is None else json.loads(found["body"])
+
+    def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
+        name = f"{route} {key}"
+        document = {"_id": name, "body": json.dumps(answer)}
+        self._database[_ANSWERS].replace_one({"_id": name}, document, upsert=True, session=self._session)
+
+    def baseline(self, key: str) -> Baseline | None:
+        found = self._database[_BASELINES].find_one({"_id": key}, session=self._session)
+        return None if found is None else Baseline.model_validate_json(found["body"])
+
+    def put_baseline(self, baseline: Baseline) -> None:
+        document = {"_id": baseline.key, "body": baseline.model_dump_json()}
+        self._database[_BASELINES].replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
+
+    # Upkeep
+
+    def sizes(self) -> Sizes:
+        stages = [{"$group": {"_id": None, "bytes": {"$sum": "$asi.bytes"}}}]
+        rows = list(self._elements.aggregate(stages, session=self._session))
+        documents = int(rows[0]["bytes"]) if rows else 0
+        stats = self._database.command("dbStats")
+        return Sizes(
+            database=int(stats.get("dataSize") or documents),
+            documents=documents,
+            storage=int(stats.get("storageSize") or documents),
+            index=int(stats.get("indexSize") or 0),
+            database_name=self._database.name,
+            collection_name=ELEMENTS,
+        )
+
+    def check(self) -> list[str]:
+        stages: list[dict[str, Any]] = [
+            {"$group": {"_id": "$index", "count": {"$sum": 1}}},
+            {"$match": {"count": {"$gt": 1}}},
+        ]
+        twice = self._elements.aggregate(stages, session=self._session)
+        return [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
+
+    def _set(self, index: int, fields: dict[str, Any]) -> None:
+        fields["updated_at"] = datetime.now(UTC)
+        self._elements.update_one({"index": index}, {"$set": fields}, session=self._session)
+
+    def _vector(self, model: str, windows: np.ndarray) -> dict[str, Any]:
+        current = self.state("model")
+        if current != model:
+            # Vectors of two models are not comparable: all others are pending from now on.
+            self.put_state("model", model)
+            self._elements.update_many({}, {"$set": {"asi.pending": True}}, session=self._session)
+            if current is not None:
+                self._bump("epoch")
+        block = np.ascontiguousarray(windows, dtype="<f4")
+        return {
+            "sequence": self._bump("sequence"),
+            "model": model,
+            "dimension": block.shape[1],
+            "windows": Binary(block.tobytes()),
+        }
+
+    def _bump(self, counter: str) -> int:
+        value = int(self.state(counter) or 0) + 1
+        self.put_state(counter, value)
+        return value
+
+
+def _possible(where: Where) -> bool:
+    return where.parent is None or 0 < where.parent <= MAX_INDEX
+
+
+def _condition(where: Where) -> dict[str, Any]:
+    condition: dict[str, Any] = {}
+    if where.name is not None:
+        condition["name"] = where.name
+    if where.parent is not None:
+        condition["parent"] = where.parent
+    if where.roots:
+        condition["parent"] = None
+    if where.after:
+        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
+    if where.incomplete:
+        condition["asi.complete"] = False
+    if where.pending:
+        condition["asi.pending"] = True
+    if where.unscored:
+        condition["score"] = None
+    if where.published:
+        condition["asi.baseline_key"] = None
+    if where.baseline_key is not None:
+        condition["asi.baseline_key"] = where.baseline_key
+    return condition
+
+
+def _facts(document: dict[str, Any]) -> Facts:
+    ours = document["asi"]
+    return Facts(
+        index=document["index"],
+        name=document["name"],
+        time=document["time"],
+        parent=document["parent"],
+        summary=document["summary"],
+        loss=ours["loss"],
+        benchmark=ours["benchmark"],
+        complete=ours["complete"],
+        baseline_key=ours["baseline_key"],
+        score=document["score"],
+        pending=ours["pending"],
+    )

@@ -1,0 +1,121 @@
+"""How much two programs share: token shingles, and a sketch of them (MinHash) that makes the nearest program quick to
+find."""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from collections import OrderedDict
+
+import numpy as np
+
+from database.store import Session
+
+__all__ = ["PERMUTATIONS", "Sketches", "distance", "shingles", "sketch"]
+
+PERMUTATIONS = 128
+_SHINGLE = 5
+_PAGE = 5000
+_KEPT = 512
+_EXACT = 3
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_TOKEN = re.compile(r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|#[^\n]*|\w+|[^\w\s]')
+_PRIME = np.uint64((1 << 31) - 1)
+_RANDOM = np.random.default_rng(20250701)
+_A = _RANDOM.integers(1, int(_PRIME), PERMUTATIONS, dtype=np.uint64)
+_B = _RANDOM.integers(0, int(_PRIME), PERMUTATIONS, dtype=np.uint64)
+
+
+def shingles(program: str) -> np.ndarray:
+    """Hashes of every run of 5 tokens, without comments and triple-quoted texts: uint32 [n], sorted, each once, n >=
+    1."""
+    tokens = [token for token in _TOKEN.findall(program) if token[0] != "#" and token[:3] not in ('"""', "'''")]
+    coded = [zlib.crc32(token.encode("utf-8", "replace")) for token in tokens]
+    coded += [0] * max(0, _SHINGLE - len(coded))
+    values = np.array(coded, dtype=np.uint64)
+    count = len(values) - _SHINGLE + 1
+    mixed = np.zeros(count, dtype=np.uint64)
+    for offset in range(_SHINGLE):
+        mixed = mixed * _MIX + values[offset : offset + count] + np.uint64(1)
+    return np.unique(((mixed ^ (mixed >> np.uint64(29))) * _MIX) >> np.uint64(32)).astype(np.uint32)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """1 - |a & b| / |a | b| of two sets of shingles, in [0, 1]."""
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return 1 - shared / (len(a) + len(b) - shared)
+
+
+def sketch(hashes: np.ndarray) -> bytes:
+    """MinHash of a set of shingles: uint32 little-endian [128]. The share of equal positions estimates 1 - distance
+    within 0.05."""
+    values = hashes.astype(np.uint64) % _PRIME
+    lowest = np.full(PERMUTATIONS, _PRIME, dtype=np.uint64)
+    for start in range(0, len(values), 1024):
+        hashed = (values[start : start + 1024, None] * _A + _B) % _PRIME
+        lowest = np.minimum(lowest, hashed.min(axis=0))
+    return lowest.astype("<u4").tobytes()
+
+
+class Sketches:
+    """The sketches of all stored programs, in memory; follows the store."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._epoch = -1
+        self._size = 0
+        self._indices = np.zeros(64, dtype=np.int64)
+        self._rows = np.zeros((64, PERMUTATIONS), dtype="<u4")
+        self._shingles: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def nearest(self, session: Session, hashes: np.ndarray, before: int | None = None) -> tuple[int, float] | None:
+        """The nearest program among the elements with an index below `before`.
+
+        The sketches choose the three that look nearest; those are compared exactly. Sees what is committed: call it
+        before
+        the transaction stores a program.
+
+        Returns:
+            (index, distance), None when there is no earlier element.
+        """
+        with self._lock:
+            self._follow(session)
+            known = self._indices[: self._size]
+            size = self._size if before is None else int(np.searchsorted(known, before))
+            if not size:
+                return None
+            shared = (self._rows[:size] == np.frombuffer(sketch(hashes), dtype="<u4")).sum(axis=1)
+            best = np.argsort(-shared, kind="stable")[:_EXACT]
+            found = [(distance(hashes, self._of(session, int(known[at]))), int(known[at])) for at in best]
+            nearest = min(found)
+            return nearest[1], nearest[0]
+
+    def _of(self, session: Session, index: int) -> np.ndarray:
+        if index in self._shingles:
+            self._shingles.move_to_end(index)
+        else:
+            self._shingles[index] = shingles(session.elements([index])[0].program)
+            if len(self._shingles) > _KEPT:
+                self._shingles.popitem(last=False)
+        return self._shingles[index]
+
+    def _follow(self, session: Session) -> None:
+        epoch = int(session.state("epoch") or 0)
+        if epoch != self._epoch:
+            self._epoch, self._size = epoch, 0
+            self._shingles.clear()
+        while True:
+            after = int(self._indices[self._size - 1]) if self._size else 0
+            page = session.sketches(after, _PAGE)
+            if not page:
+                return
+            needed = self._size + len(page)
+            if needed > len(self._indices):
+                room = max(needed, 2 * len(self._indices)) - len(self._indices)
+                self._indices = np.concatenate([self._indices, np.zeros(room, dtype=np.int64)])
+                self._rows = np.concatenate([self._rows, np.zeros((room, PERMUTATIONS), dtype="<u4")])
+            self._indices[self._size : needed] = [index for index, _ in page]
+            for offset, (_, row) in enumerate(page):
+                self._rows[self._size + offset] = np.frombuffer(row, dtype="<u4")
+            self._size = needed

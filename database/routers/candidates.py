@@ -1,0 +1,142 @@
+"""The candidate set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi import Path as PathArgument
+
+from database.models import ApiResponse, Element, ScoredElement
+from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.routers.elements import check_range, draw
+from database.store import Session
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/candidates", tags=["candidates"], responses=ERRORS)
+Count = Annotated[int, PathArgument(ge=1, le=50)]
+
+
+@router.get("/stats")
+def candidate_stats(memory: MemoryDep) -> dict[str, Any]:
+    return {"success": True, "data": memory.store.read(memory.candidates.stats)}
+
+
+@router.get("/new-data-count")
+def new_data_count(memory: MemoryDep) -> ApiResponse:
+    """Elements stored since the candidates were last merged."""
+    count = memory.store.read(memory.candidates.new_count)
+    return ApiResponse(message=f"{count} elements since the last update", data={"new_data_count": count})
+
+
+@router.get("/top-k/{k}")
+def candidate_top_k(memory: MemoryDep, k: Count) -> list[Element]:
+    """The k best candidates, best score first."""
+    return memory.store.read(
+        lambda session: session.elements([facts.index for facts in memory.candidates.ranked(session)[:k]])
+    )
+
+
+@router.get("/all")
+def all_candidates(memory: MemoryDep) -> list[ScoredElement]:
+    """The whole set with scores, best first."""
+
+    def work(session: Session) -> list[ScoredElement]:
+        current = memory.candidates.ranked(session)
+        found = session.elements([facts.index for facts in current])
+        scores = {facts.index: facts.score for facts in current}
+        names = Element.model_fields
+        return [
+            ScoredElement(**{name: getattr(element, name) for name in names}, score=scores[element.index])
+            for element in found
+        ]
+
+    return memory.store.read(work)
+
+
+@router.get("/sample-range/{a}/{b}/{k}")
+def candidate_sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
+    """k candidates drawn without repetition from ranks a to b, best first; fewer when the set is smaller."""
+    check_range(a, b, 50)
+
+    def work(session: Session) -> list[Element]:
+        ranked = memory.candidates.ranked(session)[a - 1 : b]
+        return session.elements([ranked[at].index for at in draw(len(ranked), k)])
+
+    return memory.store.read(work)
+
+
+@router.post("/{index}/add")
+def add_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+    """Puts an element into the set by hand."""
+
+    def work(session: Session) -> tuple[str, object]:
+        memory.candidates.add(session, index)
+        return f"element {index} is a candidate", {"index": index}
+
+    return answered(memory, request, key, work)
+
+
+@router.put("/{index}")
+def update_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+    """Scores a candidate again."""
+
+    def work(session: Session) -> tuple[str, object]:
+        memory.candidates.refresh(session, index)
+        return f"candidate {index} is scored again", {"index": index}
+
+    return answered(memory, request, key, work)
+
+
+@router.delete("/by-index/{index}")
+def remove_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+    def work(session: Session) -> tuple[str, object]:
+        memory.candidates.refresh(session, index)
+        memory.candidates.remove(session, index=index)
+        return f"element {index} is no candidate any more", {"index": index}
+
+    return answered(memory, request, key, work)
+
+
+@router.delete("/by-name/{name:path}")
+def remove_candidates_by_name(
+    memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None
+) -> ApiResponse:
+    def work(session: Session) -> tuple[str, object]:
+        count = memory.candidates.remove(session, name=name)
+        return f"{count} candidates are removed", {"deleted_count": count}
+
+    return answered(memory, request, key, work)
+
+
+@router.delete("/all")
+def remove_all_candidates(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    def work(session: Session) -> tuple[str, object]:
+        count = memory.candidates.remove(session)
+        return f"{count} candidates are removed", {"deleted_count": count}
+
+    return answered(memory, request, key, work)
+
+
+@router.post("/force-update")
+def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    """Merges the newest 300 elements now, filtered and scored again."""
+    memory.settle()
+
+    def work(session: Session) -> tuple[str, object]:
+        report = memory.candidates.force_update(session)
+        return f"{report.new_entries} new candidates", report.data()
+
+    return answered(memory, request, key, work)
+
+
+@router.post("/rebuild-from-scored")
+def rebuild_from_scored(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    """Makes the set anew from the best stored scores, unfiltered."""
+
+    def work(session: Session) -> tuple[str, object]:
+        data = memory.candidates.rebuild(session)
+        return data["message"], data
+
+    return answered(memory, request, key, work)

@@ -1,0 +1,173 @@
+"""Elements: adding, finding, ranking, removing."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathArgument
+
+from database import tree
+from database.errors import NotFoundError, RefusedError
+from database.models import ApiResponse, Element, NewElement, ScoredElement
+from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered, body_hash
+from database.store import Session, Where
+
+__all__ = ["check_range", "router"]
+
+router = APIRouter(tags=["elements"], responses=ERRORS)
+Count = Annotated[int, PathArgument(ge=1, le=1000)]
+
+
+@router.post("/elements")
+def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse:
+    """Stores an element without a run record."""
+    stored = memory.add(element, key=None if key is None else f"elements:{key}", body=body_hash(element))
+    return ApiResponse(message=f"element {stored.index} is stored", data={"name": stored.name, "index": stored.index})
+
+
+@router.get("/elements/sample")
+def sample_element(memory: MemoryDep) -> Element:
+    """One element, uniformly at random."""
+
+    def work(session: Session) -> Element:
+        count = session.count()
+        if not count:
+            raise NotFoundError("there are no elements yet")
+        chosen = session.facts(limit=1, offset=random.randrange(count))
+        return session.elements([chosen[0].index])[0]
+
+    return memory.store.read(work)
+
+
+@router.get("/elements/by-name/{name:path}")
+def elements_by_name(memory: MemoryDep, name: str) -> list[Element]:
+    """All elements of this name, oldest first; [] when there is none."""
+    return memory.store.read(
+        lambda session: session.elements([facts.index for facts in session.facts(Where(name=name), "time")])
+    )
+
+
+@router.get("/elements/by-index/{index}")
+def element_by_index(memory: MemoryDep, index: int) -> Element:
+    found = memory.store.read(lambda session: session.elements([index]))
+    if not found:
+        raise NotFoundError(f"there is no element {index}")
+    return found[0]
+
+
+@router.get("/elements/with-score/by-name/{name:path}")
+def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
+    """As by-name, each with its score, computed if it was absent; null when a term of it cannot be had."""
+    found = memory.store.read(lambda session: session.facts(Where(name=name), "time"))
+    return memory.scored([facts.index for facts in found])
+
+
+@router.get("/elements/with-score/by-index/{index}")
+def scored_by_index(memory: MemoryDep, index: int) -> ScoredElement:
+    found = memory.scored([index])
+    if not found:
+        raise NotFoundError(f"there is no element {index}")
+    return found[0]
+
+
+@router.get("/elements/top-k/{k}")
+def top_k(memory: MemoryDep, k: Count) -> list[Element]:
+    """The k elements with the best benchmark mean, best first."""
+    return memory.store.read(
+        lambda session: session.elements([facts.index for facts in session.facts(order="benchmark", limit=k)])
+    )
+
+
+@router.get("/elements/sample-range/{a}/{b}/{k}")
+def sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
+    """k elements drawn without repetition from ranks a to b by benchmark mean, best first; all of them when fewer."""
+    check_range(a, b, 10_000)
+
+    def work(session: Session) -> list[Element]:
+        ranked = [facts.index for facts in session.facts(order="benchmark", limit=b - a + 1, offset=a - 1)]
+        return session.elements([ranked[at] for at in draw(len(ranked), k)])
+
+    return memory.store.read(work)
+
+
+@router.get("/elements/search-similar")
+def search_similar(
+    memory: MemoryDep,
+    motivation: Annotated[str, Query(min_length=1)],
+    top_k: Annotated[int, Query(ge=1, le=20)] = 5,
+) -> list[Element]:
+    """The elements whose motivation is nearest to this one, nearest first."""
+    return memory.similar(motivation, top_k)
+
+
+@router.get("/elements/{index}/score")
+def element_score(memory: MemoryDep, index: int) -> ApiResponse:
+    score = memory.score(index)
+    message = "computed" if score is not None else "a term of the score cannot be computed; see /v2/elements/{i}/score"
+    return ApiResponse(message=message, data={"index": index, "score": score})
+
+
+@router.delete("/elements/by-index/{index}")
+def delete_by_index(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+    """Removes an element, its runs, vectors and candidacy; its children go to its parent."""
+
+    def work(session: Session) -> tuple[str, object]:
+        tree.facts_of(session, index)
+        memory.delete(session, [index])
+        return f"element {index} is removed", {"deleted_count": 1}
+
+    return answered(memory, request, key, work)
+
+
+@router.delete("/elements/by-name/{name:path}")
+def delete_by_name(memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None) -> ApiResponse:
+    """Removes every element of this name."""
+
+    def work(session: Session) -> tuple[str, object]:
+        gone = [facts.index for facts in session.facts(Where(name=name))]
+        if not gone:
+            raise NotFoundError(f"there is no element named {name!r}")
+        memory.delete(session, gone)
+        return f"{len(gone)} elements are removed", {"deleted_count": len(gone)}
+
+    return answered(memory, request, key, work)
+
+
+@router.delete("/elements/all")
+def delete_all(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    """Removes everything but the baselines; the next index is 1."""
+
+    def work(session: Session) -> tuple[str, object]:
+        count = session.count()
+        session.clear()
+        return f"{count} elements are removed", {"deleted_count": count}
+
+    return answered(memory, request, key, work)
+
+
+@router.post("/elements/clean-invalid")
+def clean_invalid(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    """Removes the elements whose train or test row is missing or has an empty cell."""
+
+    def work(session: Session) -> tuple[str, object]:
+        data = memory.clean_invalid(session)
+        return f"{data['cleaned_count']} incomplete elements are removed", data
+
+    return answered(memory, request, key, work)
+
+
+def check_range(a: int, b: int, widest: int) -> None:
+    """Refuses ranks that make no range.
+
+    Raises:
+        RefusedError: a < 1, b < a, or more than `widest` ranks.
+    """
+    if a < 1 or b < a or b - a + 1 > widest:
+        raise RefusedError(f"expected ranks 1 <= a <= b with at most {widest} of them, got {a} to {b}")
+
+
+def draw(population: int, k: int) -> list[int]:
+    """k of `population` positions, without repetition, in order."""
+    return sorted(random.sample(range(population), min(k, population)))

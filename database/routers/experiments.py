@@ -1,0 +1,83 @@
+"""Beyond the published contract: whole experiments in one write, runs, score details, baselines, listing by page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from common.records import Baseline, RunRecord
+from database import tree
+from database.errors import NotFoundError, RefusedError
+from database.memory import with_score
+from database.models import ApiResponse, ElementPage, NewExperiment
+from database.routers import ERRORS, MemoryDep
+from database.store import MAX_INDEX, Session, Where
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v2", tags=["v2"], responses=ERRORS)
+
+
+@router.post("/experiments")
+def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse:
+    """Stores element, run record, vectors and score and updates the candidates, in one transaction, once for each
+    key."""
+    stored = memory.add(experiment.element, experiment.run, f"experiments:{experiment.idempotency_key}")
+    message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
+    return ApiResponse(message=message, data=stored.model_dump())
+
+
+@router.get("/elements")
+def list_elements(
+    memory: MemoryDep,
+    after: Annotated[int, Query(ge=0, le=MAX_INDEX)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> ElementPage:
+    """Elements by index, from the one that follows `after`."""
+
+    def work(session: Session) -> ElementPage:
+        found = session.facts(Where(after=after), limit=limit + 1)
+        shown = found[:limit]
+        scores = {facts.index: facts.score for facts in shown}
+        elements = session.elements(list(scores))
+        return ElementPage(
+            elements=[with_score(element, scores[element.index]) for element in elements],
+            next=shown[-1].index if len(found) > limit else None,
+        )
+
+    return memory.store.read(work)
+
+
+@router.get("/elements/{index}/runs")
+def element_runs(memory: MemoryDep, index: int) -> list[RunRecord]:
+    """The run records stored with an element; [] for one that was added without."""
+
+    def work(session: Session) -> list[RunRecord]:
+        tree.facts_of(session, index)
+        return session.runs(index)
+
+    return memory.store.read(work)
+
+
+@router.get("/elements/{index}/score")
+def score_details(memory: MemoryDep, index: int) -> dict[str, Any]:
+    """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""
+    return memory.score_details(index)
+
+
+@router.put("/baselines/{key}")
+def put_baseline(memory: MemoryDep, key: str, baseline: Baseline) -> ApiResponse:
+    """Keeps a baseline; everything measured against its key is scored again when it changed."""
+    if baseline.key != key:
+        raise RefusedError(f"expected the baseline of {key!r}, got that of {baseline.key!r}")
+    count = memory.put_baseline(baseline)
+    return ApiResponse(message=f"baseline {key} is stored; {count} elements scored again", data={"rescored": count})
+
+
+@router.get("/baselines/{key}")
+def get_baseline(memory: MemoryDep, key: str) -> Baseline:
+    found = memory.store.read(lambda session: session.baseline(key))
+    if found is None:
+        raise NotFoundError(f"there is no baseline {key!r}")
+    return found

@@ -1,0 +1,80 @@
+"""The exploration tree: relatives, paths, UCT."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from database import tree
+from database.models import ApiResponse, Element, ParentChange, TreeStructure
+from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.store import Session, Where
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["tree"], responses=ERRORS)
+Exploration = Annotated[float, Query(gt=0, le=10, allow_inf_nan=False)]
+
+
+@router.get("/elements/roots")
+def roots(memory: MemoryDep) -> list[Element]:
+    return memory.store.read(
+        lambda session: session.elements([facts.index for facts in session.facts(Where(roots=True))])
+    )
+
+
+@router.get("/elements/uct-select")
+def uct_select(memory: MemoryDep, c_param: Exploration = 1.414) -> Element:
+    """The element UCT would expand next. While leaves are infinite that is the oldest leaf, whatever c_param is."""
+    return memory.store.read(lambda session: session.elements([tree.uct_select(session)])[0])
+
+
+@router.get("/elements/uct-scores")
+def uct_scores(memory: MemoryDep, c_param: Exploration = 1.414) -> list[dict[str, Any]]:
+    """The UCT score of every element, highest first; elements without children are "infinite"."""
+    return memory.store.read(lambda session: tree.uct_scores(session, c_param))
+
+
+@router.get("/elements/context/{parent}")
+def context(memory: MemoryDep, parent: int) -> ApiResponse:
+    """The parent, its own parent, and its two children that have most children."""
+    found = memory.store.read(lambda session: tree.context(session, parent))
+    return ApiResponse(message=f"relatives of a child of element {parent}", data=found.model_dump())
+
+
+@router.post("/elements/{index}/set-parent")
+def set_parent(
+    memory: MemoryDep, request: Request, index: int, change: ParentChange, key: IdempotencyKey = None
+) -> ApiResponse:
+    """Re-attaches an element; refuses what would close a cycle."""
+
+    def work(session: Session) -> tuple[str, object]:
+        tree.set_parent(session, index, change.parent_index)
+        return f"element {index} is re-attached", {"child_index": index, "parent_index": change.parent_index}
+
+    return answered(memory, request, key, work, change)
+
+
+@router.get("/elements/{index}/children")
+def children(memory: MemoryDep, index: int) -> list[Element]:
+    """The children, oldest index first; [] when there are none."""
+
+    def work(session: Session) -> list[Element]:
+        tree.facts_of(session, index)
+        return session.elements([facts.index for facts in session.facts(Where(parent=index))])
+
+    return memory.store.read(work)
+
+
+@router.get("/elements/{index}/path")
+def path(memory: MemoryDep, index: int) -> list[Element]:
+    """From the root down to the element."""
+    return memory.store.read(lambda session: session.elements(tree.path(session, index)))
+
+
+@router.get("/tree-structure", response_model=TreeStructure)
+def tree_structure(memory: MemoryDep, root_index: int | None = None) -> Response:
+    """Every tree, or the one below root_index."""
+    text = memory.store.read(lambda session: tree.tree_json(session, root_index))
+    return Response(text, media_type="application/json")

@@ -1,0 +1,141 @@
+"""The service itself: description, health, statistics, repair, and the vector index."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from common.errors import StoreError
+from database.memory import Memory
+from database.models import ApiResponse
+from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.store import Session, Where
+
+__all__ = ["VERSION", "router"]
+
+VERSION = "0.1.0"
+router = APIRouter(tags=["service"], responses=ERRORS)
+
+
+@router.get("/")
+def describe(request: Request) -> ApiResponse:
+    return ApiResponse(
+        message="architecture database",
+        data={"version": VERSION, "docs": "/docs", "redoc": "/redoc", "port": request.app.state.port},
+    )
+
+
+@router.get("/health", response_model=None)
+def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
+    """healthy with the number of elements; 503 when the store does not answer."""
+    timestamp = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        total = memory.store.read(lambda session: session.count())
+    except StoreError as error:
+        body = {
+            "success": False,
+            "message": error.message,
+            "detail": str(error),
+            "status": "unhealthy",
+            "timestamp": timestamp,
+            "database": {"connected": False, "total_records": 0},
+        }
+        return JSONResponse(body, status_code=503)
+    return {"status": "healthy", "timestamp": timestamp, "database": {"connected": True, "total_records": total}}
+
+
+@router.get("/stats")
+def stats(memory: MemoryDep) -> dict[str, Any]:
+    """Counts and bytes, under the published names."""
+    return memory.store.read(published_stats)
+
+
+def published_stats(session: Session) -> dict[str, Any]:
+    sizes = session.sizes()
+    total = session.count()
+    return {
+        "total_records": total,
+        "unique_names": session.unique_names(),
+        "database_size": sizes.database,
+        "collection_size": sizes.documents,
+        "index_size": sizes.index,
+        "storage_size": sizes.storage,
+        "average_object_size": sizes.documents / total if total else 0,
+        "database_name": sizes.database_name,
+        "collection_name": sizes.collection_name,
+    }
+
+
+@router.get("/v2/stats", tags=["v2"])
+def extended_stats(memory: MemoryDep) -> dict[str, Any]:
+    """As /stats, with what still waits: motivations to embed, elements without a score; and the candidate set."""
+
+    def work(session: Session) -> dict[str, Any]:
+        return published_stats(session) | {
+            "pending_embeddings": session.count(Where(pending=True)),
+            "unscored": session.count(Where(unscored=True)),
+            "incomplete": session.count(Where(incomplete=True)),
+            "embedding_model": session.vector_state().model,
+            "embedding_error": memory.guard.last_error,
+            "candidates": memory.candidates.stats(session),
+        }
+
+    return memory.store.read(work)
+
+
+@router.post("/repair")
+def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+    """Checks the storage and derives again what can be derived: scores, completeness, parents, candidates, vectors."""
+
+    def work(session: Session) -> tuple[str, object]:
+        data = memory.repair(session)
+        sound = "sound" if not data["storage_problems"] else "damaged: restore a backup"
+        return f"{data['elements']} elements checked; the storage is {sound}", data
+
+    answer = answered(memory, request, key, work)
+    memory.store.read(memory.index.rebuild)
+    return answer
+
+
+@router.post("/faiss/rebuild", tags=["faiss"])
+def rebuild_index(memory: MemoryDep) -> ApiResponse:
+    """Embeds what is pending, as far as possible, and builds the vector index anew from the store."""
+    remaining = memory.settle()
+    found = memory.store.read(memory.index.rebuild)
+    return ApiResponse(
+        message=f"the index holds {found.vectors} vectors of {found.elements} elements",
+        data={"total_vectors": found.vectors, "active_mappings": found.elements, "pending": remaining},
+    )
+
+
+@router.get("/faiss/stats", tags=["faiss"])
+def index_stats(memory: MemoryDep) -> dict[str, Any]:
+    """What the vector index holds; several vectors an element where its motivation is long."""
+    return {"success": True, "data": _index_data(memory)}
+
+
+def _index_data(memory: Memory) -> dict[str, Any]:
+    found = memory.store.read(memory.index.stats)
+    pending = memory.store.read(lambda session: session.count(Where(pending=True), limit=1))
+    return {
+        "total_vectors": found.vectors,
+        "dimension": found.dimension,
+        "index_type": "IP",
+        "active_mappings": found.elements,
+        "orphan_vectors": 0,
+        "next_index": found.vectors,
+        "health_status": "pending" if pending else "healthy",
+    }
+
+
+@router.post("/faiss/clean-orphans", tags=["faiss"])
+def clean_orphans(memory: MemoryDep) -> ApiResponse:
+    """Drops vectors of elements that are gone."""
+    found = memory.store.read(memory.index.stats)
+    return ApiResponse(
+        message=f"{found.orphans} vectors dropped",
+        data={"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans},
+    )

@@ -1,0 +1,271 @@
+"""The store interface: what a database of elements can do, whatever keeps it.
+
+A store runs `work(session)` as one transaction: all of it is durable when `write` returns, or none of it happened.
+Rules of the domain (scores, candidates, the tree) live above, in functions over a Session, so that both stores share
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from common.errors import StoreError, UsageError
+from common.records import Baseline, RunRecord
+from common.settings import Database as DatabaseSettings
+from database.evaluate_agent.score import Evaluation, Evidence
+from database.models import Element, NewElement
+
+__all__ = [
+    "MAX_INDEX",
+    "Facts",
+    "NewEntry",
+    "Order",
+    "Session",
+    "Sizes",
+    "Store",
+    "StoreBusyError",
+    "StoreFullError",
+    "VectorRow",
+    "VectorState",
+    "Where",
+    "open_store",
+]
+
+T = TypeVar("T")
+MAX_INDEX = 2**63 - 1
+Order = Literal["index", "newest", "time", "benchmark", "score"]
+
+
+class StoreFullError(StoreError):
+    """The disk, or a quota on it, is full; nothing of the write was kept."""
+
+
+class StoreBusyError(StoreError):
+    """Another process holds the store, or it does not answer; the same request may succeed later."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The small, indexed part of a stored element. `benchmark` is its mean accuracy, None when one cannot be had."""
+
+    index: int
+    name: str
+    time: str
+    parent: int | None
+    summary: str
+    loss: float | None
+    benchmark: float | None
+    complete: bool
+    baseline_key: str | None
+    score: float | None
+    pending: bool
+    """Its motivation has no vectors of the current model yet."""
+
+
+@dataclass(frozen=True)
+class NewEntry:
+    """All that is stored of a new element at once. `windows` is float32 [w, dimension], None while it could not be
+    embedded."""
+
+    element: NewElement
+    evidence: Evidence
+    complete: bool
+    sketch: bytes
+    windows: np.ndarray | None = None
+    model: str | None = None
+    run: RunRecord | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which elements: all conditions that are set hold together."""
+
+    name: str | None = None
+    parent: int | None = None
+    roots: bool = False
+    after: int = 0
+    incomplete: bool = False
+    pending: bool = False
+    unscored: bool = False
+    baseline_key: str | None = None
+    published: bool = False
+    """Without a run record, and so scored against the published constants."""
+
+
+@dataclass(frozen=True)
+class VectorRow:
+    """The windows of one motivation, float32 [w, dimension], in the order in which they were stored (`sequence`)."""
+
+    sequence: int
+    index: int
+    windows: np.ndarray
+
+
+@dataclass(frozen=True)
+class VectorState:
+    """What a cache of the vectors has to agree with. `epoch` grows whenever something stored before is removed or
+    replaced."""
+
+    epoch: int
+    sequence: int
+    elements: int
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, and where they lie."""
+
+    database: int
+    documents: int
+    storage: int
+    index: int
+    database_name: str
+    collection_name: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """One transaction. Elements are addressed by index; an index that is not there is simply absent from an answer."""
+
+    # Elements
+    def insert(self, entry: NewEntry) -> int:
+        """Stores `entry` under the next index, which no element has had while data existed, and returns it."""
+        ...
+
+    def find_key(self, key: str) -> Facts | None:
+        """The element stored under this idempotency key."""
+        ...
+
+    def facts(
+        self, where: Where = ..., order: Order = "index", limit: int | None = None, offset: int = 0
+    ) -> list[Facts]:
+        """By index, newest first, by time, or best first by benchmark or score (None last); ties by index."""
+        ...
+
+    def elements(self, indices: Sequence[int]) -> list[Element]:
+        """The whole elements, in the order asked."""
+        ...
+
+    def count(self, where: Where = ..., limit: int | None = None) -> int:
+        """How many match, counting no further than `limit`."""
+        ...
+
+    def unique_names(self) -> int: ...
+
+    def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
+        """Number of children of each of `indices` (of all without) that has any."""
+        ...
+
+    def oldest_leaf(self) -> int | None: ...
+
+    def set_parent(self, indices: Sequence[int], parent: int | None) -> None: ...
+
+    def delete(self, indices: Sequence[int]) -> None:
+        """Removes rows, runs, vectors and candidacy. The caller has re-attached the children."""
+        ...
+
+    def clear(self) -> None:
+        """Removes all elements; the next index is 1. Baselines and their order (state "baselines") stay."""
+        ...
+
+    # What is measured and computed of an element
+    def evidence(self, index: int) -> tuple[Evidence, Evaluation | None] | None: ...
+
+    def set_evaluation(self, index: int, evidence: Evidence, evaluation: Evaluation) -> None: ...
+
+    def set_complete(self, index: int, complete: bool) -> None: ...
+
+    def runs(self, index: int) -> list[RunRecord]: ...
+
+    # Novelty
+    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None: ...
+
+    def windows(self, after: int, limit: int) -> list[VectorRow]:
+        """Vectors of the current model, from the sequence number that follows `after`."""
+        ...
+
+    def vector_state(self) -> VectorState: ...
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        """(index, program sketch) of the elements that follow `after`."""
+        ...
+
+    # Candidates
+    def candidates(self) -> list[Facts]:
+        """The candidate set, best score first, None last, ties by index."""
+        ...
+
+    def put_candidates(self, indices: Sequence[int]) -> None:
+        """Replaces the set."""
+        ...
+
+    # Small state
+    def state(self, name: str) -> Any: ...
+
+    def put_state(self, name: str, value: Any) -> None: ...
+
+    def answer(self, route: str, key: str) -> dict[str, Any] | None:
+        """What this write answered when it was first sent with this Idempotency-Key."""
+        ...
+
+    def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
+        """Keeps it, in place of an older one."""
+        ...
+
+    def baseline(self, key: str) -> Baseline | None: ...
+
+    def put_baseline(self, baseline: Baseline) -> None: ...
+
+    # Upkeep
+    def sizes(self) -> Sizes: ...
+
+    def check(self) -> list[str]:
+        """What the storage itself says is broken; [] when it is sound."""
+        ...
+
+
+class Store(Protocol):
+    """Thread-safe. Every method raises StoreError, StoreFullError or StoreBusyError."""
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` over one consistent state; it must not write."""
+        ...
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` alone, as one transaction, and returns when it is on disk. It may be run again if it could not
+        be kept."""
+        ...
+
+    def close(self) -> None: ...
+
+    def cache_file(self) -> str | None:
+        """Where a disposable cache of the vectors may lie; None when the store has no folder."""
+        ...
+
+
+def open_store(settings: DatabaseSettings) -> Store:
+    """Opens `settings.store`: sqlite:///relative, sqlite:////absolute, or mongodb://HOST:PORT/DATABASE.
+
+    Raises:
+        UsageError: the URL is none of these.
+        StoreError: the store is there and cannot be used; the message says why and what to do.
+    """
+    url = settings.store
+    if url.startswith("sqlite:///") and url.removeprefix("sqlite:///") not in ("", ":memory:"):
+        from database.sqlite_database import SqliteStore
+
+        return SqliteStore(url.removeprefix("sqlite:///"), settings.lock_timeout)
+    if url.startswith(("mongodb://", "mongodb+srv://")):
+        from database.mongodb_database import MongoStore
+
+        return MongoStore(url, settings.lock_timeout)
+    raise UsageError(
+        f"expected a store such as sqlite:///database.sqlite or mongodb://127.0.0.1:27018/myapp, got {url!r}",
+        "three slashes name a file relative to this folder, four an absolute one: sqlite:////var/lib/asi/database.sqlite",
+    )

@@ -1,0 +1,245 @@
+"""What both stores promise, asked of each through the store interface. MongoDB runs with `-m services`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import StoreError
+from common.settings import Database as DatabaseSettings
+from database import tree
+from database.evaluate_agent.score import Evaluation, evidence_of
+from database.models import NewElement
+from database.novelty import shingles, sketch
+from database.store import NewEntry, Session, Store, Where, open_store
+from tests.database.db_service import BASELINE, KEYS, body_of, mongodb_server, run_of
+
+
+def entry_of(
+    name: str, parent: int | None = None, benchmark: str = "0.5", key: str | None = None, vector: int | None = None
+) -> NewEntry:
+    result = {"train": "s,1\nx,4.5", "test": f"m,a\nx,{benchmark}"}
+    element = NewElement.model_validate(body_of(name, parent, result=result))
+    return NewEntry(
+        element=element,
+        evidence=evidence_of(element.result.train, element.result.test, None),
+        complete=bool(benchmark),
+        sketch=sketch(shingles(element.program)),
+        windows=None if vector is None else np.eye(8, dtype=np.float32)[[vector, 7]],
+        model=None if vector is None else "eye",
+        run=run_of(element, 4.0, 0.5) if key else None,
+        key=key,
+    )
+
+
+@pytest.fixture(scope="session")
+def mongodb() -> Iterator[str]:
+    with mongodb_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("mongodb", marks=pytest.mark.services)])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Opens the same store again and again."""
+    url = f"sqlite:///{tmp_path}/a.sqlite"
+    if request.param == "mongodb":
+        url = f"{request.getfixturevalue('mongodb')}/test_{uuid.uuid4().hex}"
+    stores: list[Store] = []
+
+    def begin() -> Store:
+        stores.append(open_store(DatabaseSettings(store=url)))
+        return stores[-1]
+
+    yield begin
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Callable[[], Store]) -> Store:
+    return opened()
+
+
+def insert(store: Store, *entries: NewEntry) -> list[int]:
+    def one(entry: NewEntry) -> int:
+        return store.write(lambda session: session.insert(entry))
+
+    return [one(entry) for entry in entries]
+
+
+def indices(store: Store, where: Where = Where(), order: str = "index", **kwargs: int) -> list[int]:  # noqa: B008
+    return [facts.index for facts in store.read(lambda session: session.facts(where, order, **kwargs))]  # type: ignore[arg-type]
+
+
+def test_an_entry_comes_back_whole(store: Store, opened: Callable[[], Store]) -> None:
+    assert insert(store, entry_of("a", key="k1", vector=0)) == [1]
+    for reader in (store, opened()):
+        element = reader.read(lambda session: session.elements([1, 2, 0, -1, 10**30]))
+        assert len(element) == 1 and list(element[0].model_dump()) == KEYS and element[0].name == "a"
+        assert reader.read(lambda session: session.runs(1))[0].name == "a"
+        facts = reader.read(lambda session: session.find_key("k1"))
+        assert (
+            facts is not None
+            and facts.index == 1
+            and facts.benchmark == 0.5
+            and not facts.pending
+            and facts.score is None
+        )
+        evidence = reader.read(lambda session: session.evidence(1))
+        assert evidence is not None and evidence[0].loss is not None and evidence[1] is None
+        rows = reader.read(lambda session: session.windows(0, 10))
+        assert [row.index for row in rows] == [1] and rows[0].windows.tolist() == np.eye(8)[[0, 7]].tolist()
+        assert reader.read(lambda session: session.sketches(0, 10)) == [(1, entry_of("a").sketch)]
+    assert store.read(lambda session: session.find_key("k2")) is None
+
+
+def test_orders_and_conditions(store: Store) -> None:
+    insert(
+        store,
+        entry_of("a", benchmark="0.3"),
+        entry_of("b", 1, benchmark="nan"),
+        entry_of("a", 1, benchmark="0.9", vector=1),
+        entry_of("c", 2, benchmark=""),
+    )
+
+    def score(session: Session) -> None:
+        for index, value in ((1, 1.5), (3, 0.5), (4, 2.5)):
+            known = session.evidence(index)
+            assert known is not None
+            session.set_evaluation(index, known[0], Evaluation(score=value, source="result"))
+
+    store.write(score)
+    assert indices(store) == [1, 2, 3, 4]
+    assert indices(store, order="newest", limit=2) == [4, 3]
+    assert indices(store, order="benchmark") == [3, 1, 2, 4]
+    assert indices(store, order="score") == [4, 1, 3, 2]
+    assert indices(store, order="benchmark", limit=2, offset=1) == [1, 2]
+    assert indices(store, Where(name="a"), "time") == [1, 3]
+    assert indices(store, Where(parent=1)) == [2, 3] and indices(store, Where(roots=True)) == [1]
+    assert indices(store, Where(after=2)) == [3, 4] and indices(store, Where(incomplete=True)) == [4]
+    assert indices(store, Where(pending=True)) == [1, 2, 4] and indices(store, Where(unscored=True)) == [2]
+    assert store.read(lambda session: session.count()) == 4
+    assert store.read(lambda session: session.count(Where(after=1), limit=2)) == 2
+    assert store.read(lambda session: session.unique_names()) == 3
+    assert store.read(lambda session: session.child_counts()) == {1: 2, 2: 1}
+    assert store.read(lambda session: session.child_counts([2, 3])) == {2: 1}
+    assert store.read(lambda session: session.oldest_leaf()) == 3
+
+
+def test_a_failed_write_leaves_nothing(store: Store) -> None:
+    insert(store, entry_of("a"))
+
+    def fail(session: Session) -> None:
+        tree.facts_of(session, 9)
+        session.insert(entry_of("b"))
+
+    with pytest.raises(Exception, match="no element 9"):
+        store.write(fail)
+    assert insert(store, entry_of("c")) == [2]
+    assert [element.name for element in store.read(lambda session: session.elements([1, 2]))] == ["a", "c"]
+
+
+def test_an_index_is_not_used_again_while_data_exists(store: Store, opened: Callable[[], Store]) -> None:
+    insert(store, entry_of("a"), entry_of("b"), entry_of("c"))
+    store.write(lambda session: session.delete([3]))
+    again = opened()
+    assert insert(again, entry_of("d")) == [4]
+    again.write(lambda session: session.clear())
+    assert insert(again, entry_of("e")) == [1]
+
+
+def test_indices_are_unique_and_without_gaps_under_concurrency(store: Store, opened: Callable[[], Store]) -> None:
+    stores = [store, opened()]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: insert(stores[n % 2], entry_of(f"n{n}", key=f"key{n}"))[0], range(24)))
+    assert sorted(found) == list(range(1, 25))
+    assert indices(store) == list(range(1, 25))
+
+
+def test_removal_takes_everything_along(store: Store) -> None:
+    insert(store, entry_of("a", vector=0), entry_of("b", 1, vector=1), entry_of("c", 2, vector=2, key="k"))
+    store.write(lambda session: session.put_candidates([1, 2, 3]))
+    before = store.read(lambda session: session.vector_state())
+    assert (before.elements, before.model) == (3, "eye")
+
+    def remove(session: Session) -> int:
+        moved = tree.detach(session, [2])
+        session.delete([2])
+        return moved
+
+    assert store.write(remove) == 1
+    after = store.read(lambda session: session.vector_state())
+    assert after.epoch > before.epoch and after.elements == 2
+    assert [facts.index for facts in store.read(lambda session: session.candidates())] == [1, 3]
+    assert store.read(lambda session: session.elements([3]))[0].parent == 1
+    assert store.read(lambda session: session.evidence(2)) is None
+    store.write(lambda session: session.delete([3]))
+    assert (
+        store.read(lambda session: session.runs(3)) == [] and store.read(lambda session: session.find_key("k")) is None
+    )
+
+
+def test_vectors_of_another_model_make_the_rest_pending(store: Store) -> None:
+    insert(store, entry_of("a", vector=0), entry_of("b", vector=1))
+    before = store.read(lambda session: session.vector_state())
+    store.write(lambda session: session.put_windows(2, "other", np.eye(4, dtype=np.float32)[:1]))
+    after = store.read(lambda session: session.vector_state())
+    assert after.model == "other" and after.elements == 1 and after.epoch > before.epoch
+    assert indices(store, Where(pending=True)) == [1]
+    assert [row.index for row in store.read(lambda session: session.windows(0, 10))] == [2]
+
+
+def test_small_state_answers_and_baselines(store: Store, opened: Callable[[], Store]) -> None:
+    def write(session: Session) -> None:
+        session.put_state("x", {"a": [1, None]})
+        session.put_answer("POST /x", "k", {"message": "m", "data": {"index": 1}})
+        session.put_baseline(BASELINE)
+
+    store.write(write)
+    again = opened()
+    assert again.read(lambda session: session.state("x")) == {"a": [1, None]}
+    assert again.read(lambda session: session.state("y")) is None
+    assert again.read(lambda session: session.answer("POST /x", "k")) == {"message": "m", "data": {"index": 1}}
+    assert again.read(lambda session: session.answer("POST /y", "k")) is None
+    assert again.read(lambda session: session.baseline(BASELINE.key)) == BASELINE
+    again.write(lambda session: session.clear())
+    assert again.read(lambda session: session.baseline(BASELINE.key)) == BASELINE
+    assert again.read(lambda session: session.answer("POST /x", "k")) is None
+    assert again.read(lambda session: session.check()) == []
+    sizes = again.read(lambda session: session.sizes())
+    assert sizes.documents == 0 and sizes.database >= 0 and sizes.database_name and sizes.collection_name
+
+
+def test_hostile_text_is_data(store: Store) -> None:
+    name = 'a\u0000b.$gt {"$ne": 1} \' --'
+    insert(store, entry_of(name))
+    assert indices(store, Where(name=name)) == [1]
+    assert indices(store, Where(name='{"$gt": ""}')) == []
+
+
+def test_a_deep_lineage_breaks_no_recursion_limit(store: Store) -> None:
+    depth = 1500 if type(store).__name__ == "SqliteStore" else 50
+
+    def grow(session: Session) -> None:
+        for number in range(depth):
+            session.insert(entry_of("n", number or None))
+
+    store.write(grow)
+    text = store.read(lambda session: tree.tree_json(session, None))
+    assert text.count('"children":[{') == depth - 1 and text.count("[") == text.count("]")
+    assert len(store.read(lambda session: tree.path(session, depth))) == depth
+    shallow = json.loads(store.read(lambda session: tree.tree_json(session, depth)))
+    assert shallow["data"]["children"] == []
+
+
+def test_a_store_that_is_closed_or_not_there_is_a_clear_error(opened: Callable[[], Store]) -> None:
+    store = opened()
+    store.close()
+    with pytest.raises(StoreError):
+        store.write(lambda session: session.clear())

@@ -1,0 +1,184 @@
+"""What goes wrong around the server: ports, files, disks, locks. One clear message, nothing half-written."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.process import REPOSITORY
+from database.evaluate_agent.score import evidence_of
+from database.faiss_manager import VectorIndex
+from database.models import NewElement
+from database.mongodb_api import main
+from database.novelty import shingles, sketch
+from database.sqlite_database import SqliteStore
+from database.store import NewEntry, Store
+from tests.database.db_service import Service, body_of, hashed_windows
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Runs the command that should not start; returns its exit status and what it said."""
+    status = main(arguments)
+    said = capsys.readouterr()
+    assert said.out == ""
+    return status, said.err
+
+
+def test_a_taken_port_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        status, said = refused(capsys, "--port", port, "--store", f"sqlite:///{tmp_path}/a.sqlite")
+    assert status == 2 and f"127.0.0.1:{port}" in said and "--port" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["unwritable", "text", "foreign", "newer", "url", "memory"])
+def test_a_store_that_cannot_be_used_stops_the_start(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.sqlite"
+    url, expected = f"sqlite:///{file}", (3, "--store")
+    if case == "unwritable":
+        file.write_text("")
+        url = f"sqlite:///{file}/below/a.sqlite"
+    elif case == "text":
+        file.write_text("this is no database\n" * 100)
+    elif case in ("foreign", "newer"):
+        with sqlite3.connect(file) as connection:
+            connection.execute("CREATE TABLE other (a)")
+            if case == "newer":
+                connection.execute(f"PRAGMA application_id = {0x41534931}")
+                connection.execute("PRAGMA user_version = 99")
+    else:
+        url, expected = {"url": "postgres://x/y", "memory": "sqlite:///:memory:"}[case], (2, "sqlite:///")
+    before = file.read_bytes() if file.exists() else None
+    status, said = refused(capsys, "--port", "0", "--store", url)
+    assert status == expected[0] and expected[1] in said and "fix:" in said
+    assert (file.read_bytes() if file.exists() else None) == before
+
+
+def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., Service]) -> None:
+    service = start(limit_file_bytes=1_500_000)
+    stored = 0
+    status = 200
+    for _ in range(60):
+        answer = service.http.post("/elements", json=body_of(f"n{stored}", log="x" * 60_000))
+        status = answer.status_code
+        if status != 200:
+            assert answer.json()["detail"] and answer.json()["success"] is False
+            break
+        stored += 1
+    assert status == 507 and stored > 3
+    assert service.get("/health")["database"]["total_records"] == stored
+    assert service.get(f"/elements/by-index/{stored}")["name"] == f"n{stored - 1}"
+    service.stop()
+    roomy = start()
+    assert roomy.get("/health")["database"]["total_records"] == stored
+    assert roomy.add("next") == stored + 1
+
+
+def test_several_processes_share_one_file(start: Callable[..., Service], tmp_path: Path) -> None:
+    one, two = start(env={"ASI_DATABASE__LOCK_TIMEOUT": "0.3"}), start()
+    one.add("a", motivation="alpha beta")
+    two.add("b", motivation="gamma delta")
+    assert one.add("c", motivation="epsilon") == 3
+    assert [element["name"] for element in one.get("/elements/search-similar?motivation=gamma%20delta&top_k=1")] == [
+        "b"
+    ]
+    two.delete("/elements/by-index/2")
+    names = [element["name"] for element in one.get("/elements/search-similar?motivation=gamma%20delta")]
+    assert sorted(names) == ["a", "c"]
+    # One that holds the file is waited for, then the write is refused for now; reading goes on.
+    holder = sqlite3.connect(tmp_path / "database.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    assert "another process" in one.post("/elements", body_of("d"), 503)["detail"]
+    assert one.get("/elements/by-index/1")["name"] == "a"
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert one.add("d") == 4
+
+
+def _insert(store: Store, entry: NewEntry) -> int:
+    return store.write(lambda session: session.insert(entry))
+
+
+def fill(store: Store, motivations: dict[str, str]) -> None:
+    """Stores elements with vectors, without the service around it."""
+    for name, motivation in motivations.items():
+        element = NewElement.model_validate(body_of(name, motivation=motivation))
+        entry = NewEntry(
+            element=element,
+            evidence=evidence_of(element.result.train, element.result.test, None),
+            complete=True,
+            sketch=sketch(shingles(element.program)),
+            windows=np.array(hashed_windows(motivation), dtype=np.float32),
+            model="hashed-words",
+        )
+        _insert(store, entry)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "flipped", "garbage", "gone", "older", "newer"])
+def test_the_vector_cache_is_disposable(tmp_path: Path, damage: str) -> None:
+    store = SqliteStore(str(tmp_path / "a.sqlite"))
+    cache = tmp_path / "a.sqlite.faiss"
+    fill(store, {"a": "alpha beta"})
+    index = VectorIndex(cache)
+    store.read(index.stats)
+    index.save()
+    kept = cache.read_bytes()
+    fill(store, {"b": "gamma delta", "c": " ".join(f"word{number}" for number in range(100))})
+    store.read(index.stats)
+    index.save()
+    if damage == "cut":
+        cache.write_bytes(cache.read_bytes()[:-20])
+    elif damage == "flipped":
+        data = bytearray(cache.read_bytes())
+        data[-30] ^= 1
+        cache.write_bytes(data)
+    elif damage == "garbage":
+        cache.write_bytes(b"garbage")
+    elif damage == "gone":
+        cache.unlink()
+    elif damage == "older":
+        cache.write_bytes(kept)
+    elif damage == "newer":
+        # A cache that is ahead of its store, as after restoring a backup of the database.
+        store.write(lambda session: session.delete([2]))
+        fill(store, {"b": "gamma delta"})
+    fresh = VectorIndex(cache)
+    query = np.array(hashed_windows("gamma delta"), dtype=np.float32)
+    found = store.read(lambda session: fresh.search(session, query, 3))
+    expected = 4 if damage == "newer" else 2
+    assert found[0] == (expected, pytest.approx(1.0, abs=1e-5)) and len(found) == 3
+    assert store.read(fresh.stats).vectors == 5
+    store.close()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "a.sqlite"))
+    fill(store, {"a": "alpha beta"})
+    (tmp_path / "a.sqlite.faiss").mkdir()
+    index = VectorIndex(tmp_path / "a.sqlite.faiss")
+    assert store.read(index.stats).vectors == 1
+    index.save()
+    store.close()
+
+
+def test_the_entry_works_from_its_own_folder_and_shows_its_settings() -> None:
+    ended = subprocess.run(
+        [sys.executable, "mongodb_api.py", "--help"],
+        cwd=REPOSITORY / "database",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0 and "--store" in ended.stdout and "candidate set" in ended.stdout

@@ -1,0 +1,52 @@
+"""Two writers settle the same elements at once: what is settled is not written again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import ServiceError
+from common.settings import Database as DatabaseSettings
+from database.memory import Memory
+from database.models import NewElement
+from database.store import open_store
+from tests.database.db_service import DIMENSION, body_of, hashed_windows
+
+
+class Words:
+    """Embeds by hashed words. `first` settles element 1 before the next answer."""
+
+    model = "hashed-words"
+    dimension = DIMENSION
+
+    def __init__(self, away: bool = False) -> None:
+        self.away = away
+        self.first: Memory | None = None
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([windows[0] for windows in self.windows(texts)])
+
+    def windows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.away:
+            raise ServiceError("away")
+        other, self.first = self.first, None
+        if other is not None:
+            other.settle(1, 1)
+        return [np.array(hashed_windows(text), dtype=np.float32) for text in texts]
+
+
+def test_an_element_that_another_settled_meanwhile_is_not_rewritten(tmp_path: Path) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    here = Words()
+    memories = [Memory(open_store(settings), words, settings) for words in (Words(away=True), here, Words())]
+    offline, one, two = memories
+    for name in ("a", "b"):
+        offline.add(NewElement.model_validate(body_of(name, motivation=f"motivation {name}")))
+    here.first = two
+    assert one.settle() == 0
+    rows = one.store.read(lambda session: session.windows(0, 10))
+    assert [(row.sequence, row.index) for row in rows] == [(1, 1), (2, 2)], "the first kept its row"
+    for memory in memories:
+        memory.close()
