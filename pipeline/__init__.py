@@ -1,0 +1,1 @@
+"""The loop: sample, evolve, evaluate, analyse, update. Knows services and training only through their clients."""

@@ -1,0 +1,1 @@
+"""Analyse: analyzer, summarizer, and the question to the cognition base."""

@@ -1,0 +1,1 @@
+"""Evaluate: trainer and debugger."""

@@ -1,0 +1,135 @@
+"""Evaluate: train and benchmark the accepted program; a run that fails goes to the debugger, three attempts at most."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.errors import StoreError
+from common.files import read_json
+from common.records import CheckReport, RunRecord
+from pipeline.agents.roles import DesignContext, Proposal
+from pipeline.evolve.stage import claim_structure, program_of
+from pipeline.failure import ExperimentFailed
+from pipeline.lab import Lab
+from training.baseline import recount
+from training.launcher import peer_of
+from training.programs import Program
+from training.results import element_result
+
+__all__ = ["Evaluated", "evaluate", "log_of"]
+
+REPAIRABLE = frozenset({"crashed", "timeout", "memory", "diverged", "nan", "slow", "stalled"})
+"""Endings that a changed program may cure. A leak or a forged number ends the experiment."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was trained and how it went.
+
+    Attributes:
+        proposal: the one that finished: the repaired one, if it came to that.
+        result: its train and test rows in the published form.
+        log: the end of what the job printed.
+        attempts: runs that failed before it.
+    """
+
+    proposal: Proposal
+    run: RunRecord
+    result: dict[str, str]
+    log: str
+    attempts: list[dict[str, Any]]
+
+
+def evaluate(
+    lab: Lab, who: str, folder: Path, proposal: Proposal, report: CheckReport, context: DesignContext
+) -> Evaluated:
+    """Trains and scores `proposal` in `folder`/attempt-N, repairing it between attempts.
+
+    Raises:
+        ExperimentFailed: no attempt finished.
+    """
+    attempts: list[dict[str, Any]] = []
+    for attempt in range(1, lab.settings.evolve.debug_attempts + 1):
+        lab.checkpoint()
+        out = folder / f"attempt-{attempt}"
+        program = program_of(proposal)
+        run = _finished(out, program, lab) or lab.job(partial(_train, lab, who, program, report, out, context.key))
+        lab.console.done(who)
+        if run.status == "finished":
+            finished = _with_design(recount(run, lab.baseline.tasks), proposal)
+            return Evaluated(proposal, finished, element_result(finished), log_of(out), attempts)
+        attempts.append(
+            {"kind": run.reason, "detail": run.detail, "proposal": asdict(proposal), "run": run.model_dump()}
+        )
+        lab.console.line(who, "train", f"{run.status}, {run.reason}: {run.detail}"[:300])
+        if run.reason not in REPAIRABLE:
+            break
+        repaired = _repair(lab, proposal, run, out, replace(context, taken=lab.ideas.taken()), attempt)
+        if repaired is None:
+            break
+        proposal, report = repaired
+    last = attempts[-1]
+    raise ExperimentFailed("evaluate", str(last["kind"]), str(last["detail"]), attempts)
+
+
+def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path, key: str) -> RunRecord:
+    return lab.launcher.train(
+        program,
+        seed=lab.settings.run.seed,
+        out=out,
+        run_id=f"{key}/{out.name}",
+        checks=report,
+        peers=[peer_of(other) for other in lab.finished_runs()],
+        counted_tasks=lab.baseline.tasks,
+        on_event=lambda event: lab.console.progress(who, event),
+        cancel=lab.cancelled,
+    )
+
+
+def _finished(out: Path, program: Program, lab: Lab) -> RunRecord | None:
+    """The run of exactly this program that was finished in `out` before a kill, None when there is none."""
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        run = RunRecord.model_validate(read_json(path))
+    except (StoreError, ValidationError):
+        return None  # train it again
+    same = (run.program_sha256, run.baseline_key, run.seed) == (
+        program.sha256,
+        lab.baseline.key,
+        lab.settings.run.seed,
+    )
+    return run if same and run.status == "finished" else None
+
+
+def _repair(
+    lab: Lab, proposal: Proposal, run: RunRecord, out: Path, context: DesignContext, attempt: int
+) -> tuple[Proposal, CheckReport] | None:
+    """The debugger's answer, once it is new and has passed the checks: nothing unproven is trained."""
+    repaired = lab.roles.debugger.repair(proposal, run, log_of(out), context, attempt)
+    if repaired is None or not claim_structure(lab, context.key, repaired):
+        return None
+    report = lab.check(program_of(repaired))
+    return (repaired, report) if report.accepted else None
+
+
+def _with_design(run: RunRecord, proposal: Proposal) -> RunRecord:
+    design = {
+        "operator": proposal.operator,
+        "change": proposal.change,
+        "genome": proposal.genome,
+        "mechanisms": list(proposal.mechanisms),
+    }
+    return run.model_copy(update={"design": design})
+
+
+def log_of(out: Path) -> str:
+    """The end of what the job in `out` printed, "" when it printed nothing."""
+    log = out / "stderr.log"
+    return log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else ""

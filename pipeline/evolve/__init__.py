@@ -1,0 +1,1 @@
+"""Evolve: planner, novelty checker, deduplication, code checker."""

@@ -1,0 +1,269 @@
+"""The closed loop: sample, evolve, evaluate, analyse, update; in several lanes, each step journalled before the
+next."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from common.files import write_atomic
+from common.records import CheckReport, RunRecord
+from database.models import NewElement, Result
+from pipeline.analyse.stage import analyse
+from pipeline.eval.stage import evaluate
+from pipeline.evolve.stage import claim_structure, evolve
+from pipeline.experiment import Experiment, journal, proposal_from
+from pipeline.failure import ExperimentFailed
+from pipeline.lab import Cancelled, Lab
+from pipeline.sample import build_context, sample
+from pipeline.verdict import verdict
+from pipeline.workspace import now
+
+__all__ = ["Loop", "run_experiment"]
+
+PATIENCE = 10
+"""Experiments whose failures end an endless loop: three times as many without a single success."""
+
+
+def run_experiment(lab: Lab, experiment: Experiment) -> None:
+    """One turn of the loop. Stages whose result is journalled are not done again.
+
+    Raises:
+        Cancelled: Ctrl-C came; the journal holds the stages that are done.
+        AsiError: a fault that is not the design's: a service is gone, the disk is full.
+    """
+    number = f"{experiment.number:04d}"
+    who = f"experiment {experiment.number}"
+
+    # Sample
+    def sample_stage() -> dict[str, Any]:
+        selection = sample(lab, random.Random(f"{lab.settings.run.seed}/{number}/sample"))
+        return {"parent": selection.parent, "references": list(selection.references)}
+
+    sampled = _stage(experiment, "sample", sample_stage)
+    context = build_context(lab, sampled["parent"], sampled["references"], number)
+    lab.console.line(
+        who, "sample", f"parent {context.parent.name}, {len(context.references)} references", sampled["seconds"]
+    )
+
+    # Evolve
+    def evolve_stage() -> dict[str, Any]:
+        evolved = evolve(lab, who, context)
+        return {
+            "proposal": asdict(evolved.proposal),
+            "report": evolved.report.model_dump(),
+            "attempts": evolved.attempts,
+            "check_seconds": evolved.check_seconds,
+        }
+
+    evolved = _stage(experiment, "evolve", evolve_stage)
+    proposal, report = proposal_from(evolved["proposal"]), CheckReport.model_validate(evolved["report"])
+    lab.console.line(
+        who, "evolve", f"{proposal.name}: {proposal.change}; {len(report.checks)} checks passed", evolved["seconds"]
+    )
+
+    # Evaluate
+    def evaluate_stage() -> dict[str, Any]:
+        done = evaluate(lab, who, experiment.folder, proposal, report, context)
+        return {**asdict(done), "run": done.run.model_dump()}
+
+    evaluated = _stage(experiment, "evaluate", evaluate_stage)
+    proposal, run = proposal_from(evaluated["proposal"]), RunRecord.model_validate(evaluated["run"])
+    lab.console.line(who, "evaluate", _measured(run), evaluated["seconds"])
+
+    # Analyse
+    analysed = _stage(experiment, "analyse", lambda: analyse(lab, proposal, run, sampled["parent"]))
+    lab.console.line(who, "analyse", verdict(run, lab.baseline), analysed["seconds"])
+
+    # Update
+    def update_stage() -> dict[str, Any]:
+        name = lab.ideas.claim_name(number, proposal.name)
+        element = NewElement(
+            time=now(),
+            name=name,
+            result=Result(**evaluated["result"]),
+            program=proposal.program,
+            motivation=proposal.motivation,
+            analysis=analysed["analysis"],
+            cognition=analysed["cognition"],
+            log=evaluated["log"],
+            parent=sampled["parent"],
+            summary=analysed["summary"],
+        )
+        stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run))
+        gain = None if stored.score is None or context.parent.score is None else stored.score - context.parent.score
+        write_atomic(lab.workspace.pool / f"{stored.name}.py", proposal.program)
+        return {"index": stored.index, "name": stored.name, "score": stored.score, "gain": gain}
+
+    updated = _stage(experiment, "update", update_stage)
+    lab.remember(experiment.number, proposal, run, updated["gain"])
+    score = "no score" if updated["score"] is None else f"score {updated['score']:.3f}"
+    lab.console.line(who, "update", f"stored as element {updated['index']}, {score}", updated["seconds"])
+
+
+def _stage(experiment: Experiment, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The journalled result of `stage`; when there is none, does the work and journals it."""
+    found = experiment.read(stage)
+    if found is not None:
+        return found
+    began = time.monotonic()
+    result = work()
+    return experiment.write(stage, {**result, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _measured(run: RunRecord) -> str:
+    loss = f"held-out loss {run.heldout_loss.value:.4f}" if run.heldout_loss else "no held-out loss"
+    mean = f", benchmark mean {run.benchmark_mean.value:.3f}" if run.benchmark_mean else ""
+    return f"{loss}{mean}, {run.parameters or 0:,} parameters"
+
+
+class Loop:
+    """Runs experiments in lanes until enough are stored, Ctrl-C comes, or nothing works any more."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._wanted = lab.settings.run.experiments
+        self._changed = threading.Condition()
+        self._errors: list[BaseException] = []
+        self._active = 0
+        self._out_of_patience = False
+        experiments = journal(lab.workspace.experiments, lab.workspace.run_id)
+        states = [experiment.state for experiment in experiments if experiment.state in ("stored", "failed")]
+        self._fruitless = len(list(itertools.takewhile(lambda state: state == "failed", reversed(states))))
+        self._stored = sum(experiment.state == "stored" for experiment in experiments)
+        self._unfinished = [experiment for experiment in experiments if experiment.state not in ("stored", "failed")]
+        self._next = max((experiment.number for experiment in experiments), default=0) + 1
+        self._seen = 0
+        for experiment in experiments:
+            self._recall(experiment)
+
+    @property
+    def exhausted(self) -> bool:
+        """It ended because too many experiments in a row failed."""
+        return self._out_of_patience and (self._wanted is None or self._stored < self._wanted)
+
+    def run(self) -> None:
+        """Returns when the loop has ended; a fault in any lane ends all and is raised.
+
+        Raises:
+            Cancelled: Ctrl-C came.
+            AsiError: see `run_experiment`. What else a lane raised is a fault of ours, and is raised as it was.
+        """
+        lanes = [
+            threading.Thread(target=self._lane, name=f"lane {number}")
+            for number in range(self._lab.settings.run.parallel)
+        ]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        if self._errors:
+            raise self._errors[0]
+        if self._lab.cancelled.is_set():
+            raise Cancelled
+
+    def _lane(self) -> None:
+        try:
+            while (experiment := self._take()) is not None:
+                stored = False
+                try:
+                    stored = self._turn(experiment)
+                finally:
+                    with self._changed:
+                        self._active -= 1
+                        self._stored += stored
+                        self._fruitless = 0 if stored else self._fruitless + 1
+                        self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread: recorded here, raised by `run`
+            self._record(error)
+
+    def _turn(self, experiment: Experiment) -> bool:
+        """Whether the experiment was stored."""
+        self._refresh_ideas()
+        try:
+            run_experiment(self._lab, experiment)
+        except ExperimentFailed as failure:
+            self._fail(experiment, failure)
+            return False
+        return True
+
+    def _record(self, error: BaseException) -> None:
+        """Keeps what ends the loop. After Ctrl-C calls break off in many ways, which are no faults."""
+        with self._changed:
+            if not self._lab.cancelled.is_set():
+                if not self._errors:
+                    self._lab.console.note(
+                        f"Stopping, experiments under way in other lanes are finished first: {error}"
+                    )
+                self._errors.append(error)
+            self._changed.notify_all()
+
+    def _take(self) -> Experiment | None:
+        """The next experiment for a lane: an unfinished one first; None when there is nothing left to do."""
+        with self._changed:
+            while True:
+                if self._errors or self._lab.cancelled.is_set():
+                    return None
+                if self._wanted is not None and self._stored >= self._wanted:
+                    return None
+                if self._fruitless >= 3 * (self._wanted or PATIENCE):
+                    self._out_of_patience = True
+                    return None
+                if self._wanted is None or self._stored + self._active < self._wanted:
+                    self._active += 1
+                    return self._unfinished.pop(0) if self._unfinished else self._new()
+                self._changed.wait(0.5)
+
+    def _new(self) -> Experiment:
+        number, self._next = self._next, self._next + 1
+        folder = self._lab.workspace.experiments / f"{number:04d}"
+        folder.mkdir(exist_ok=True)
+        return Experiment(number, folder, self._lab.workspace.run_id)
+
+    def _fail(self, experiment: Experiment, failure: ExperimentFailed) -> None:
+        lab = self._lab
+        lab.console.line(
+            f"experiment {experiment.number}", "failed", f"{failure.stage}, {failure.reason}: {failure.detail}"[:400]
+        )
+        record = {
+            "stage": failure.stage,
+            "reason": failure.reason,
+            "detail": failure.detail,
+            "attempts": failure.attempts,
+        }
+        experiment.write("failed", {**record, "seconds": 0.0})
+        lab.cancelled.wait(lab.settings.evolve.failure_wait)
+
+    def _recall(self, experiment: Experiment) -> None:
+        """Claims what a journalled experiment designed, and learns from it when it was stored."""
+        number = f"{experiment.number:04d}"
+        update, evaluated = experiment.read("update"), experiment.read("evaluate")
+        for stage in ("evolve", "evaluate", "failed"):
+            found = experiment.read(stage) or {}
+            proposals = [found["proposal"]] if "proposal" in found else []
+            for value in proposals + [attempt["proposal"] for attempt in found.get("attempts", [])]:
+                claim_structure(self._lab, number, proposal_from(value))
+        if update is not None and evaluated is not None:
+            self._lab.ideas.claim_name(number, update["name"])
+            run = RunRecord.model_validate(evaluated["run"])
+            self._lab.remember(experiment.number, proposal_from(evaluated["proposal"]), run, update["gain"])
+
+    def _refresh_ideas(self) -> None:
+        """Claims the structures and names of elements that others stored in a shared database since the last look."""
+        with self._changed:
+            after = self._seen
+        while True:
+            page = self._lab.ask(partial(self._lab.database.all_elements, after))
+            for element in page.elements:
+                self._lab.ideas.claim_element(element.name, element.program)
+            after = max([after, *(element.index for element in page.elements)])
+            if page.next is None:
+                break
+        with self._changed:
+            self._seen = max(self._seen, after)

@@ -1,0 +1,71 @@
+"""Tables and figures of a run, from its data-dir alone: no service needs to be up.
+
+python pipeline/report.py --data-dir runs/demo                figures into runs/demo/report
+python pipeline/report.py --data-dir runs/demo --out DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+
+from common.errors import AsiError, UsageError
+from common.process import exit_with_parent
+from pipeline.console import make_console
+from pipeline.figures import ReportRow, draw_all
+from pipeline.measured import load_baseline
+from pipeline.summary import Row, load_rows, print_summary
+from pipeline.verdict import verdict
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    exit_with_parent()
+    parser = argparse.ArgumentParser(prog="report.py", description="Tables and figures of a run.")
+    parser.add_argument("--data-dir", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--out", type=Path, help="folder for the figures (default: DATA_DIR/report)")
+    arguments = parser.parse_args(argv)
+    try:
+        return report(arguments.data_dir, arguments.out or arguments.data_dir / "report")
+    except AsiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def report(root: Path, out: Path) -> int:
+    """Prints the tables of the run in `root` and draws its figures into `out`.
+
+    Raises:
+        UsageError: there is no run in `root`, or nothing was measured in it yet.
+    """
+    if not (root / "run.json").exists():
+        raise UsageError(
+            f"expected the data-dir of a run, got {root}", "name the folder that pipeline.py wrote: --data-dir DIR"
+        )
+    found = load_baseline(root)
+    if found is None:
+        raise UsageError(f"nothing has been measured in {root} yet", "let the pipeline finish its baselines first")
+    baseline = found.baseline
+    rows = load_rows(root)
+    print_summary(make_console(), root)
+    shown = [ReportRow(one.index, one.name, None, "root", one.run, one.score, "root", "") for one in found.roots]
+    shown += [_report_row(row, verdict(row.run, baseline) if row.run else "") for row in rows if row.index is not None]
+    for path in draw_all(shown, baseline, out):
+        print(f"drew {path}")
+    return 0
+
+
+def _report_row(row: Row, said: str) -> ReportRow:
+    assert row.index is not None
+    return ReportRow(row.index, row.name, row.parent_index, row.change, row.run, row.score, said, row.analysis[:400])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

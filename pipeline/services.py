@@ -1,0 +1,225 @@
+"""The two HTTP services, embedded: started as child processes on free loopback ports, restarted if they die, stopped
+at the end.
+
+With URLs configured nothing is started and those are used: one code path either way, since the loop speaks HTTP to
+both.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+import httpx
+
+from common.embeddings import EmbeddingClient
+from common.errors import ServiceError
+from common.process import LISTENING, REPOSITORY, spawn, terminate
+from common.settings import Settings, flags_of
+from training.profiles import Profile
+
+__all__ = ["Services", "resilient"]
+
+T = TypeVar("T")
+START_SECONDS = 120.0
+"""Longest start that is waited for: a cold import on a busy laptop takes tens of seconds."""
+
+
+class Child:
+    """One service process: started, watched, and started again on the same port when it dies."""
+
+    def __init__(self, name: str, argv: list[str], port: int, env: Mapping[str, str], log: Path) -> None:
+        self.name, self.argv, self.env, self.log = name, argv, env, log
+        self._port = port
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Starts the process and waits until it says where it listens.
+
+        Raises:
+            ServiceError: it ended or stayed silent; with the last lines of its log.
+        """
+        port = self.url.rsplit(":", 1)[1] if self.url else str(self._port)
+        with self.log.open("ab") as errors:
+            process = spawn(
+                [sys.executable, *self.argv, "--port", port],
+                env={**os.environ, **self.env},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        self._process = process
+        lines: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=self._pump, args=(process, lines), daemon=True).start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._closing.is_set():
+            try:
+                self.url = lines.get(timeout=0.2).removeprefix(LISTENING).strip()
+                return
+            except Empty:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    terminate(process)
+                    raise ServiceError(
+                        f"the {self.name} did not start (exit status {process.returncode}):\n{self._tail()}",
+                        f"see {self.log}",
+                    ) from None
+
+    def _pump(self, process: subprocess.Popen[bytes], lines: SimpleQueue[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.decode(errors="replace")
+            if text.startswith(LISTENING):
+                lines.put(text)
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+
+    def watch(self) -> None:
+        """Keeps the service alive until `close`: a killed service comes back on its port, its data is in the store."""
+
+        def loop() -> None:
+            while not self._closing.wait(0.5):
+                process = self._process
+                if process is not None and process.poll() is not None:
+                    with self._lock:
+                        if not self._closing.is_set():
+                            try:
+                                self.start()
+                            except ServiceError as error:
+                                with self.log.open("a") as log:
+                                    log.write(f"restart failed: {error}\n")
+
+        threading.Thread(target=loop, name=f"watch {self.name}", daemon=True).start()
+
+    def close(self) -> None:
+        self._closing.set()
+        with self._lock:
+            if self._process is not None:
+                terminate(self._process)
+
+
+class Services:
+    """Both services and the embedding server, started or merely reached.
+
+    Attributes:
+        database_url, cognition_url: where they answer.
+    """
+
+    def __init__(self, settings: Settings, profile: Profile, database_file: Path, logs: Path) -> None:
+        self._settings = settings
+        self._profile = profile
+        self._database_file = database_file
+        self._logs = logs
+        self._children: list[Child] = []
+        self._embedding: EmbeddingClient | None = None
+        self.database_url = settings.services.database_url or ""
+        self.cognition_url = settings.services.cognition_url or ""
+
+    def start(self) -> None:
+        """Starts what is not configured and checks that all of it answers.
+
+        Raises:
+            ServiceError: a service does not start, or a configured one does not answer.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        jobs: list[tuple[str, Child]] = []
+        for name, url in (("architecture database", self.database_url), ("cognition base", self.cognition_url)):
+            if url:
+                self._require(name, url)
+        if not (self.database_url and self.cognition_url):
+            self._embedding = EmbeddingClient(self._settings)
+            env = {"ASI_SERVICES__EMBEDDING_URL": self._embedding.start()}
+            if not self.database_url:
+                jobs.append(("database_url", self._database(env)))
+            if not self.cognition_url:
+                jobs.append(("cognition_url", self._cognition(env)))
+        self._children = [child for _, child in jobs]
+        with ThreadPoolExecutor(len(jobs) or 1) as together:
+            for started in [together.submit(child.start) for child in self._children]:
+                started.result()
+        for attribute, child in jobs:
+            setattr(self, attribute, child.url)
+            child.watch()
+
+    @property
+    def _embedding_flags(self) -> list[str]:
+        return flags_of(self._settings.embedding, "embedding")
+
+    def _database(self, env: Mapping[str, str]) -> Child:
+        given, search = self._settings.database, self._profile.search
+        argv = [
+            str(REPOSITORY / "database/mongodb_api.py"),
+            *flags_of(given, "database", ("port",)),
+            *self._embedding_flags,
+        ]
+        if "store" not in given.model_fields_set:
+            argv += ["--store", f"sqlite:///{self._database_file}"]
+        # The profile's constants, unless the user set others.
+        for key, value in (("cold_start", search.cold_start), ("update_batch", search.update_batch)):
+            if key not in given.model_fields_set:
+                argv += [f"--database.{key}", str(value)]
+        port = given.port if "port" in given.model_fields_set else 0
+        return Child("architecture database", argv, port, env, self._logs / "database.log")
+
+    def _cognition(self, env: Mapping[str, str]) -> Child:
+        given = self._settings.cognition
+        argv = [
+            str(REPOSITORY / "cognition_base/rag_api.py"),
+            *flags_of(given, "cognition", ("port",)),
+            *self._embedding_flags,
+        ]
+        port = given.port if "port" in given.model_fields_set else 0
+        return Child("cognition base", argv, port, env, self._logs / "cognition.log")
+
+    def _require(self, name: str, url: str) -> None:
+        """Raises unless a configured service answers, so that a wrong URL is told at once."""
+        fix = f"start it, or correct its URL (expected http://HOST:PORT, got {url!r})"
+        try:
+            answer = httpx.get(f"{url.rstrip('/')}/health", timeout=self._settings.services.timeout)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceError(f"the {name} at {url} does not answer: {error}", fix) from error
+        if answer.status_code != 200:
+            raise ServiceError(
+                f"the {name} at {url} is not healthy: it answers {answer.status_code}", fix, answer.status_code
+            )
+
+    def close(self) -> None:
+        """Stops what this started. Configured services are left alone."""
+        for child in self._children:
+            child.close()
+        if self._embedding is not None:
+            self._embedding.close()
+
+
+def resilient(call: Callable[[], T], cancelled: threading.Event, seconds: float = 60.0) -> T:
+    """Repeats `call` while its service does not answer, since a killed service is back within seconds.
+
+    Only for calls that may be repeated: reads, and writes with an idempotency key.
+
+    Raises:
+        ServiceError: the service answered with an error, or did not come back in `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except ServiceError as error:
+            gone = error.status is None or error.status in (502, 503)
+            if not gone or time.monotonic() > deadline or cancelled.wait(0.5):
+                raise

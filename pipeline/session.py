@@ -1,0 +1,224 @@
+"""One start of the pipeline: opens the data-dir, brings everything up, runs the loop, and shows what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from cognition_base.client import CognitionClient
+from common.errors import AsiError, JobError, UsageError
+from common.records import Baseline, RunRecord
+from common.settings import Settings
+from database.client import DatabaseClient
+from pipeline.agents.roles import Roles
+from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.console import Console
+from pipeline.experiment import journal
+from pipeline.lab import Cancelled, Lab
+from pipeline.loop import Loop
+from pipeline.measured import Measured, load_baseline, save_baseline
+from pipeline.roles import build_roles
+from pipeline.services import Services
+from pipeline.summary import print_summary
+from pipeline.workspace import Workspace
+from training.baseline import build_baseline
+from training.launcher import Launcher
+from training.profiles import Profile, load_profile
+from training.programs import load
+from training.sandbox import choose
+
+__all__ = ["run_session"]
+
+
+def run_session(settings: Settings) -> int:
+    """Runs until enough experiments are stored or Ctrl-C comes.
+
+    Returns:
+        Exit status: 0 done (or Ctrl-C in an endless run), 1 nothing succeeds, 130 Ctrl-C before enough were stored.
+
+    Raises:
+        AsiError: a fault that a person must mend; what is journalled stays.
+    """
+    profile = load_profile(settings.run.profile)
+    workspace = Workspace(settings.run.data_dir, settings)
+    console = Console()
+    cancelled = threading.Event()
+    try:
+        with _interruptible(cancelled, console):
+            status = _session(settings, profile, workspace, console, cancelled)
+    except Cancelled:
+        console.close()
+        again = shlex.join([sys.executable, *sys.argv])
+        console.note(f"\nStopped; nothing that was finished is lost. To go on, the same command again:\n  {again}")
+        return 130 if settings.run.experiments is not None else 0
+    finally:
+        console.close()
+        workspace.close()
+    return status
+
+
+def _session(
+    settings: Settings, profile: Profile, workspace: Workspace, console: Console, cancelled: threading.Event
+) -> int:
+    wanted = settings.run.experiments
+    stored = sum(experiment.state == "stored" for experiment in journal(workspace.experiments, workspace.run_id))
+    if wanted is not None and stored >= wanted:
+        console.note(f"{stored} experiments are stored in {workspace.root}; {wanted} were asked for.")
+        print_summary(console.rich, workspace.root)
+        return 0
+    _show_sandbox(settings, console)
+    roles = build_roles(settings, workspace.logs)
+    for path in settings.run.seed_program:
+        load(path)
+    launcher = Launcher(settings, profile)
+    services = Services(settings, profile, workspace.database, workspace.logs)
+    try:
+        _prepare(workspace, console, launcher, services, cancelled)
+        baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
+        database = DatabaseClient(services.database_url, settings.services.timeout)
+        cognition = CognitionClient(services.cognition_url, settings.services.timeout)
+        _close_when(cancelled, roles)
+        lab = Lab(
+            settings, profile, workspace, database, cognition, launcher, roles, console, baseline, cancelled, runs
+        )
+        store_roots(lab)
+        loop = Loop(lab)
+        loop.run()
+    finally:
+        services.close()
+    console.close()
+    print_summary(console.rich, workspace.root)
+    if loop.exhausted:
+        console.note("Nothing succeeds any more: see failed.json in the experiment folders.")
+        return 1
+    return 0
+
+
+def _prepare(
+    workspace: Workspace, console: Console, launcher: Launcher, services: Services, cancelled: threading.Event
+) -> None:
+    """Corpus and services side by side: one waits for the disk and a core, the other for imports."""
+    problem: list[BaseException] = []
+
+    def start_services() -> None:
+        began = time.monotonic()
+        try:
+            services.start()
+        except (AsiError, OSError) as error:
+            problem.append(error)
+            return
+        seconds = time.monotonic() - began
+        workspace.record_time("services", seconds)
+        console.line(
+            "services", "ready", f"database {services.database_url}, cognition base {services.cognition_url}", seconds
+        )
+
+    starter = threading.Thread(target=start_services, name="services")
+    starter.start()
+    began = time.monotonic()
+    try:
+        corpus = launcher.prepare(lambda event: console.progress("corpus", event), cancelled)
+        seconds = time.monotonic() - began
+    except JobError:
+        if cancelled.is_set():
+            raise Cancelled from None
+        raise
+    finally:
+        starter.join()
+        console.done("corpus")
+    if problem:
+        raise problem[0]
+    workspace.record_time("corpus", seconds)
+    sources = ", ".join(corpus.sources)
+    size = f"{corpus.train_tokens:,} tokens to train on, {corpus.heldout_tokens:,} held out, from {sources}"
+    console.line("corpus", "ready", size, seconds)
+    if cancelled.is_set():
+        raise Cancelled
+
+
+def _baseline(
+    settings: Settings,
+    profile: Profile,
+    workspace: Workspace,
+    console: Console,
+    launcher: Launcher,
+    cancelled: threading.Event,
+) -> tuple[Baseline, dict[str, list[RunRecord]]]:
+    began = time.monotonic()
+
+    def finished(who: str, run: RunRecord) -> None:
+        console.done(who)
+        loss = f"held-out loss {run.heldout_loss.value:.4f}" if run.heldout_loss else f"{run.status}, {run.reason}"
+        console.line(who, "baseline", loss, run.seconds.get("total"))
+
+    show = Progress(console.progress, finished, cancelled)
+    seeds = range(profile.search.calibration_seeds)
+    runs = calibrate(launcher, launcher.cache / "baselines", seeds, settings.run.parallel, show)
+    baseline = build_baseline([run for group in runs.values() for run in group], launcher.baseline_key(), profile)
+    before = load_baseline(workspace.root)
+    if before is not None and before.baseline.key != baseline.key and any(workspace.experiments.iterdir()):
+        raise UsageError(
+            f"the experiments in {workspace.root} were compared with another baseline: since then the trainer, the "
+            "profile, the corpus, a package or the device has changed, and scores across baselines mean nothing",
+            "start a new --data-dir, or go back to what the experiments were made with (settings.toml, result.json)",
+        )
+    roots = before.roots if before is not None else []
+    save_baseline(workspace.root, Measured(baseline=baseline, runs=runs, roots=roots))
+    seconds = time.monotonic() - began
+    workspace.record_time("baselines", seconds)
+    console.line(
+        "baselines",
+        "ready",
+        f"loss {baseline.loss:.4f}, seeds {baseline.seeds}, tasks {', '.join(baseline.tasks)}",
+        seconds,
+    )
+    return baseline, runs
+
+
+def _show_sandbox(settings: Settings, console: Console) -> None:
+    """Says where candidate code will run, and refuses what could never run there.
+
+    Raises:
+        SandboxError: the backend asked for does not work here.
+        UsageError: programs of a language model would have no sandbox.
+    """
+    sandbox = choose(settings.sandbox.backend)
+    console.line("sandbox", "ready", f"{sandbox.backend}{f'; {sandbox.note}' if sandbox.note else ''}")
+    if sandbox.backend == "process" and settings.llm.backend != "offline":
+        raise UsageError(
+            f"programs of a language model run only in bubblewrap, which does not work here: {sandbox.note}",
+            "install it and allow user namespaces (apt-get install bubblewrap), or use --llm.backend offline",
+        )
+
+
+def _close_when(cancelled: threading.Event, roles: Roles) -> None:
+    """Ends the roles' calls once Ctrl-C came, so that no lane waits for a slow model."""
+
+    def wait() -> None:
+        cancelled.wait()
+        roles.close()
+
+    threading.Thread(target=wait, name="close roles", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interruptible(cancelled: threading.Event, console: Console) -> Iterator[None]:
+    """Turns the first Ctrl-C or SIGTERM into an order to stop; the second has its usual effect."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        cancelled.set()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        console.note("\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,95 @@
+"""The one module that says whether a candidate is better: a difference, its uncertainty, and the words for it.
+
+A single run is compared with the mean of n calibration seeds of the baseline. Its spread is the baseline's seed SD (the
+same training noise, different programs), so the difference has standard error SD * sqrt(1 + 1/n), and since that SD is
+itself estimated from n runs, the 95 % band is Student's t with n - 1 degrees of freedom times it: wide for few seeds.
+Inside 2 SD is a tie; beyond 2 SD but inside the band is "perhaps"; only beyond the band is better or worse. A single
+seed is never called a win: "beats" needs paired seeds and a correction for how many candidates were tried.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common.records import Baseline, RunRecord
+from common.t_quantile import t95
+
+__all__ = ["Difference", "against_baseline", "between_runs", "verdict"]
+
+
+TIE_SDS = 2.0
+"""Seed SDs within which two designs are called equal."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A held-out loss or benchmark difference, oriented so that positive is better.
+
+    Attributes:
+        value: the difference in the quantity's own unit.
+        se: its standard error, None when it cannot be estimated.
+        sds: value in seed standard deviations of the baseline, None without them.
+        band: half-width of the 95 % band around no difference, in the quantity's unit; None without a seed SD.
+    """
+
+    value: float
+    se: float | None
+    sds: float | None
+    band: float | None = None
+
+    @property
+    def word(self) -> str:
+        """ "tie", "perhaps better", "perhaps worse", "better" or "worse"."""
+        if self.sds is not None and abs(self.sds) <= TIE_SDS:
+            return "tie"
+        direction = "better" if self.value > 0 else "worse"
+        return direction if self.band is not None and abs(self.value) > self.band else f"perhaps {direction}"
+
+    def __str__(self) -> str:
+        error = f" +- {self.se:.4f}" if self.se is not None else ""
+        return f"{self.value:+.4f}{error}"
+
+
+def against_baseline(run: RunRecord, baseline: Baseline, quantity: str = "loss") -> Difference | None:
+    """Candidate against the mean of the baseline's seeds.
+
+    Args:
+        quantity: "loss" (nats a token, held out) or "benchmark" (mean accuracy of the counted tasks).
+    """
+    measured = run.heldout_loss if quantity == "loss" else run.benchmark_mean
+    mean, sd = (baseline.loss, baseline.loss_sd) if quantity == "loss" else (baseline.benchmark, baseline.benchmark_sd)
+    if measured is None or mean is None or run.baseline_key != baseline.key:
+        return None
+    value = mean - measured.value if quantity == "loss" else measured.value - mean
+    if not sd:
+        return Difference(value, measured.se, None)
+    n = len(baseline.seeds)
+    return _with_spread(value, sd, math.sqrt(1 + 1 / n), n)
+
+
+def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity: str = "loss") -> Difference | None:
+    """One run against another run of the same profile, each with one seed."""
+    first, second = (
+        (run.heldout_loss, other.heldout_loss) if quantity == "loss" else (run.benchmark_mean, other.benchmark_mean)
+    )
+    if first is None or second is None or run.baseline_key != other.baseline_key:
+        return None
+    sd = baseline.loss_sd if quantity == "loss" else baseline.benchmark_sd
+    value = second.value - first.value if quantity == "loss" else first.value - second.value
+    return _with_spread(value, sd, math.sqrt(2), len(baseline.seeds)) if sd else Difference(value, None, None)
+
+
+def _with_spread(value: float, sd: float, factor: float, seeds: int) -> Difference:
+    """A difference whose standard error is `factor` times a seed SD estimated from `seeds` runs."""
+    return Difference(value, sd * factor, value / sd, t95(seeds - 1) * sd * factor)
+
+
+def verdict(run: RunRecord, baseline: Baseline) -> str:
+    """The table's last column: what one run says about held-out loss, and how sure that is."""
+    difference = against_baseline(run, baseline)
+    if difference is None:
+        return "not comparable" if run.heldout_loss is not None else "no loss"
+    if difference.sds is None:
+        return f"{difference.word} (no seed SD)"
+    return f"{difference.word} ({difference.sds:+.1f} SD)"

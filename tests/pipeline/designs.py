@@ -1,0 +1,50 @@
+"""What the tests of the designer share: one small genome for each mechanism, loading a program, random genomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from pipeline.designer import DELTA_NET, MECHANISMS, OPTIONS, SLOTS, Genome, render
+from pipeline.designer.grammar import problems
+
+ARCHITECTURES = Path(__file__).resolve().parents[2] / "training" / "architectures"
+HIDDEN, HEADS = 32, 2
+
+_NEEDS = {
+    "sum_norm": {"feature": "relu"},
+    "gained_norm": {"state": "linear"},
+    "diagonal_preconditioner": {"state": "linear"},
+    "coupled_input_gate": {"state": "linear", "decay": "channel"},
+}
+
+
+def genome_with(mechanism: str) -> Genome:
+    """DeltaNet with this mechanism, and with what the mechanism needs beside it."""
+    known = MECHANISMS[mechanism]
+    return DELTA_NET.with_slots(**{**_NEEDS.get(mechanism, {}), known.slot: known.option})
+
+
+def namespace(genome: Genome) -> dict[str, Any]:
+    """Everything that the rendered program defines."""
+    found: dict[str, Any] = {}
+    exec(compile(render(genome, "delta_net_test"), "program", "exec"), found)
+    return found
+
+
+def mixer(genome: Genome, noise: float = 0.0, **arguments: Any) -> torch.nn.Module:
+    """A mixer in float64 from a fixed seed, its parameters moved by Gaussian noise."""
+    torch.manual_seed(0)
+    module = namespace(genome)["DeltaNet"](**{"hidden_size": HIDDEN, "num_heads": HEADS, "layer_idx": 1, **arguments})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return module.double()
+
+
+def valid_genomes() -> st.SearchStrategy[Genome]:
+    slots = st.fixed_dictionaries({slot: st.sampled_from(OPTIONS[slot]) for slot in SLOTS})
+    return slots.filter(lambda chosen: not problems(chosen)).map(lambda chosen: Genome(**chosen))

@@ -1,0 +1,92 @@
+"""Runs the pipeline as a user does, and reads what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "assets" / "tiny.toml"
+
+
+def command(data_dir: Path, experiments: int | None, *more: str, profile: Path | str = TINY) -> list[str]:
+    wanted = ["--experiments", str(experiments)] if experiments is not None else []
+    entry = str(ROOT / "pipeline/pipeline.py")
+    return [sys.executable, entry, "--data-dir", str(data_dir), "--profile", str(profile), *wanted, *more]
+
+
+def run(
+    data_dir: Path, experiments: int | None, *more: str, timeout: float = 200, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **changes.pop("env", {})}
+    argv = command(data_dir, experiments, *more, **changes)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+
+
+def elements(data_dir: Path) -> list[dict[str, Any]]:
+    """The stored elements in index order, read from the database over HTTP by the caller's own server."""
+    from database.client import DatabaseClient
+
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "database/mongodb_api.py"),
+            "--port",
+            "0",
+            "--store",
+            f"sqlite:////{str(data_dir / 'database.sqlite').lstrip('/')}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().removeprefix("listening on ").strip()
+        client = DatabaseClient(url)
+        found = client.all_elements(0).elements
+        return [{**element.model_dump(), "runs": client.runs(element.index)} for element in found]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def integrity(data_dir: Path) -> str:
+    with sqlite3.connect(data_dir / "database.sqlite") as connection:
+        return str(connection.execute("pragma integrity_check").fetchone()[0])
+
+
+def stage(data_dir: Path, number: int, name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((data_dir / "experiments" / f"{number:04d}" / f"{name}.json").read_text())
+    return value
+
+
+def children(pid: int) -> set[int]:
+    """Every live process that descends from `pid`."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] != "Z":
+                parents[int(entry.name)] = int(fields[1])
+    found, more = set(), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Words of a process separated by NUL, "" when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,83 @@
+"""Bad input is refused at the door: one clear message, an exit status that is not 0, nothing half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.running import ROOT, run
+
+
+def refused(done: subprocess.CompletedProcess[str], *told: str, status: int = 2) -> None:
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr + done.stdout
+    assert "fix: " in done.stderr
+    for word in told:
+        assert word in done.stderr, done.stderr
+
+
+def test_unknown_profile(tmp_path: Path) -> None:
+    refused(run(tmp_path / "run", 1, profile="cpu-smok"), "cpu-smok", "cpu-smoke")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(run(tmp_path / "file" / "run", 1), "cannot write the data-dir")
+
+
+def test_a_typo_in_the_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "asi.toml"
+    config.write_text("[run]\nexperimnts = 3\n")
+    refused(run(tmp_path / "run", None, "--config", str(config)), "did you mean 'experiments'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_pipeline_on_the_same_data_dir(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write("4711")
+        handle.flush()
+        refused(run(tmp_path, 1), "4711", "in use")
+
+
+def test_another_profile_or_seed_on_the_same_data_dir(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "profile": "20m", "seed": 0}))
+    refused(run(tmp_path, 1, profile="cpu"), "'20m'")
+
+
+@pytest.mark.parametrize("content", ['{"index": 3', "[]", '{"index": 3}'])
+def test_a_corrupt_journal(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "experiments" / "0001"
+    folder.mkdir(parents=True)
+    (folder / "update.json").write_text(content)
+    refused(run(tmp_path, 1), "update.json", status=3)
+    assert (folder / "update.json").read_text() == content
+
+
+def test_a_taken_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for entry in ("database/mongodb_api.py", "cognition_base/rag_api.py"):
+            done = subprocess.run(
+                [sys.executable, str(ROOT / entry), "--port", port],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                cwd=os.environ["HOME"],
+            )
+            refused(done, port)
+
+
+def test_a_service_that_does_not_answer(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, 1, "--services.database_url", "http://127.0.0.1:9", "--services.cognition_url", "http://127.0.0.1:9"
+    )
+    refused(done, "does not answer", status=3)

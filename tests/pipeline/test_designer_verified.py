@@ -1,0 +1,47 @@
+"""Programs of the designer pass the verifier and train, through the same jobs as in the loop."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from common.settings import Settings
+from pipeline.designer import MECHANISMS, genome_of, render
+from pipeline.evolve.offline import GENOME_TRUST
+from tests.pipeline.designs import genome_with
+from tests.pipeline.running import TINY
+from training.launcher import Launcher
+from training.profiles import load_profile
+from training.programs import Program
+
+NAMES = sorted(MECHANISMS)
+
+
+def verify_and_train(names: list[str], train: list[str], out: Path) -> None:
+    """Every program of `names` is accepted; those of `train` also finish a short training run."""
+    launcher = Launcher(Settings(), load_profile(str(TINY)))
+    programs = {name: Program(name, render(genome_with(name), f"delta_net_{name}"), GENOME_TRUST) for name in names}
+    assert all(genome_of(program.text) is not None for program in programs.values())
+    reports = dict(zip(names, launcher.check(list(programs.values())), strict=True))
+    refused = {
+        name: [check.name for check in report.refusals()] for name, report in reports.items() if not report.accepted
+    }
+    assert not refused
+    for name in train:
+        run = launcher.train(programs[name], seed=0, out=out / name, run_id=name, checks=reports[name])
+        assert run.status == "finished", (name, run.reason, run.detail)
+        assert run.heldout_loss is not None and run.heldout_loss.value < 6.3  # ln 512 = 6.24 before the first step
+
+
+def test_a_few_mechanisms_are_verified_and_trained(tmp_path: Path) -> None:
+    names = random.Random(7).sample(NAMES, 4)
+    verify_and_train(names, names[:2], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_every_mechanism_is_verified_and_trained(tmp_path: Path) -> None:
+    verify_and_train(NAMES, NAMES, tmp_path)
+    print(f"{len(NAMES)} mechanisms accepted by the verifier and trained")

@@ -1,0 +1,81 @@
+"""The journal: a stage is there whole or not at all, and damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import BusyError, JournalError, UsageError
+from common.settings import load
+from pipeline.experiment import STAGES, Experiment, journal
+from pipeline.workspace import Workspace
+
+PROPOSAL = {"name": "n", "motivation": "m", "program": "p", "operator": "o", "change": "c", "mechanisms": []}
+REPORT = {"program": "n", "accepted": True, "checks": []}
+RUN = {
+    "run_id": "r",
+    "name": "n",
+    "profile": "p",
+    "seed": 0,
+    "status": "finished",
+    "program_sha256": "0",
+    "baseline_key": "k",
+}
+RESULTS = {
+    "sample": {"parent": 1, "references": [2], "seconds": 0.1},
+    "evolve": {"proposal": PROPOSAL, "report": REPORT, "attempts": [], "check_seconds": 1.0, "seconds": 2.0},
+    "evaluate": {"proposal": PROPOSAL, "run": RUN, "result": {}, "log": "", "attempts": [], "seconds": 3.0},
+    "analyse": {"analysis": "a", "cognition": "c", "summary": "s", "seconds": 0.2},
+    "update": {"index": 3, "name": "n", "score": None, "gain": None, "seconds": 0.1},
+}
+
+
+def test_the_state_is_the_first_stage_that_is_missing(tmp_path: Path) -> None:
+    experiment = Experiment(1, tmp_path / "0001", "run")
+    for stage in STAGES:
+        assert experiment.state == stage
+        experiment.write(stage, RESULTS[stage])
+        assert experiment.read(stage) == RESULTS[stage]
+    assert experiment.state == "stored"
+
+
+def test_a_failed_experiment_stays_failed(tmp_path: Path) -> None:
+    experiment = Experiment(2, tmp_path / "0002", "run")
+    experiment.write("failed", {"stage": "evolve", "reason": "refused", "detail": "", "attempts": [], "seconds": 0.0})
+    assert journal(tmp_path, "run")[0].state == "failed"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"index": 3}', "\x00"])
+def test_damage_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "0001").mkdir()
+    (tmp_path / "0001" / "update.json").write_text(content)
+    with pytest.raises(JournalError, match=r"update\.json"):
+        journal(tmp_path, "run")
+
+
+@pytest.mark.parametrize("part", ["proposal", "run"])
+def test_damage_inside_a_stage_is_named(tmp_path: Path, part: str) -> None:
+    experiment = Experiment(1, tmp_path / "0001", "run")
+    experiment.write("evaluate", {**RESULTS["evaluate"], part: {"of": "another version"}})
+    with pytest.raises(JournalError, match=r"evaluate\.json"):
+        journal(tmp_path, "run")
+
+
+def test_keys_differ_between_runs_and_numbers(tmp_path: Path) -> None:
+    keys = {Experiment(number, tmp_path, run).key for number in (1, 2) for run in ("a", "b")}
+    assert len(keys) == 4
+
+
+def test_one_pipeline_holds_a_data_dir_and_its_identity_stays(tmp_path: Path) -> None:
+    settings = load(None, {"run": {"data_dir": tmp_path, "profile": "cpu", "seed": 1}})
+    workspace = Workspace(tmp_path, settings)
+    with pytest.raises(BusyError, match="in use"):
+        Workspace(tmp_path, settings)
+    workspace.close()
+    again = Workspace(tmp_path, settings)
+    assert again.run_id == workspace.run_id
+    again.close()
+    with pytest.raises(UsageError, match="seed 1"):
+        Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path, "profile": "cpu", "seed": 2}}))
+    Workspace(tmp_path, settings).close()
