@@ -85,6 +85,10 @@ class CheckReport(Record):
     def refusals(self) -> list[CheckOutcome]:
         return [check for check in self.checks if not check.passed and check.severity == "refuse"]
 
+    def why_refused(self) -> str:
+        """Every failed check and its detail in one line, or the verifier's own error; "" for an accepted program."""
+        return "; ".join(f"{check.name}: {check.detail}" for check in self.refusals()) or self.error or ""
+
 
 class RunRecord(Record):
     """result.json: one program, checked, trained and scored once. Written by training, stored with its element."""

@@ -146,7 +146,7 @@ def _reports(launcher: Launcher, programs: Sequence[Program], home: Path, show: 
         raise
     for program, report in zip(programs, reports, strict=True):
         if not report.accepted:
-            refused = "; ".join(f"{check.name}: {check.detail}" for check in report.refusals()) or report.error
+            refused = report.why_refused()
             raise JobError(
                 f"the shipped program {program.name} does not pass the checks here: {refused}",
                 "report this with the versions",
@@ -280,7 +280,7 @@ def _store_own_root(lab: Lab, path: Path) -> int:
         return found
     report = lab.check(program)
     if not report.accepted:
-        refused = "; ".join(f"{check.name}: {check.detail}" for check in report.refusals()) or report.error
+        refused = report.why_refused()
         raise UsageError(f"--seed-program {path} is refused: {refused}", f"python training/check.py {path}")
     out = lab.workspace.roots / program.name
     run = lab.launcher.train(

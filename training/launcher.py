@@ -389,8 +389,7 @@ def refused_record(
     corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
-        failures = "; ".join(f"{check.name}: {check.detail}" for check in report.refusals())
-        ended = {"status": "failed", "reason": "refused", "detail": failures}
+        ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = _Run(launcher, program, seed, Path(), run_id, report or (), None, command)
     return run._record(ended, corpus, 0.0)
 

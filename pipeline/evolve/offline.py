@@ -85,7 +85,7 @@ class OfflineMotivationChecker:
 def _fingerprint_or_none(program: str) -> str | None:
     try:
         return fingerprint(program)
-    except (SyntaxError, ValueError, UsageError):
+    except UsageError:
         return None
 
 
@@ -94,7 +94,7 @@ class OfflineCodeChecker:
     designer: Designer
 
     def repair(self, proposal: Proposal, report: CheckReport, context: DesignContext, round: int) -> Proposal | None:
-        refused = "; ".join(f"{check.name}: {check.detail}" for check in report.refusals())
+        refused = report.why_refused()
         return repaired(self.designer, proposal, refused, context, f"{context.key}/check/{round}")
 
 

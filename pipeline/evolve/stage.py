@@ -53,8 +53,7 @@ def evolve(lab: Lab, who: str, context: DesignContext) -> Evolved:
         check_seconds += time.monotonic() - began
         if report.accepted:
             return Evolved(proposal, report, attempts, check_seconds)
-        refusals = report.refusals()
-        detail = "; ".join(f"{check.name}: {check.detail}" for check in refusals) or str(report.error)
+        detail = report.why_refused()
         lab.console.line(who, "check", f"refused, {detail}"[:300])
         attempts.append(
             {"kind": "refused", "detail": detail, "proposal": asdict(proposal), "report": report.model_dump()}
