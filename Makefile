@@ -19,7 +19,7 @@ $(VENV)/ready: requirements.txt requirements-dev.txt tools/setup.sh
 	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-services: setup
 	$(BIN)/python -m pytest -m services -n 0

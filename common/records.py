@@ -150,6 +150,8 @@ class Baseline(Record):
     benchmark_sd: FiniteFloat | None
     tasks: list[str]
     """Tasks that enter the benchmark mean of this profile."""
+    sd_dof: int | None = None
+    """Degrees of freedom of both SDs, which are pooled over the seed architectures; None where not of seeds."""
     loss_clip: FiniteFloat = 0.1
     benchmark_clip: FiniteFloat = 0.1
     parameters: int | None = None

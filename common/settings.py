@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.errors import SettingsError, UsageError
@@ -25,6 +25,15 @@ __all__ = ["Settings", "dump_toml", "flags_of", "load", "parse", "usage_exit"]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty path would silently mean the current folder: mostly it is an unset shell variable."""
+        field = cls.model_fields[info.field_name or ""]
+        if value == "" and Path in (field.annotation, *get_args(field.annotation)):
+            raise ValueError("a path")
+        return value
 
     @field_validator("*", mode="after")
     @classmethod
@@ -46,6 +55,12 @@ class Run(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of sampling, design and training")
     parallel: int = Field(2, ge=1, le=64, description="experiments and baselines that run at the same time")
     seed_program: list[Path] = Field([], description="more programs to check, train and use as roots of the search")
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_from_here(cls, value: str) -> str:
+        """A profile given by path stays the same file when the run is resumed from another folder."""
+        return str(Path(value).expanduser().absolute()) if value.endswith(".toml") or os.sep in value else value
 
 
 class Services(Section):
@@ -335,14 +350,15 @@ def _refuse_unknown_environment() -> None:
 
 def _explain(item: Any, origin: Mapping[str, str]) -> str:
     where = ".".join(str(part) for part in item["loc"][:2])
-    label = origin.get(where, "")
+    known = [label for name, label in origin.items() if name == where or name.startswith(f"{where}.")]
+    label = f" {known[0]}" if known else ""
     if item["type"] == "extra_forbidden":
         section = Settings.model_fields.get(str(item["loc"][0]))
         if len(item["loc"]) == 1 or section is None or section.annotation is None:
-            return f"{where} {label}: no such section{_near(str(item['loc'][0]), Settings.model_fields)}"
-        return f"{where} {label}: no such setting{_near(str(item['loc'][1]), section.annotation.model_fields)}"
-    expected = item["msg"].removeprefix("Input should be ")
-    return f"{where} {label}: expected {expected}, got {item['input']!r}"
+            return f"{where}{label}: no such section{_near(str(item['loc'][0]), Settings.model_fields)}"
+        return f"{where}{label}: no such setting{_near(str(item['loc'][1]), section.annotation.model_fields)}"
+    expected = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{where}{label}: expected {expected}, got {item['input']!r}"
 
 
 def _near(word: str, known: Mapping[str, Any]) -> str:

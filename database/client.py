@@ -233,10 +233,9 @@ class DatabaseClient:
             raise self._unusable(path, answer.text[:200]) from error
         if answer.status_code >= 400:
             detail = value.get("detail") if isinstance(value, dict) else None
+            said, _, fix = str(detail or answer.text[:300]).partition("\n  fix: ")
             raise ServiceError(
-                f"{method} {self.url}{path} answered {answer.status_code}: {detail or answer.text[:300]}",
-                "free disk space on the database's machine" if answer.status_code == 507 else "",
-                answer.status_code,
+                f"{method} {self.url}{path} answered {answer.status_code}: {said}", fix, answer.status_code
             )
         return value
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from common.errors import JobError, JournalError, StoreError, UsageError
+from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, write_json
 from common.records import CheckReport, RunRecord
 from database.models import NewElement, Result
@@ -31,7 +29,7 @@ from training.architectures import SEEDS
 from training.baseline import recount
 from training.launcher import Launcher
 from training.programs import Program, load
-from training.results import element_result
+from training.results import element_result, finished_run
 
 __all__ = ["calibrate", "in_lanes", "store_roots"]
 
@@ -95,7 +93,7 @@ def calibrate(
     runs: dict[tuple[str, int], RunRecord] = {}
 
     def work(job: Job) -> None:
-        run = _stored_run(job.folder, key)
+        run = finished_run(job.folder, program_sha256=job.program.sha256, baseline_key=key, seed=job.seed)
         if run is None:
             report = reports[job.program.name]
             who = f"{job.program.name} s{job.seed}"
@@ -153,19 +151,6 @@ def _reports(launcher: Launcher, programs: Sequence[Program], home: Path, show: 
             )
     write_json(path, [report.model_dump() for report in reports])
     return {report.program: report for report in reports}
-
-
-def _stored_run(folder: Path, key: str) -> RunRecord | None:
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    try:
-        run = RunRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        raise JournalError(
-            f"{path} is not a run record: {error.errors()[0]['msg']}", f"remove {folder} to train it again"
-        ) from error
-    return run if run.status == "finished" and run.baseline_key == key else None
 
 
 def in_lanes(jobs: Sequence[Job], work: Callable[[Job], None], lanes: int, cancelled: threading.Event) -> None:
@@ -283,7 +268,7 @@ def _store_own_root(lab: Lab, path: Path) -> int:
         refused = report.why_refused()
         raise UsageError(f"--seed-program {path} is refused: {refused}", f"python training/check.py {path}")
     out = lab.workspace.roots / program.name
-    run = lab.launcher.train(
+    run = finished_run(out, program_sha256=program.sha256, baseline_key=lab.baseline.key, seed=0) or lab.launcher.train(
         program,
         seed=0,
         out=out,

@@ -137,6 +137,20 @@ class Services:
             self.close()
             raise
 
+    def start_database(self) -> None:
+        """Starts, or reaches, the architecture database alone: enough to ask what is stored.
+
+        Raises:
+            ServiceError: it does not start, or does not answer.
+        """
+        if self.database_url:
+            self._require("architecture database", self.database_url)
+            return
+        child = self._database({})
+        self._children = [child]
+        child.start()
+        self.database_url = child.url
+
     def _start(self) -> None:
         jobs: list[tuple[str, Child]] = []
         for name, url in (("architecture database", self.database_url), ("cognition base", self.cognition_url)):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from cognition_base.client import CognitionClient
-from common.errors import AsiError, JobError, UsageError
+from common.errors import AsiError, JobError, StoreError, UsageError
 from common.records import Baseline, RunRecord
 from common.settings import Settings
 from database.client import DatabaseClient
@@ -69,6 +69,7 @@ def _session(
     wanted = settings.run.experiments
     stored = sum(experiment.state == "stored" for experiment in journal(workspace.experiments, workspace.run_id))
     if wanted is not None and stored >= wanted:
+        _confirm_finished(settings, profile, workspace)
         console.note(f"{stored} experiments are stored in {workspace.root}; {wanted} were asked for.")
         print_summary(console.rich, workspace.root)
         return 0
@@ -82,6 +83,7 @@ def _session(
         _prepare(workspace, console, launcher, services, cancelled)
         baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
         database = DatabaseClient(services.database_url, settings.services.timeout)
+        _require_stored(workspace, database)
         cognition = CognitionClient(services.cognition_url, settings.services.timeout)
         _close_when(cancelled, roles)
         lab = Lab(
@@ -98,6 +100,32 @@ def _session(
         console.note("Nothing succeeds any more: see failed.json in the experiment folders.")
         return 1
     return 0
+
+
+def _confirm_finished(settings: Settings, profile: Profile, workspace: Workspace) -> None:
+    """Asks the database for what the journal says is stored, so that "finished" is true."""
+    services = Services(settings, profile, workspace.database, workspace.logs)
+    try:
+        services.start_database()
+        _require_stored(workspace, DatabaseClient(services.database_url, settings.services.timeout))
+    finally:
+        services.close()
+
+
+def _require_stored(workspace: Workspace, database: DatabaseClient) -> None:
+    """Raises StoreError unless the database holds the first and the last element that the journal says are stored: one
+    that was lost, or restored from an older copy, lacks one of them."""
+    updates = [found for one in journal(workspace.experiments, workspace.run_id) if (found := one.read("update"))]
+    updates.sort(key=lambda update: int(update["index"]))
+    for update in updates[:1] + updates[-1:]:
+        element = database.scored(update["index"])
+        if element is None or element.name != update["name"]:
+            raise StoreError(
+                f"the journal in {workspace.experiments} says that {update['name']} is stored as element "
+                f"{update['index']}, but the database {database.url} does not hold it: it was lost or replaced",
+                "restore the database from a backup, or start over with another --data-dir; pipeline/report.py still "
+                "shows what the journal holds",
+            )
 
 
 def _prepare(

@@ -183,11 +183,12 @@ def _notes(baseline: Baseline) -> str:
     bench_sd = f"{baseline.benchmark_sd:.3f}" if baseline.benchmark_sd is not None else "unknown"
     seeds = len(baseline.seeds)
     tasks = ", ".join(baseline.tasks)
-    band = t95(seeds - 1) * math.sqrt(1 + 1 / seeds) if baseline.loss_sd else None
-    sure = f"; beyond {band:.1f} SD (95 % band with {seeds} seeds) it is better or worse" if band is not None else ""
+    dof = baseline.sd_dof if baseline.loss_sd else None
+    band = t95(dof) * math.sqrt(1 + 1 / seeds) if dof else None
+    sure = f"; beyond {band:.1f} SD (95 % band, {dof} degrees of freedom) it is better or worse" if band else ""
     return (
         f"Base: mean of {baseline.program} over seeds {baseline.seeds}: held-out loss {baseline.loss:.4f} "
-        f"(seed SD {sd}), "
+        f"(seed SD {sd}, pooled over the seed architectures), "
         f"benchmark mean {mean} (seed SD {bench_sd}) over {tasks}.\n"
         f"One seed a candidate: up to 2 SD is a tie, more is perhaps better or worse{sure}.\n"
         "Loss is nats a token on held-out text (lower is better); score runs from 0 to 3."

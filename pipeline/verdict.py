@@ -1,8 +1,9 @@
 """The one module that says whether a candidate is better: a difference, its uncertainty, and the words for it.
 
-A single run is compared with the mean of n calibration seeds of the baseline. Its spread is the baseline's seed SD (the
-same training noise, different programs), so the difference has standard error SD * sqrt(1 + 1/n), and since that SD is
-itself estimated from n runs, the 95 % band is Student's t with n - 1 degrees of freedom times it: wide for few seeds.
+A single run is compared with the mean of n calibration seeds of the baseline. Its spread is the seed SD, pooled over
+the seed architectures (the same training noise, different programs), so the difference has standard error SD * sqrt(1
++ 1/n), and since that SD is itself an estimate, the 95 % band is Student's t with the SD's degrees of freedom times
+it: wide for few seeds.
 Inside 2 SD is a tie; beyond 2 SD but inside the band is "perhaps"; only beyond the band is better or worse. A single
 seed is never called a win: "beats" needs paired seeds and a correction for how many candidates were tried.
 """
@@ -62,10 +63,9 @@ def against_baseline(run: RunRecord, baseline: Baseline, quantity: str = "loss")
     if measured is None or mean is None or run.baseline_key != baseline.key:
         return None
     value = mean - measured.value if quantity == "loss" else measured.value - mean
-    if not sd:
+    if not sd or not baseline.sd_dof:
         return Difference(value, measured.se, None)
-    n = len(baseline.seeds)
-    return _with_spread(value, sd, math.sqrt(1 + 1 / n), n)
+    return _with_spread(value, sd, math.sqrt(1 + 1 / len(baseline.seeds)), baseline.sd_dof)
 
 
 def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity: str = "loss") -> Difference | None:
@@ -77,12 +77,14 @@ def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity:
         return None
     sd = baseline.loss_sd if quantity == "loss" else baseline.benchmark_sd
     value = second.value - first.value if quantity == "loss" else first.value - second.value
-    return _with_spread(value, sd, math.sqrt(2), len(baseline.seeds)) if sd else Difference(value, None, None)
+    if not sd or not baseline.sd_dof:
+        return Difference(value, None, None)
+    return _with_spread(value, sd, math.sqrt(2), baseline.sd_dof)
 
 
-def _with_spread(value: float, sd: float, factor: float, seeds: int) -> Difference:
-    """A difference whose standard error is `factor` times a seed SD estimated from `seeds` runs."""
-    return Difference(value, sd * factor, value / sd, t95(seeds - 1) * sd * factor)
+def _with_spread(value: float, sd: float, factor: float, dof: int) -> Difference:
+    """A difference whose standard error is `factor` times a seed SD known with `dof` degrees of freedom."""
+    return Difference(value, sd * factor, value / sd, t95(dof) * sd * factor)
 
 
 def verdict(run: RunRecord, baseline: Baseline) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from common.errors import JobError
 from common.records import Baseline, BenchmarkScore, RunRecord
@@ -63,7 +64,7 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
 
     Args:
         records: runs of DeltaNet over calibration seeds, and of the other seed architectures: all of them decide which
-            tasks count, those named "delta_net" give the means.
+            tasks count and how far seeds spread, those named "delta_net" give the means.
         key: `Launcher.baseline_key()`; runs under another key are refused.
 
     Raises:
@@ -73,17 +74,21 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
     if any(record.baseline_key != key for record in finished):
         raise JobError("a calibration run was made under another baseline key", "train the baselines again")
     tasks = counted_tasks(finished)
-    own = [recount(record, tasks) for record in finished if record.name == PROGRAM]
-    if not own:
+    if not any(record.name == PROGRAM for record in finished):
         raise JobError(
             f"expected at least one finished run named {PROGRAM}, got "
             f"{[(record.name, record.status, record.reason) for record in records]}",
             "look at the detail in the result.json of these runs",
         )
-    losses = [record.heldout_loss.value for record in own if record.heldout_loss is not None]
-    scores = [record.benchmark_mean.value for record in own if record.benchmark_mean is not None]
-    loss, loss_sd = _mean_sd(losses)
-    score, score_sd = _mean_sd(scores) if scores else (None, None)
+    groups: dict[str, list[RunRecord]] = {}
+    for record in finished:
+        groups.setdefault(record.name, []).append(recount(record, tasks))
+    losses = {name: [r.heldout_loss.value for r in runs if r.heldout_loss] for name, runs in groups.items()}
+    scores = {name: [r.benchmark_mean.value for r in runs if r.benchmark_mean] for name, runs in groups.items()}
+    own = groups[PROGRAM]
+    loss, loss_sd = statistics.fmean(losses[PROGRAM]), pooled_sd(losses.values())
+    score = statistics.fmean(scores[PROGRAM]) if scores[PROGRAM] else None
+    score_sd = pooled_sd(scores.values())
     measured = profile.search.measured_clip
     return Baseline(
         key=key,
@@ -95,6 +100,7 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
         benchmark=score,
         benchmark_sd=score_sd,
         tasks=tasks,
+        sd_dof=sum(len(values) - 1 for values in losses.values()) or None,
         loss_clip=_clip(loss, loss_sd) if measured else LEAST_CLIP,
         benchmark_clip=_clip(score, score_sd) if measured else LEAST_CLIP,
         parameters=own[0].parameters,
@@ -102,8 +108,15 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
     )
 
 
-def _mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+def pooled_sd(groups: Iterable[Sequence[float]]) -> float | None:
+    """The SD between training seeds, from every architecture that was trained over seeds; None without a repeat.
+
+    Seed noise is of the training, hardly of the program, so the variances within architectures are pooled: two seeds of
+    two programs leave 2 degrees of freedom where one program leaves 1, which narrows the 95 % band from 15.6 to 5.3 SD.
+    """
+    repeated = [values for values in groups if len(values) > 1]
+    dof = sum(len(values) - 1 for values in repeated)
+    return math.sqrt(sum(statistics.variance(values) * (len(values) - 1) for values in repeated) / dof) if dof else None
 
 
 def _clip(mean: float | None, sd: float | None) -> float:

@@ -101,9 +101,9 @@ def from_job(items: Iterable[dict[str, object]]) -> list[Program]:
 
 
 def block_arguments(width: int, heads: int, layer: int = 0) -> dict[str, object]:
-    """The keywords with which the model's block builds a mixer, at their default values."""
+    """The keywords with which the model's block builds a mixer, at their published defaults."""
     return {
-        "mode": "chunk",
+        "mode": "chunk1",
         "hidden_size": width,
         "expand_k": 1.0,
         "expand_v": 1.0,

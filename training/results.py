@@ -9,10 +9,23 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from common.errors import StoreError
+from common.files import read_json
 from common.records import BenchmarkScore, Measurement, RunRecord
 
-__all__ = ["COLUMNS", "FILES", "benchmark_mean", "clear", "csv_text", "curve_columns", "element_result", "printable"]
+__all__ = [
+    "COLUMNS",
+    "FILES",
+    "benchmark_mean",
+    "clear",
+    "csv_text",
+    "curve_columns",
+    "element_result",
+    "finished_run",
+    "printable",
+]
 
 COLUMNS = 20
 """Columns of the training curve beside step 1."""
@@ -32,6 +45,22 @@ def clear(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"cannot remove {out / name}: {error.strerror}", "name another --out") from error
+
+
+def finished_run(out: Path, *, program_sha256: str, baseline_key: str, seed: int) -> RunRecord | None:
+    """The run of exactly this program, key and seed that was finished in `out`, None when there is none.
+
+    A damaged record counts as none: training again gives the same numbers, while half a record gives none.
+    """
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        run = RunRecord.model_validate(read_json(path))
+    except (StoreError, ValidationError):
+        return None
+    same = (run.program_sha256, run.baseline_key, run.seed) == (program_sha256, baseline_key, seed)
+    return run if same and run.status == "finished" else None
 
 
 def printable(text: str) -> str:

@@ -98,10 +98,10 @@ def judge(
 def _performance(loss: Measurement | None, benchmark: Measurement | None, baseline: Baseline) -> Part | None:
     found: list[tuple[int, str]] = []
     if loss is not None and baseline.loss > 0:
-        margin = _margin(loss, baseline.loss_sd, len(baseline.seeds))
+        margin = _margin(loss, baseline.loss_sd, baseline)
         found.append(_compared("loss", baseline.loss - loss.value, baseline.loss, loss.value, margin))
     if benchmark is not None and baseline.benchmark is not None and baseline.benchmark > 0:
-        margin = _margin(benchmark, baseline.benchmark_sd, len(baseline.seeds))
+        margin = _margin(benchmark, baseline.benchmark_sd, baseline)
         gain = benchmark.value - baseline.benchmark
         found.append(_compared("benchmark mean", gain, baseline.benchmark, benchmark.value, margin))
     if not found:
@@ -123,15 +123,15 @@ def _compared(what: str, gain: float, base: float, value: float, margin: float |
     return score, said + f", 95 % margin {margin:.2g})"
 
 
-def _margin(measured: Measurement, sd: float | None, seeds: int) -> float | None:
+def _margin(measured: Measurement, sd: float | None, baseline: Baseline) -> float | None:
     """How far candidate minus baseline goes by chance, in 95 of 100 cases; None when no spread is known.
 
     The items are the same for both, so the spread between training seeds decides where it was measured: one new run
-    against the mean of n, SD sqrt(1 + 1/n), times Student's t with n - 1 degrees of freedom, as an SD of a few seeds
+    against the mean of n, SD sqrt(1 + 1/n), times Student's t with the SD's degrees of freedom, as an SD of a few seeds
     is uncertain itself. A spread that is not of seeds is of hundreds of items, once for each side: the normal quantile.
     """
-    if sd is not None and seeds > 1:
-        return t95(seeds - 1) * sd * math.sqrt(1 + 1 / seeds)
+    if sd is not None and baseline.sd_dof:
+        return t95(baseline.sd_dof) * sd * math.sqrt(1 + 1 / len(baseline.seeds))
     spread = sd if sd is not None else measured.se
     return None if spread is None else t95(_NORMAL_DOF) * spread * math.sqrt(2)
 

@@ -7,10 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from common.errors import StoreError
-from common.files import read_json
 from common.records import CheckReport, RunRecord
 from pipeline.agents.roles import DesignContext, Proposal
 from pipeline.evolve.stage import claim_structure, program_of
@@ -19,7 +15,7 @@ from pipeline.lab import Lab
 from training.baseline import recount
 from training.launcher import peer_of
 from training.programs import Program
-from training.results import element_result
+from training.results import element_result, finished_run
 
 __all__ = ["Evaluated", "evaluate", "log_of"]
 
@@ -58,7 +54,9 @@ def evaluate(
         lab.checkpoint()
         out = folder / f"attempt-{attempt}"
         program = program_of(proposal)
-        run = _finished(out, program, lab) or lab.job(partial(_train, lab, who, program, report, out, context.key))
+        run = finished_run(
+            out, program_sha256=program.sha256, baseline_key=lab.baseline.key, seed=lab.settings.run.seed
+        ) or lab.job(partial(_train, lab, who, program, report, out, context.key))
         lab.console.done(who)
         if run.status == "finished":
             finished = _with_design(recount(run, lab.baseline.tasks), proposal)
@@ -89,23 +87,6 @@ def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path,
         on_event=lambda event: lab.console.progress(who, event),
         cancel=lab.cancelled,
     )
-
-
-def _finished(out: Path, program: Program, lab: Lab) -> RunRecord | None:
-    """The run of exactly this program that was finished in `out` before a kill, None when there is none."""
-    path = out / "result.json"
-    if not path.exists():
-        return None
-    try:
-        run = RunRecord.model_validate(read_json(path))
-    except (StoreError, ValidationError):
-        return None  # train it again
-    same = (run.program_sha256, run.baseline_key, run.seed) == (
-        program.sha256,
-        lab.baseline.key,
-        lab.settings.run.seed,
-    )
-    return run if same and run.status == "finished" else None
 
 
 def _repair(

@@ -25,6 +25,8 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
     ("section", "key", "value", "told"),
     [
         ("run", "experiments", "three", "expected a valid integer"),
+        ("run", "data_dir", "", "expected a path, got ''"),
+        ("training", "cache_dir", "", "expected a path, got ''"),
         ("run", "experiments", 0, "greater than or equal to 1"),
         ("run", "sed", 1, "did you mean 'seed'"),
         ("rum", "seed", 1, "did you mean 'run'"),

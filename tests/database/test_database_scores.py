@@ -163,7 +163,9 @@ def test_complexity_bands(exponent: float | None, flops: float | None, score: in
 
 @pytest.mark.parametrize(("seeds", "margin"), [(2, 12.706 * 0.03 * 1.5**0.5), (3, 4.303 * 0.03 * (4 / 3) ** 0.5)])
 def test_few_seeds_widen_what_is_no_difference(seeds: int, margin: float) -> None:
-    baseline = PUBLISHED.model_copy(update={"seeds": list(range(seeds)), "loss": 2.0, "loss_sd": 0.03})
+    baseline = PUBLISHED.model_copy(
+        update={"seeds": list(range(seeds)), "sd_dof": seeds - 1, "loss": 2.0, "loss_sd": 0.03}
+    )
 
     def performance(gain: float) -> int:
         found = judge(

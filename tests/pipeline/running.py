@@ -90,3 +90,22 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def assert_whole(data_dir: Path, experiments: int) -> None:
+    found = elements(data_dir)
+    assert [element["index"] for element in found] == list(range(1, experiments + 3))
+    assert len({element["name"] for element in found}) == len(found)
+    assert integrity(data_dir) == "ok"
+    folders = sorted((data_dir / "experiments").iterdir())
+    stored = [
+        stage(data_dir, int(folder.name), "update")["index"] for folder in folders if (folder / "update.json").exists()
+    ]
+    assert sorted(stored) == list(range(3, experiments + 3))

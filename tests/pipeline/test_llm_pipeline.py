@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.llm_endpoint import FakeEndpoint, planner_answering
 from tests.pipeline.running import elements, run, stage
-
-pytestmark = pytest.mark.xdist_group("pipeline")
 
 SEED = Path(__file__).resolve().parents[2] / "training" / "architectures" / "delta_net.py"
 OUTPUT = "self.o_proj(o_BTV)"

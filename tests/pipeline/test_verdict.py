@@ -10,7 +10,15 @@ from common.records import Baseline, Measurement, RunRecord
 from pipeline.verdict import against_baseline, between_runs, verdict
 
 BASELINE = Baseline(
-    key="k", profile="cpu", seeds=[0, 1, 2], loss=4.0, loss_sd=0.02, benchmark=0.5, benchmark_sd=0.05, tasks=["recall"]
+    key="k",
+    profile="cpu",
+    seeds=[0, 1, 2],
+    loss=4.0,
+    loss_sd=0.02,
+    benchmark=0.5,
+    benchmark_sd=0.05,
+    tasks=["recall"],
+    sd_dof=2,
 )
 
 
@@ -35,7 +43,7 @@ def run(loss: float | None, bench: float | None = None, key: str = "k") -> RunRe
         (3.97, "tie (+1.5 SD)"),
         (3.95, "perhaps better (+2.5 SD)"),
         (4.1, "worse (-5.0 SD)"),
-        (4.09, "perhaps worse (-4.5 SD)"),  # inside the 95 % band of three seeds: 4.97 SD
+        (4.09, "perhaps worse (-4.5 SD)"),  # inside the 95 % band of 2 degrees of freedom: 4.97 SD
         (None, "no loss"),
     ],
 )

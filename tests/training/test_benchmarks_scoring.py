@@ -234,6 +234,9 @@ def test_the_baseline_is_delta_nets_mean_over_the_tasks_that_carry_signal() -> N
     base = build_baseline(runs, "k", load_profile("cpu"))
     assert base.tasks == ["recall", "copying"] and base.seeds == [0, 1]
     assert base.loss == pytest.approx(4.1) and base.loss_sd == pytest.approx(0.1414, abs=1e-4)
+    assert base.sd_dof == 1  # gated_delta_net has one seed, which says nothing of spread
+    both = build_baseline([*runs, record("gated_delta_net", 1, 3.9, {"recall": 0.8})], "k", load_profile("cpu"))
+    assert both.sd_dof == 2 and both.loss_sd == pytest.approx(0.1)
     assert base.benchmark == pytest.approx((0.55 + 0.455) / 2)
     assert base.loss_clip == pytest.approx(8 * 0.1414 / 4.1, abs=1e-3) and base.benchmark_clip > 0.1
     published = build_baseline(runs, "k", load_profile("20m"))

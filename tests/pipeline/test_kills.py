@@ -1,0 +1,81 @@
+"""kill -9 of the pipeline or of any child, at any moment: nothing stored is lost or doubled, and no child is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, run, zombie
+
+
+def kill_until_done(data_dir: Path, experiments: int, kills: int, rng: random.Random) -> int:
+    """Kills the pipeline (or one of its children) at random moments, `kills` times, then lets it finish."""
+    struck = 0
+    while struck < kills:
+        process = subprocess.Popen(
+            command(data_dir, experiments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        )
+        time.sleep(rng.uniform(0.5, 14.0))
+        if process.poll() is not None:
+            break
+        family = children(process.pid)
+        victim = rng.choice([process.pid, *sorted(family)]) if struck % 2 else process.pid
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        struck += 1
+        if victim != process.pid:
+            time.sleep(rng.uniform(0.5, 5.0))
+            process.kill()
+        process.wait()
+        family |= {process.pid}
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(
+            Path(f"/proc/{pid}/stat").exists() and not zombie(pid) for pid in family
+        ):
+            time.sleep(0.1)
+        left = [pid for pid in family if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)]
+        assert not left, f"children outlived the pipeline: {left}"
+    done = run(data_dir, experiments, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return struck
+
+
+def test_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+    kill_until_done(tmp_path, 1, kills=3, rng=random.Random(3))
+    assert_whole(tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+    struck, wanted, rng = 0, 0, random.Random(20)
+    while struck < 20:
+        wanted += 2
+        struck += kill_until_done(tmp_path, wanted, kills=20 - struck, rng=rng)
+        assert_whole(tmp_path, wanted)
+    print(f"{struck} kills, {wanted} experiments, no gap, no duplicate")
+
+
+def test_killed_services_come_back_and_the_run_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, 1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if "evolve" in line:
+            for pid in children(process.pid):
+                words = command_line(pid).split("\0")
+                if any(word.endswith(("mongodb_api.py", "rag_api.py", "embedding_server.py")) for word in words):
+                    os.kill(pid, signal.SIGKILL)
+    assert process.wait(120) == 0, printed
+    assert_whole(tmp_path, 1)
