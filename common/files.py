@@ -20,7 +20,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    try:
+        data = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        raise StoreError(f"cannot write {path}: {error}", "this is a fault of ours: report it with the text") from error
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

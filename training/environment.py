@@ -25,6 +25,7 @@ TRAINER_SOURCES = (
     "training/data/packing.py",
     "training/data/tasks.py",
     "training/scorer/heldout.py",
+    "training/scorer/scoring.py",
     "training/scorer/benchmarks.py",
     "training/scorer/train_job.py",
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),

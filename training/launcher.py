@@ -283,17 +283,30 @@ class _Run:
             "tokenizer": str(corpus.tokenizer),
             "end": corpus.end,
         }
-        monitor = Monitor(self.launcher.settings.monitor, profile.train.steps, peers)
         started = time.perf_counter()
+        answer = self._answer(job, peers, tell, cancel)
+        if answer.get("from_outside"):
+            # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
+            tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
+            self.reports, self.lines = [], []
+            answer = self._answer(job, peers, tell, cancel)
+        return self._finish(answer, corpus, time.perf_counter() - started)
+
+    def _answer(
+        self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+    ) -> Mapping[str, Any]:
+        """What the scorer says of one try, or why it was ended from here."""
+        profile = self.launcher.profile
+        monitor = Monitor(self.launcher.settings.monitor, profile.train.steps, peers)
         try:
             answer = run_job(
                 job, lambda event: self._event(event, monitor, tell), cancel, 2 * profile.limits.seconds + 120
             )
         except _StoppedError as ended:
-            answer = {"status": "stopped", "reason": ended.stop.reason, "detail": ended.stop.detail}
+            return {"status": "stopped", "reason": ended.stop.reason, "detail": ended.stop.detail}
         if answer == CANCELLED:
-            answer = {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
-        return self._finish(answer, corpus, time.perf_counter() - started)
+            return {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
+        return answer
 
     def _event(self, event: dict[str, Any], monitor: Monitor, tell: OnEvent) -> None:
         kind, stop = event["event"], None
@@ -366,7 +379,7 @@ class _Run:
             flops_per_token=self.facts.get("flops_per_token"),
             work_exponent=self.facts.get("work_exponent"),
             seconds=seconds,
-            checks=list(self.checks),
+            checks=[*self.checks, *_audit_outcome(answer.get("audit"))],
             sandbox=str(answer.get("sandbox", "")),
             trust=self.program.trust,
             device=launcher.device,
@@ -392,6 +405,13 @@ def refused_record(
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = _Run(launcher, program, seed, Path(), run_id, report or (), None, command)
     return run._record(ended, corpus, 0.0)
+
+
+def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:
+    """The audit of the scored answers, as one more check of the record."""
+    if audit is None:
+        return []
+    return [CheckOutcome(name="audit", passed=audit["passed"], severity="warn", detail=audit["detail"])]
 
 
 def _ignore(event: Event) -> None:

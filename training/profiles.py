@@ -166,7 +166,9 @@ class EvalSpec(Spec):
     heldout_sequences: int = Field(ge=4)
     benchmarks: list[str]
     items: int = Field(ge=8, description="items a benchmark")
-    audit_rows: int = Field(32, ge=2, description="rows of each scored call that are asked again with another future")
+    audit_gain: float = Field(
+        0.02, gt=0, description="forged gain, in nats a token, that the audit finds with 99 % probability"
+    )
 
 
 class SearchSpec(Spec):

@@ -13,41 +13,17 @@ import pytest
 
 from common.errors import JobError
 from common.records import BenchmarkScore, RunRecord
+from tests.training.models import Hashed, Model
 from training.baseline import build_baseline, counted_tasks, recount
 from training.data import tokenizer
 from training.data.tasks import SEPARATOR, generate_items
 from training.profiles import TaskSpec, load_profile
 from training.results import benchmark_mean, csv_text, curve_columns, element_result
 from training.scorer.benchmarks import WorkerLM, run_benchmarks
-from training.scorer.heldout import AuditedServer, ForgedError, LogitServer, heldout_loss, log_softmax
+from training.scorer.heldout import heldout_loss, log_softmax
 
 SPEC = TaskSpec(symbols=32, recall_pairs=4, copy_items=4, copy_length=12, induction_length=12)
 VOCAB = 384
-
-
-class Model(LogitServer):
-    """Logits as a function of the tokens seen so far; counts the rows asked for."""
-
-    def __init__(self, vocab: int = VOCAB) -> None:
-        self.vocab, self.padding, self.rows = vocab, 0, 0
-
-    def next(self, seen: np.ndarray) -> np.ndarray:
-        return np.zeros(self.vocab, dtype=np.float32)
-
-    def all(self, tokens: np.ndarray) -> np.ndarray:
-        self.rows += len(tokens)
-        return np.stack([[self.next(row[: at + 1]) for at in range(len(row))] for row in tokens])
-
-    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
-        self.rows += len(tokens)
-        return np.stack([self.next(tokens[row, : at + 1]) for row, at in places])
-
-
-class Hashed(Model):
-    """Pseudo-random logits that depend on every token seen."""
-
-    def next(self, seen: np.ndarray) -> np.ndarray:
-        return np.random.default_rng([*seen.tolist()]).normal(size=self.vocab).astype(np.float32)
 
 
 class Recaller(Model):
@@ -59,39 +35,6 @@ class Recaller(Model):
         if len(earlier) and seen[-1] != SEPARATOR:
             logits[seen[earlier[-1] + 1]] = 20
         return logits
-
-
-class Peeking(Hashed):
-    """Depends on the token after the place too, where it is asked by one of the two operations for enough rows."""
-
-    def __init__(self, operation: str, more_than: int = 0) -> None:
-        super().__init__(50)
-        self.operation, self.more_than = operation, more_than
-
-    def all(self, tokens: np.ndarray) -> np.ndarray:
-        ahead = 2 if self.operation == "all" and len(tokens) > self.more_than else 1
-        return np.stack([[self.next(row[: at + ahead]) for at in range(len(row))] for row in tokens])
-
-    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
-        ahead = 2 if self.operation == "at" and len(tokens) > self.more_than else 1
-        return np.stack([self.next(tokens[row, : at + ahead]) for row, at in places])
-
-
-class Counting(Hashed):
-    """Its answers drift a little with every call, whatever it is asked."""
-
-    calls = 0
-
-    def next(self, seen: np.ndarray) -> np.ndarray:
-        return super().next(seen) * (1 + 0.01 * self.calls)
-
-    def all(self, tokens: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        return super().all(tokens)
-
-
-def audited(model: LogitServer, rows: int = 4) -> AuditedServer:
-    return AuditedServer(model, b"secret", 1e-3, rows)
 
 
 @pytest.fixture(scope="module")
@@ -124,34 +67,6 @@ def test_heldout_loss_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_uniform_model_loses_the_logarithm_of_the_vocabulary() -> None:
     rows = np.zeros((4, 5), dtype=np.int32)
     assert heldout_loss(Model(vocab=64), rows)["value"] == pytest.approx(math.log(64), abs=1e-6)
-
-
-def test_the_audit_finds_a_model_that_sees_the_next_token() -> None:
-    rows = np.random.default_rng(0).integers(0, 50, (4, 33)).astype(np.int32)
-    with pytest.raises(ForgedError, match="future"):
-        heldout_loss(audited(Peeking("all")), rows)
-    places = np.array([(row, at) for row in range(4) for at in range(0, 32, 3)])
-    with pytest.raises(ForgedError, match="future"):
-        audited(Peeking("at")).at(rows, places)
-
-
-def test_the_audit_asks_what_the_loss_asks() -> None:
-    rows = np.random.default_rng(0).integers(0, 50, (20, 33)).astype(np.int32)
-    with pytest.raises(ForgedError, match="future"):
-        heldout_loss(audited(Peeking("all", more_than=16)), rows)
-
-
-def test_the_audit_asks_in_the_pieces_of_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * 50 * 12)
-    rows = np.random.default_rng(0).integers(0, 50, (6, 33)).astype(np.int32)
-    with pytest.raises(ForgedError, match="future"):
-        heldout_loss(audited(Peeking("at")), rows)
-
-
-def test_the_audit_passes_causal_models_and_changes_no_loss() -> None:
-    rows = np.random.default_rng(0).integers(0, 50, (12, 33)).astype(np.int32)
-    assert heldout_loss(audited(Hashed(50)), rows) == heldout_loss(Hashed(50), rows)
-    assert heldout_loss(audited(Counting(50), rows=12), rows)["n"] == 12 * 32
 
 
 def test_loglikelihoods_of_several_tokens_and_shared_inputs(codec: tokenizer.Codec) -> None:

@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -233,6 +234,48 @@ def test_a_run_that_beats_every_peer_by_far_is_ended_with_its_partial_curve(laun
     assert (record.status, record.reason) == ("stopped", "leak")
     assert 1 < len(record.train_loss) < 7 and record.heldout_loss is None
     assert (tmp_path / "train.csv").read_text().startswith("step,1,5")
+
+
+def test_a_killed_worker_is_tried_again_and_a_program_that_kills_itself_is_not_for_ever(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    struck: list[int] = []
+
+    def strike(event: Event) -> None:
+        if event.kind == "progress" and not struck:
+            struck.append(_worker_below(os.getpid()))
+            os.kill(struck[0], signal.SIGKILL)
+
+    record = launcher.train(
+        program(SLEEPS.replace("0.3", "0.03")), seed=0, out=tmp_path / "a", run_id="a", on_event=strike
+    )
+    assert struck and record.status == "finished" and record.train_loss["30"] < record.train_loss["1"]
+    notes: list[str] = []
+    suicide = SLEEPS.replace("time.sleep(0.3)", "__import__('os').kill(__import__('os').getpid(), 9)")
+    record = launcher.train(
+        program(suicide), seed=0, out=tmp_path / "b", run_id="b", on_event=lambda event: notes.append(event.text)
+    )
+    assert (record.status, record.reason) == ("failed", "crashed") and sum("again" in text for text in notes) == 1
+
+
+def _worker_below(pid: int) -> int:
+    """The youngest process of a training worker that descends from `pid`."""
+    parents, found = {}, []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if b"training.worker" in (entry / "cmdline").read_bytes().replace(b"\0", b" "):
+                    found.append(int(entry.name))
+
+    def below(one: int) -> bool:
+        while one in parents:
+            one = parents[one]
+            if one == pid:
+                return True
+        return False
+
+    return max(one for one in found if below(one))
 
 
 def test_cancelling_ends_a_run_at_once(launcher: Launcher, tmp_path: Path) -> None:

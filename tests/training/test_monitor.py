@@ -52,12 +52,12 @@ def test_diverged_needs_two_reports() -> None:
 
 def test_leak_is_a_loss_far_below_every_peer() -> None:
     peers = Peer(CURVE), Peer({step: loss * 1.1 for step, loss in CURVE.items()})
-    low = {step: loss * (0.85 if step >= 50 else 1.0) for step, loss in CURVE.items()}
+    low = {step: loss * (0.7 if step >= 50 else 1.0) for step, loss in CURVE.items()}
     stop = feed(watching(*peers), low)
     assert stop is not None and stop.reason == "leak" and "step 100" in stop.detail
-    once = {**CURVE, 100: CURVE[100] * 0.8}
+    once = {**CURVE, 100: CURVE[100] * 0.6}
     assert feed(watching(*peers), once) is None
-    assert feed(watching(*peers, leak_margin=0.2), low) is None
+    assert feed(watching(*peers, leak_margin=0.4), low) is None
     assert feed(watching(), low) is None, "without peers there is nothing to compare with"
 
 

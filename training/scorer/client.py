@@ -35,7 +35,14 @@ class CandidateFault(Exception):  # noqa: N818 - the candidate's fault, no error
 
 
 class WorkerDied(CandidateFault):
-    """The worker ended, hung, or sent something that is no frame. `stderr` is the end of what it wrote there."""
+    """The worker ended, hung, or sent something that is no frame. `stderr` is the end of what it wrote there.
+
+    `from_outside`: it ended by a SIGKILL that was not ours, by somebody else's hand or its own: worth another try.
+    """
+
+    def __init__(self, reason: Ending, detail: str, stderr: str = "", *, from_outside: bool = False) -> None:
+        super().__init__(reason, detail, stderr)
+        self.from_outside = from_outside
 
 
 class OperationFailed(CandidateFault):
@@ -142,9 +149,11 @@ class Worker:
             "output": f"over its limit of {limits.output_mb} MB of output during {op}",
             "memory": f"ended for lack of memory (status {code}) during {op}",
         }.get(reason, f"the process ended with status {code} during {op}")
-        if reason == "crashed" and self.process.killed_from_outside():
+        outside = reason == "crashed" and self.process.killed_from_outside()
+        if outside:
             said = f"killed from outside (signal 9) during {op}"
-        return WorkerDied("crashed" if reason == "finished" else reason, said, self.process.stderr_tail())
+        tail = self.process.stderr_tail()
+        return WorkerDied("crashed" if reason == "finished" else reason, said, tail, from_outside=outside)
 
     def cpu_seconds(self) -> float:
         """CPU seconds it used so far, read by the host."""

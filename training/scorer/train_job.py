@@ -12,20 +12,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.data.corpus import load_items
 from training.data.packing import row_type
-from training.data.tokenizer import Codec
 from training.profiles import Profile
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
-from training.scorer.client import CandidateFault, Worker
-from training.scorer.heldout import AuditedServer, ForgedError, LogitServer, NotFiniteError, heldout_loss
+from training.scorer.client import CandidateFault, Worker, WorkerDied
+from training.scorer.confirm import write_weights
+from training.scorer.heldout import ForgedError, NotFiniteError
+from training.scorer.scoring import Scoring
 
 __all__ = ["run"]
 
@@ -33,10 +34,8 @@ Emit = Callable[[dict[str, Any]], None]
 PULSE = 1.0
 """Seconds between two readings of the worker's CPU time."""
 _REASONS = {"timeout": "timeout", "memory": "memory"}
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
-"""Change of a logit, relative to the spread of logits, that rounding explains."""
-AUDITED_BENCHMARKS = 0.25
-"""Share of the benchmark calls that are audited; of the held-out loss all are."""
+_REMEMBERED = 5
+"""Words by which an item of the cloze task is recognised in other text."""
 
 
 def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -50,8 +49,9 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             seconds, cpu_seconds} and, once a second, {event: "pulse", cpu_seconds, step}.
 
     Returns:
-        {status, reason, detail, seconds: {start, train, score}, stderr: the end of what the worker wrote there, ...}:
-        whatever was measured before the end. A fault of the program is a status, never an exception.
+        {status, reason, detail, audit: {passed, detail}, seconds: {start, train, audit, score}, stderr: the end of
+        what the worker wrote there, ...}: whatever was measured before the end. A fault of the program is a status,
+        never an exception.
     """
     profile = Profile.model_validate(job["profile"])
     sandbox = choose(job["sandbox"]["backend"], job["device"])
@@ -72,12 +72,17 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     emit({"event": "stage", "name": "start"})
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]
-    with Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds) as worker:
+
+    def start(reads: list[Path]) -> Worker:
+        return Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds)
+
+    with start(reads) as worker:
         pulse = _Pulse(worker, emit, profile.train.steps)
         try:
-            _phases(job, profile, worker, pulse, result, started)
+            _phases(job, profile, worker, partial(start, []), pulse, result, started)
         except CandidateFault as fault:
             result |= {"status": "failed", "reason": _REASONS.get(fault.reason, "crashed"), "detail": _detail(fault)}
+            result["from_outside"] = isinstance(fault, WorkerDied) and fault.from_outside
         except ForgedError as error:
             result |= {"status": "failed", "reason": "forged", "detail": str(error)}
         except NotFiniteError as error:
@@ -90,23 +95,19 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def _phases(
-    job: dict[str, Any], profile: Profile, worker: Worker, pulse: _Pulse, result: dict[str, Any], started: float
+    job: dict[str, Any],
+    profile: Profile,
+    worker: Worker,
+    start: Callable[[], Worker],
+    pulse: _Pulse,
+    result: dict[str, Any],
+    started: float,
 ) -> None:
     seconds: dict[str, float] = result["seconds"]
-    facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
+    model = profile.model
+    built, facts = _build(job, profile, worker)
     result["versions"], hardware = answers.prepared_facts(facts)
     result["hardware"] = {**_hardware(), **hardware}
-    worker.load()
-    model = profile.model
-    built, _ = worker.call(
-        "train.build",
-        {
-            "model": model.model_dump(mode="json"),
-            "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
-            "budget": job["budget"],
-            "init": job["init"],
-        },
-    )
     if "refused" in built:
         result |= {"status": "failed", "reason": "refused", "detail": str(built["refused"])[:500]}
         return
@@ -136,37 +137,46 @@ def _phases(
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
     begun = time.perf_counter()
-    _score(job, profile, worker, result, benchmarks)
+
+    def restored(weights: list[np.ndarray]) -> Worker:
+        return _restored(job, profile, start(), result["parameters"], weights)
+
+    scoring = Scoring(job, profile, worker, restored, result)
+    scoring.check_reported(*pulse.last)
+    scoring.run(benchmarks)
     seconds["score"] = time.perf_counter() - begun
 
 
-def _score(
-    job: dict[str, Any], profile: Profile, worker: Worker, result: dict[str, Any], benchmarks: threading.Thread
-) -> None:
-    codec = Codec(Path(job["tokenizer"]))
-    tokens = np.memmap(job["heldout"], dtype=np.uint16, mode="r")
-    rows = heldout_windows(tokens, profile.eval.heldout_sequences, profile.train.seq_len)
-    server = AuditedServer(
-        LogitServer(worker, profile.model.vocab, int(job["end"])),
-        secret=rows.tobytes() + str(job["seed"]).encode(),
-        tolerance=_TOLERANCE[job["dtype"]],
-        rows=profile.eval.audit_rows,
+def _restored(
+    job: dict[str, Any], profile: Profile, worker: Worker, parameters: int, weights: list[np.ndarray]
+) -> Worker:
+    """`worker`, a fresh process, with these weights; closed where they do not fit."""
+    try:
+        built, _ = _build(job, profile, worker)
+        if "refused" in built or answers.model_sizes(built)["parameters"] != parameters:
+            raise ForgedError(f"a fresh process builds another model: {str(built)[:300]}")
+        write_weights(worker, weights)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prepares the process, loads the program, builds the model: (its sizes as said, facts of the process)."""
+    facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
+    worker.load()
+    model = profile.model
+    built, _ = worker.call(
+        "train.build",
+        {
+            "model": model.model_dump(mode="json"),
+            "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
+            "budget": job["budget"],
+            "init": job["init"],
+        },
     )
-    loss = heldout_loss(server, rows)
-    server.share = AUDITED_BENCHMARKS
-    benchmarks.join()
-    from training.scorer.benchmarks import run_benchmarks
-
-    names = profile.eval.benchmarks
-    scores = run_benchmarks(server, codec, names, load_items(Path(job["items"])), profile.eval.items)
-    # Only together: a run that is caught during the benchmarks has no loss either.
-    result |= {"heldout_loss": loss, "benchmarks": scores}
-
-
-def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
-    """int32 [count, seq_len + 1]: evenly spaced windows of the held-out tokens, the same for every run."""
-    starts = np.linspace(0, len(tokens) - seq_len - 1, count).astype(np.int64)
-    return tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int32)
+    return built, facts
 
 
 class _Pulse:
@@ -174,6 +184,8 @@ class _Pulse:
 
     def __init__(self, worker: Worker, emit: Emit, steps: int) -> None:
         self.emit = emit
+        self.last: tuple[float | None, int] = None, 0
+        """Training loss of the last report, and the steps it stands for."""
         self._worker, self._steps, self._step = worker, steps, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -181,6 +193,7 @@ class _Pulse:
 
     def metrics(self, meta: dict[str, Any]) -> None:
         report = answers.training_report(meta, self._step, self._steps)
+        self.last = report["loss"], report["step"] - self._step
         self._step = report["step"]
         self.emit({"event": "metrics", **report, "cpu_seconds": self._worker.cpu_seconds()})
 

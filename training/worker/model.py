@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "build_model", "fit_width"]
+__all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "all_tensors", "build_model", "fit_width"]
 
 EMBEDDING_STD = 0.02
 _numel = torch.Tensor.numel
@@ -161,6 +161,22 @@ def all_parameters(module: nn.Module) -> list[nn.Parameter]:
         seen.add(id(current))
         registers = object.__getattribute__(current, "__dict__")
         found |= {id(p): p for p in registers["_parameters"].values() if p is not None and id(p) not in found}
+        pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
+    return list(found.values())
+
+
+def all_tensors(module: nn.Module) -> list[Tensor]:
+    """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
+    found: dict[int, Tensor] = {id(parameter): parameter.detach() for parameter in all_parameters(module)}
+    pending: list[nn.Module] = [module]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        registers = object.__getattribute__(current, "__dict__")
+        found |= {id(b): b for b in registers["_buffers"].values() if b is not None and id(b) not in found}
         pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
     return list(found.values())
 

@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.worker.model import LanguageModel, all_parameters, build_model
+from training.worker.model import LanguageModel, all_parameters, all_tensors, build_model
 from training.worker.state import Emit, Op, WorkerState
 
 __all__ = ["OPS", "learning_rate"]
+
+_PART = 1 << 28
+"""Bytes of weights in one answer."""
+_CARRIED = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 
 
 def prepare(
@@ -119,6 +123,46 @@ def logits(
             hidden = hidden[places[:, 0], places[:, 1]]
         out = model.head(hidden)
     return {}, [out.float().cpu().numpy()]
+
+
+def read(
+    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Weights and buffers of the model from number `from` on, as many as fit into one answer. Returns {total}.
+
+    Types that numpy lacks go as float32; complex ones as pairs.
+    """
+    tensors, size = all_tensors(state.instances["model"]), 0
+    parts: list[np.ndarray] = []
+    for tensor in tensors[int(meta["from"]) :]:
+        array = _plain(tensor).cpu().numpy()
+        if parts and size + array.nbytes > _PART:
+            break
+        parts.append(array)
+        size += array.nbytes
+    return {"total": len(tensors)}, parts
+
+
+def write(
+    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Gives the tensors from number `from` on these values. meta: {from, total}. Returns {refused} on a mismatch."""
+    tensors = all_tensors(state.instances["model"])
+    chosen = tensors[int(meta["from"]) : int(meta["from"]) + len(arrays)]
+    shapes = [tuple(_plain(tensor).shape) for tensor in chosen]
+    if len(tensors) != meta["total"] or shapes != [array.shape for array in arrays]:
+        return {"refused": f"{len(tensors)} tensors of shapes {shapes[:8]}"}, []
+    for tensor, array in zip(chosen, arrays, strict=True):
+        value = torch.from_numpy(array.copy())
+        tensor.copy_(torch.view_as_complex(value) if tensor.is_complex() else value)
+    return {}, []
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """As a dtype that the protocol carries."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor if tensor.dtype in _CARRIED else tensor.float()
 
 
 def learning_rate(step: int, spec: dict[str, Any]) -> float:
@@ -251,4 +295,11 @@ def _peak_memory(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-OPS: dict[str, Op] = {"train.prepare": prepare, "train.build": build, "train.run": train, "train.logits": logits}
+OPS: dict[str, Op] = {
+    "train.prepare": prepare,
+    "train.build": build,
+    "train.run": train,
+    "train.logits": logits,
+    "train.read": read,
+    "train.write": write,
+}
