@@ -153,7 +153,8 @@ def _run(settings: Settings) -> None:
         server = create_server(create_app(service), sockets=[bound], threads=8, clear_untrusted_proxy_headers=True)
         threading.Thread(target=server.run, name="http", daemon=True).start()
         service.load()
-        announce(f"http://{settings.cognition.host}:{bound.getsockname()[1]}")
+        host = f"[{settings.cognition.host}]" if ":" in settings.cognition.host else settings.cognition.host
+        announce(f"http://{host}:{bound.getsockname()[1]}")
         # With cached vectors nothing was embedded yet: the model starts while the first query is on its way.
         threading.Thread(target=_warm, args=(embedder,), name="warm", daemon=True).start()
         threading.Event().wait()

@@ -118,6 +118,8 @@ class RunRecord(Record):
     detail: str = ""
     """Why, in one sentence, when status is not finished."""
     program_sha256: str
+    fingerprint: str | None = None
+    """Of the function that the program computes, equal for equal functions (docs/verifier.md); None where unknown."""
     baseline_key: str
     """(profile, corpus, tokenizer, seed programs, trainer, torch version, device type, dtype) as one hash."""
     heldout_loss: Measurement | None = None
@@ -170,4 +172,6 @@ class Baseline(Record):
     loss_clip: FiniteFloat = 0.1
     benchmark_clip: FiniteFloat = 0.1
     parameters: int | None = None
+    mixer_parameters: int | None = None
+    """Of one mixer."""
     flops_per_token: FiniteFloat | None = None

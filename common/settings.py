@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from common.errors import SettingsError, UsageError
 
-__all__ = ["Settings", "dump_toml", "flags_of", "load", "parse", "usage_exit"]
+__all__ = ["Settings", "flags_of", "load", "parse", "usage_exit"]
 
 
 class Section(BaseModel):
@@ -79,6 +79,15 @@ class Database(Section):
     update_batch: int = Field(50, ge=1, description="new elements that are merged into the candidate set at once")
     lock_timeout: float = Field(10.0, ge=0, description="seconds to wait for another process that holds the database")
 
+    @field_validator("store")
+    @classmethod
+    def _store_from_here(cls, value: str) -> str:
+        """The file is meant from where the command was typed, like every path."""
+        scheme, separator, file = value.partition(":///")
+        if scheme != "sqlite" or not file or file.startswith(":"):
+            return value
+        return f"{scheme}{separator}{Path(file).expanduser().absolute()}"
+
 
 class Cognition(Section):
     host: str = Field("127.0.0.1", description="address the cognition base listens on")
@@ -102,13 +111,26 @@ class Embedding(Section):
     timeout: float = Field(60.0, gt=0, description="seconds to wait for one answer of the embedding server")
     start_timeout: float = Field(120.0, gt=0, description="seconds the embedding server may take to start")
 
+    @field_validator("model")
+    @classmethod
+    def _model_from_here(cls, value: str | None) -> str | None:
+        """A folder is meant from where the command was typed; what is no folder is a name at the hub."""
+        folder = Path(value).expanduser() if value else None
+        return str(folder.absolute()) if folder is not None and folder.is_dir() else value
+
 
 class Sandbox(Section):
-    backend: Literal["auto", "bubblewrap", "process"] = Field(
-        "auto", description="auto takes bubblewrap where a probe job succeeds, else the limited process"
+    backend: Literal["auto", "bubblewrap", "docker", "process"] = Field(
+        "auto",
+        description="auto takes the first of bubblewrap, docker and process whose probe job succeeds",
+    )
+    image: str = Field(
+        "asi-arch-worker",
+        min_length=1,
+        description="docker image of jobs: docker build -f training/Dockerfile -t IMAGE .",
     )
     memory_mb: int = Field(4096, ge=256, description="memory limit of one job on CPU")
-    disk_mb: int = Field(1024, ge=1, description="limit of one file a job writes")
+    disk_mb: int = Field(1024, ge=1, description="limit of all that a job writes")
 
 
 class Training(Section):
@@ -126,7 +148,7 @@ class Monitor(Section):
     )
     diverge_nats: float = Field(2.0, gt=0, description="end a run whose loss rises so far above its best")
     leak_margin: float = Field(
-        0.1, gt=0, lt=1, description="end a run whose loss is below the best peer's by this share"
+        0.25, gt=0, lt=1, description="end a run whose loss is below the best peer's by this share"
     )
     stall_seconds: float = Field(120.0, gt=0, description="end a run that reports nothing for so long")
 
@@ -296,37 +318,6 @@ def load(config: Path | None = None, flags: Mapping[str, Mapping[str, Any]] | No
         raise SettingsError("\n".join(_explain(item, origin) for item in error.errors()), _fix(config)) from error
 
 
-def dump_toml(settings: Settings) -> str:
-    """The resolved settings as TOML that `--config` reads back: what was set, and every default as a comment.
-
-    Defaults are comments so that reading the file back sets no more than was set; secrets are left out.
-    """
-    lines = ["# The settings of this run, as resolved. Commented keys were not set: their defaults are shown."]
-    for section in type(settings).model_fields:
-        values = getattr(settings, section)
-        lines.append(f"\n[{section}]")
-        for key in type(values).model_fields:
-            value = getattr(values, key)
-            if isinstance(value, SecretStr):
-                lines.append(f"# {key} is secret")
-            elif value is None:
-                lines.append(f"# {key} is unset")
-            else:
-                lines.append(f"{'' if key in values.model_fields_set else '# '}{key} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
-
-
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -346,6 +337,23 @@ def _refuse_unknown_environment() -> None:
                 f"environment variable {name}: there is no section {section!r}{_near(section, Settings.model_fields)}",
                 "unset it, or correct its name; --help lists every setting",
             )
+        meant = _missing_underscore(name)
+        if meant:
+            raise SettingsError(
+                f"environment variable {name} would set nothing; did you mean {meant}?",
+                f"rename it to {meant} (two underscores after the section), or unset it",
+            )
+
+
+def _missing_underscore(name: str) -> str | None:
+    """ASI_SECTION__KEY for a variable ASI_SECTION_KEY, None for any other name."""
+    words = name.removeprefix("ASI_").lower()
+    for section, field in Settings.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        key = words.removeprefix(f"{section}_")
+        if name.startswith("ASI_") and key != words and key in field.annotation.model_fields:
+            return f"ASI_{section}__{key}".upper()
+    return None
 
 
 def _explain(item: Any, origin: Mapping[str, str]) -> str:

@@ -248,13 +248,14 @@ class Candidates:
         return len(gone)
 
     def stats(self, session: Session) -> dict[str, Any]:
-        """The published statistics; an empty set has the first five only."""
+        """The published statistics; an empty set has the first six only."""
         key = self.key(session)
         current = session.candidates()
         data: dict[str, Any] = {
             "capacity": self.capacity,
             "current_size": len(current),
             "update_threshold": self.batch,
+            "cold_start": self.cold_start,
             "new_data_count": self.new_count(session),
             "needs_update": self.due(session),
         }

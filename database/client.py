@@ -28,6 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 _ELEMENTS = TypeAdapter(list[Element])
 _SCORED = TypeAdapter(list[ScoredElement])
 _RUNS = TypeAdapter(list[RunRecord])
+_INDICES = TypeAdapter(list[int])
 _LONGEST_QUERY = 60_000
 _RETRY_STATUS = (502, 503, 504)
 _PAUSES = (0.1, 0.3, 0.8, 2.0, 4.0)
@@ -149,6 +150,10 @@ class DatabaseClient:
 
     def runs(self, index: int) -> list[RunRecord]:
         return self._list(_RUNS, f"/v2/elements/{index}/runs")
+
+    def with_fingerprint(self, fingerprint: str) -> list[int]:
+        """Indices of the elements that compute the same function."""
+        return self._list(_INDICES, f"/v2/fingerprints/{quote(fingerprint, safe='')}")
 
     def all_elements(self, cursor: int = 0, limit: int = 100) -> ElementPage:
         """A page of elements with scores, by index, from the one that follows `cursor`; `next` is the cursor after

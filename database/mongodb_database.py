@@ -101,6 +101,7 @@ class MongoStore:
         elements.create_index("asi.vector.sequence", sparse=True)
         elements.create_index([("asi.pending", 1), ("index", 1)])
         elements.create_index("asi.baseline_key", sparse=True)
+        elements.create_index("asi.fingerprint", sparse=True)
         self._adopt()
 
     def _adopt(self) -> None:

@@ -64,6 +64,7 @@ def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
         "evidence": evidence.model_dump_json(),
         "evaluation": None,
         "runs": [] if entry.run is None else [entry.run.model_dump_json()],
+        "fingerprint": None if entry.run is None else entry.run.fingerprint,
         "sketch": Binary(entry.sketch),
     }
     if entry.key is not None:
@@ -191,6 +192,11 @@ class MongoSession:
     def runs(self, index: int) -> list[RunRecord]:
         found = self._elements.find_one({"index": index}, {"_id": 0, "asi.runs": 1}, session=self._session)
         return [] if found is None else [RunRecord.model_validate_json(body) for body in found["asi"]["runs"]]
+
+    def with_fingerprint(self, fingerprint: str) -> list[int]:
+        wanted = {"asi.fingerprint": fingerprint}
+        found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
+        return [document["index"] for document in found]
 
     # Novelty
 

@@ -53,6 +53,7 @@ CREATE INDEX elements_incomplete ON elements (idx) WHERE complete = 0;
 CREATE TABLE documents (idx INTEGER PRIMARY KEY, body TEXT NOT NULL, evidence TEXT NOT NULL, evaluation TEXT);
 CREATE TABLE runs (id INTEGER PRIMARY KEY, idx INTEGER NOT NULL, body TEXT NOT NULL);
 CREATE INDEX runs_idx ON runs (idx);
+CREATE INDEX runs_fingerprint ON runs (json_extract(body, '$.fingerprint'));
 CREATE TABLE sketches (idx INTEGER PRIMARY KEY, sketch BLOB NOT NULL);
 CREATE TABLE vectors (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -173,6 +173,10 @@ class SqliteSession:
         rows = self._run("SELECT body FROM runs WHERE idx = ? ORDER BY id", index)
         return [RunRecord.model_validate_json(body) for (body,) in rows]
 
+    def with_fingerprint(self, fingerprint: str) -> list[int]:
+        query = "SELECT DISTINCT idx FROM runs WHERE json_extract(body, '$.fingerprint') = ? ORDER BY idx"
+        return [index for (index,) in self._run(query, fingerprint)]
+
     # Novelty
 
     def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:

@@ -183,6 +183,10 @@ class Session(Protocol):
 
     def runs(self, index: int) -> list[RunRecord]: ...
 
+    def with_fingerprint(self, fingerprint: str) -> list[int]:
+        """Elements of which a run has this functional fingerprint, by index."""
+        ...
+
     # Novelty
     def put_windows(self, index: int, model: str, windows: np.ndarray) -> None: ...
 

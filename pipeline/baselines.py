@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common.errors import JobError, StoreError, UsageError
+from common.errors import JobError, ServiceError, StoreError, UsageError
 from common.files import read_json, write_json
 from common.records import CheckReport, RunRecord
 from database.models import NewElement, Result
@@ -23,7 +23,7 @@ from pipeline.agents.roles import Proposal
 from pipeline.analyse.stage import analyse
 from pipeline.designer import genome_of, mechanisms_of
 from pipeline.lab import Cancelled, Lab
-from pipeline.measured import Measured, Root, save_baseline
+from pipeline.measured import Measured, Root, load_baseline, mean_run, save_baseline, seeds_of
 from pipeline.workspace import now
 from training.architectures import SEEDS
 from training.baseline import recount
@@ -183,22 +183,42 @@ def in_lanes(jobs: Sequence[Job], work: Callable[[Job], None], lanes: int, cance
 def store_roots(lab: Lab) -> None:
     """Stores the baseline and the roots (once; repeated starts find them stored), and makes them candidates.
 
+    Roots of an earlier start that is not told of them again (--seed-program) stay roots.
+
     Raises:
         UsageError: a --seed-program is refused or does not finish training.
     """
     lab.ask(lambda: lab.database.put_baseline(lab.baseline))
     indices = []
     for program in seed_programs():
-        run = recount(lab.baseline_runs[program.name][0], lab.baseline.tasks)
-        origin = _Origin(MOTIVATIONS[program.name], CHANGES[program.name], f"root:{program.name}")
+        run = recount(mean_run(lab.baseline_runs[program.name]), lab.baseline.tasks)
+        origin = _Origin(MOTIVATIONS[program.name], CHANGES[program.name])
         indices.append(_store_root(lab, program, run, origin))
-    indices += [_store_own_root(lab, path) for path in lab.settings.run.seed_program]
-    # A kill may have come between storing a root and making it a candidate; later the set has its own opinion.
-    if lab.ask(lab.database.stats)["total_records"] <= len(indices):
-        for index in indices:
-            lab.ask(partial(lab.database.add_candidate, index))
+    own = [_store_own_root(lab, path) for path in lab.settings.run.seed_program]
+    before = load_baseline(lab.workspace.root)
+    roots = before.roots if before is not None else []
+    known = [root.index for root in roots if _holds(lab, root.index, root.name)]
+    indices = list(dict.fromkeys([*indices, *known, *own]))
+    # Later the set has its own opinion of the shipped roots; what was just given is always tried.
+    _make_candidates(lab, [index for index in own if index not in known] if _has_candidates(lab) else indices)
     roots = [_root(lab, index) for index in indices]
     save_baseline(lab.workspace.root, Measured(baseline=lab.baseline, runs=lab.baseline_runs, roots=roots))
+
+
+def _has_candidates(lab: Lab) -> bool:
+    """Whether the candidate set holds an element that was measured against this baseline."""
+    return any(_comparable(lab, element.index) for element in lab.ask(lab.database.candidates))
+
+
+def _make_candidates(lab: Lab, indices: Sequence[int]) -> None:
+    """A full set may refuse one that is not above its lowest: told, and no reason to stop."""
+    for index in indices:
+        try:
+            lab.ask(partial(lab.database.add_candidate, index))
+        except ServiceError as error:
+            if error.status != 400:
+                raise
+            lab.console.note(f"Root {index} is stored, but is no candidate: {error.message}")
 
 
 def _root(lab: Lab, index: int) -> Root:
@@ -213,19 +233,31 @@ def _root(lab: Lab, index: int) -> Root:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Why a root is there: its motivation, the words for the table, and its idempotency key."""
+    """Why a root is there: its motivation, and the words for the table."""
 
     motivation: str
     change: str
-    key: str
 
 
 def _stored(lab: Lab, program: Program) -> int | None:
-    """Index of the element that holds exactly this root, None when it is not stored."""
+    """Index of the element that holds exactly this root, measured against this baseline; None when it is not
+    stored."""
     for element in lab.ask(partial(lab.database.by_name, program.name)):
-        if element.program == program.text:
+        if element.program == program.text and _comparable(lab, element.index):
             return element.index
     return None
+
+
+def _holds(lab: Lab, index: int, name: str) -> bool:
+    """Whether the database still holds this root under its index: another database would not."""
+    element = lab.ask(partial(lab.database.element, index))
+    return element is not None and element.name == name and _comparable(lab, index)
+
+
+def _comparable(lab: Lab, index: int) -> bool:
+    """Whether an element was measured against this baseline."""
+    runs = lab.ask(partial(lab.database.runs, index))
+    return bool(runs) and runs[-1].baseline_key == lab.baseline.key
 
 
 def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> int:
@@ -239,6 +271,7 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
         return found
     texts = analyse(lab, proposal, run, None)
     design = {"operator": "root", "change": origin.change, "genome": None, "mechanisms": list(mechanisms)}
+    run = run.model_copy(update={"design": {**design, "seeds": seeds_of(run)}})
     element = NewElement(
         time=now(),
         name=program.name,
@@ -249,9 +282,8 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
         parent=None,
         **texts,
     )
-    return lab.ask(
-        lambda: lab.database.add_experiment(origin.key, element, run.model_copy(update={"design": design}))
-    ).index
+    key = f"root:{program.sha256}:{lab.baseline.key}"
+    return lab.ask(lambda: lab.database.add_experiment(key, element, run)).index
 
 
 def _store_own_root(lab: Lab, path: Path) -> int:
@@ -282,9 +314,7 @@ def _store_own_root(lab: Lab, path: Path) -> int:
     lab.checkpoint()
     if run.status != "finished":
         raise UsageError(f"--seed-program {path} ended {run.status}, {run.reason}: {run.detail}", f"see {out}")
-    origin = _Origin(
-        f"A root of the search given by the user: {path.name}.", "given by the user", f"root:{program.sha256}"
-    )
+    origin = _Origin(f"A root of the search given by the user: {path.name}.", "given by the user")
     return _store_root(lab, program, recount(run, lab.baseline.tasks), origin)
 
 

@@ -5,6 +5,7 @@ On a terminal the training lines redraw in place; anything else gets plain lines
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -89,6 +90,11 @@ class Console:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def show_cursor(self) -> None:
+        """Gives a terminal its cursor back without any lock, for an end that waits for nobody."""
+        if self._rich.is_terminal:
+            os.write(sys.stdout.fileno(), b"\x1b[?25h")
 
     @property
     def rich(self) -> RichConsole:

@@ -16,7 +16,7 @@ did answer before the kill answers the same again and keeps one element.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,15 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Number `number` of one data-dir, in `folder`; `run_id` names the run that it belongs to."""
+    """Number `number` of one data-dir, in `folder`; `run_id` names the run that it belongs to.
+
+    A stage that was read is kept: only this object writes the folder while the data-dir is held.
+    """
 
     number: int
     folder: Path
     run_id: str
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -59,6 +63,8 @@ class Experiment:
         Raises:
             JournalError: the file is damaged or lacks fields.
         """
+        if stage in self._known:
+            return self._known[stage]
         path = self.folder / f"{stage}.json"
         if not path.exists():
             return None
@@ -73,12 +79,14 @@ class Experiment:
             _validate(value)
         except (ValidationError, TypeError, KeyError) as error:
             raise JournalError(f"{path} does not hold what its stage writes: {error}", _fix(self.folder)) from error
+        self._known[stage] = value
         return value
 
     def write(self, stage: str, value: dict[str, Any]) -> dict[str, Any]:
         """Journals the result of `stage`: once this returns, no kill can lose it."""
         assert _FIELDS[stage] <= value.keys(), stage
         write_json(self.folder / f"{stage}.json", value)
+        self._known[stage] = value
         return value
 
     @property
@@ -92,18 +100,17 @@ class Experiment:
 
 
 def journal(folder: Path, run_id: str) -> list[Experiment]:
-    """Every experiment of a data-dir in order, all stages read and found sound.
+    """Every experiment of a data-dir in the order of their numbers, all stages read and found sound.
 
     Raises:
         JournalError: a damaged file, with its path.
     """
-    found = []
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and re.fullmatch(r"\d{4,}", entry.name):
-            experiment = Experiment(int(entry.name), entry, run_id)
-            for stage in (*STAGES, "failed"):
-                experiment.read(stage)
-            found.append(experiment)
+    entries = [entry for entry in folder.iterdir() if entry.is_dir() and re.fullmatch(r"\d{4,}", entry.name)]
+    found = [Experiment(int(entry.name), entry, run_id) for entry in entries]
+    found.sort(key=lambda experiment: experiment.number)
+    for experiment in found:
+        for stage in (*STAGES, "failed"):
+            experiment.read(stage)
     return found
 
 

@@ -39,6 +39,7 @@ class Ideas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._fingerprints: dict[str, str] = {}
+        self._functions: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
     def taken(self) -> frozenset[str]:
@@ -53,6 +54,12 @@ class Ideas:
                 return False
             self._fingerprints.update(dict.fromkeys(marks, owner))
             return True
+
+    def claim_function(self, owner: str, fingerprint: str) -> str | None:
+        """Reserves what a design computes (the verifier's fingerprint); the owner, where that is another's."""
+        with self._lock:
+            holder = self._functions.setdefault(fingerprint, owner)
+            return None if holder == owner else holder
 
     def claim_name(self, owner: str, name: str) -> str:
         """Reserves `name`, or the first of name_2, name_3 ... that is free."""
@@ -107,13 +114,28 @@ class Lab:
         """Calls a service, waiting for it to come back when it was killed."""
         return resilient(call, self.cancelled)
 
+    def twin(self, owner: str, report: CheckReport) -> str | None:
+        """The element or experiment that computes the same as the checked program, None when it is the first.
+
+        Args:
+            owner: number of the experiment, which holds the function from then on.
+        """
+        fingerprint = report.facts.get("fingerprint")
+        if not isinstance(fingerprint, str):
+            return None
+        holder = self.ideas.claim_function(owner, fingerprint)
+        if holder is not None:
+            return f"experiment {int(holder)}"
+        stored = self.ask(lambda: self.database.with_fingerprint(fingerprint))
+        return f"element {stored[0]}" if stored else None
+
     def check(self, program: Program) -> CheckReport:
         """What the verifier says of one program.
 
         Raises:
             Cancelled: Ctrl-C came meanwhile.
         """
-        return self.job(lambda: self.launcher.check([program], cancel=self.cancelled)[0])
+        return self.job(lambda: self.launcher.check([program], cancel=self.cancelled, baseline=self.baseline)[0])
 
     def job(self, work: Callable[[], T]) -> T:
         """Runs a check or training job, once more if its scorer process dies: that is no fault of the program.
@@ -123,13 +145,16 @@ class Lab:
             JobError: it failed twice.
         """
         try:
-            result = work()
+            return self._once(work)
         except JobError as error:
-            self.checkpoint()
             self.console.note(f"A job failed through no fault of its program and is tried again: {error}")
-            result = work()
-        self.checkpoint()
-        return result
+        return self._once(work)
+
+    def _once(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        finally:
+            self.checkpoint()
 
     def checkpoint(self) -> None:
         """Raises Cancelled once Ctrl-C came."""
@@ -137,11 +162,17 @@ class Lab:
             raise Cancelled
 
     def remember(self, number: int, proposal: Proposal, run: RunRecord, gain: float | None) -> None:
-        """Adds a stored experiment to what the designer and the monitor learn from."""
-        outcome = Outcome(operator=proposal.operator, slot=proposal.slot, mechanisms=proposal.mechanisms, gain=gain)
+        """Adds a stored experiment to what the designer and the monitor learn from; without a gain only to the
+        latter."""
         with self._lock:
-            self._outcomes[number] = outcome
             self._runs[number] = run
+            if gain is not None:
+                self._outcomes[number] = _outcome(proposal, gain)
+
+    def remember_failure(self, number: int, proposal: Proposal) -> None:
+        """Adds a design that was refused or did not finish to what the designer learns from."""
+        with self._lock:
+            self._outcomes[number] = _outcome(proposal, None)
 
     def history(self) -> tuple[Outcome, ...]:
         with self._lock:
@@ -152,3 +183,7 @@ class Lab:
         with self._lock:
             runs = [self._runs[number] for number in sorted(self._runs)]
         return [run for group in self.baseline_runs.values() for run in group] + runs
+
+
+def _outcome(proposal: Proposal, gain: float | None) -> Outcome:
+    return Outcome(proposal.operator, proposal.slot, proposal.mechanisms, gain)

@@ -3,22 +3,23 @@ next."""
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from common.errors import JobError
 from common.files import write_atomic
 from common.records import CheckReport, RunRecord
 from database.models import NewElement, Result
+from pipeline.agents.roles import Relative
 from pipeline.analyse.stage import analyse
 from pipeline.eval.stage import evaluate
 from pipeline.evolve.stage import claim_structure, evolve
-from pipeline.experiment import Experiment, journal, proposal_from
+from pipeline.experiment import Experiment, proposal_from
 from pipeline.failure import ExperimentFailed
 from pipeline.lab import Cancelled, Lab
 from pipeline.sample import build_context, sample
@@ -28,7 +29,10 @@ from pipeline.workspace import now
 __all__ = ["Loop", "run_experiment"]
 
 PATIENCE = 10
-"""Experiments whose failures end an endless loop: three times as many without a single success."""
+"""Experiments whose failures end an endless loop: three times as many since its start without a single success."""
+
+Attempts = list[dict[str, Any]]
+"""What a stage tried and turned down, each as a plain object."""
 
 
 def run_experiment(lab: Lab, experiment: Experiment) -> None:
@@ -42,7 +46,7 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     who = f"experiment {experiment.number}"
 
     # Sample
-    def sample_stage() -> dict[str, Any]:
+    def sample_stage(_: Attempts) -> dict[str, Any]:
         selection = sample(lab, random.Random(f"{lab.settings.run.seed}/{number}/sample"))
         return {"parent": selection.parent, "references": list(selection.references)}
 
@@ -53,12 +57,12 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     )
 
     # Evolve
-    def evolve_stage() -> dict[str, Any]:
-        evolved = evolve(lab, who, context)
+    def evolve_stage(attempts: Attempts) -> dict[str, Any]:
+        evolved = evolve(lab, who, context, attempts)
         return {
             "proposal": asdict(evolved.proposal),
             "report": evolved.report.model_dump(),
-            "attempts": evolved.attempts,
+            "attempts": attempts,
             "check_seconds": evolved.check_seconds,
         }
 
@@ -69,24 +73,23 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     )
 
     # Evaluate
-    def evaluate_stage() -> dict[str, Any]:
-        done = evaluate(lab, who, experiment.folder, proposal, report, context)
-        return {**asdict(done), "run": done.run.model_dump()}
+    def evaluate_stage(attempts: Attempts) -> dict[str, Any]:
+        done = evaluate(lab, who, experiment.folder, proposal, report, context, attempts)
+        return {**asdict(done), "run": done.run.model_dump(), "attempts": attempts}
 
     evaluated = _stage(experiment, "evaluate", evaluate_stage)
     proposal, run = proposal_from(evaluated["proposal"]), RunRecord.model_validate(evaluated["run"])
     lab.console.line(who, "evaluate", _measured(run), evaluated["seconds"])
 
     # Analyse
-    analysed = _stage(experiment, "analyse", lambda: analyse(lab, proposal, run, sampled["parent"]))
+    analysed = _stage(experiment, "analyse", lambda _: analyse(lab, proposal, run, sampled["parent"]))
     lab.console.line(who, "analyse", verdict(run, lab.baseline), analysed["seconds"])
 
     # Update
-    def update_stage() -> dict[str, Any]:
-        name = lab.ideas.claim_name(number, proposal.name)
+    def update_stage(_: Attempts) -> dict[str, Any]:
         element = NewElement(
             time=now(),
-            name=name,
+            name=proposal.name,
             result=Result(**evaluated["result"]),
             program=proposal.program,
             motivation=proposal.motivation,
@@ -97,7 +100,7 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
             summary=analysed["summary"],
         )
         stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run))
-        gain = None if stored.score is None or context.parent.score is None else stored.score - context.parent.score
+        gain = _gain(lab, stored.score, context.parent)
         write_atomic(lab.workspace.pool / f"{stored.name}.py", proposal.program)
         return {"index": stored.index, "name": stored.name, "score": stored.score, "gain": gain}
 
@@ -107,14 +110,29 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     lab.console.line(who, "update", f"stored as element {updated['index']}, {score}", updated["seconds"])
 
 
-def _stage(experiment: Experiment, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _stage(experiment: Experiment, stage: str, work: Callable[[Attempts], dict[str, Any]]) -> dict[str, Any]:
     """The journalled result of `stage`; when there is none, does the work and journals it."""
     found = experiment.read(stage)
     if found is not None:
         return found
+    attempts: Attempts = []
     began = time.monotonic()
-    result = work()
+    try:
+        result = work(attempts)
+    except JobError as error:
+        raise ExperimentFailed(stage, "fault", error.message).after(attempts, time.monotonic() - began) from error
+    except ExperimentFailed as failure:
+        failure.after(attempts, time.monotonic() - began)
+        raise
     return experiment.write(stage, {**result, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _gain(lab: Lab, score: float | None, parent: Relative) -> float | None:
+    """How much better than its parent; None where a score is missing or the parent was measured otherwise."""
+    if score is None or parent.score is None:
+        return None
+    runs = lab.ask(lambda: lab.database.runs(parent.index))
+    return score - parent.score if runs and runs[-1].baseline_key == lab.baseline.key else None
 
 
 def _measured(run: RunRecord) -> str:
@@ -126,16 +144,15 @@ def _measured(run: RunRecord) -> str:
 class Loop:
     """Runs experiments in lanes until enough are stored, Ctrl-C comes, or nothing works any more."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, experiments: Sequence[Experiment]) -> None:
+        """`experiments`: the journal, from which the loop goes on."""
         self._lab = lab
         self._wanted = lab.settings.run.experiments
         self._changed = threading.Condition()
         self._errors: list[BaseException] = []
         self._active = 0
-        self._out_of_patience = False
-        experiments = journal(lab.workspace.experiments, lab.workspace.run_id)
-        states = [experiment.state for experiment in experiments if experiment.state in ("stored", "failed")]
-        self._fruitless = len(list(itertools.takewhile(lambda state: state == "failed", reversed(states))))
+        self._fruitless = 0
+        self._faults = 0
         self._stored = sum(experiment.state == "stored" for experiment in experiments)
         self._unfinished = [experiment for experiment in experiments if experiment.state not in ("stored", "failed")]
         self._next = max((experiment.number for experiment in experiments), default=0) + 1
@@ -145,8 +162,9 @@ class Loop:
 
     @property
     def exhausted(self) -> bool:
-        """It ended because too many experiments in a row failed."""
-        return self._out_of_patience and (self._wanted is None or self._stored < self._wanted)
+        """Too many experiments in a row have failed since the start."""
+        done = self._wanted is not None and self._stored >= self._wanted
+        return not done and self._fruitless >= 3 * (self._wanted or PATIENCE)
 
     def run(self) -> None:
         """Returns when the loop has ended; a fault in any lane ends all and is raised.
@@ -189,9 +207,24 @@ class Loop:
         try:
             run_experiment(self._lab, experiment)
         except ExperimentFailed as failure:
+            self._count_faults(failure)
             self._fail(experiment, failure)
             return False
+        with self._changed:
+            self._faults = 0
         return True
+
+    def _count_faults(self, failure: ExperimentFailed) -> None:
+        """One program may trip over a fault of ours; two experiments in a row say that nothing works here.
+
+        Raises:
+            JobError: the second one; its experiment is not journalled as failed and is taken up by the next start.
+        """
+        with self._changed:
+            self._faults = self._faults + 1 if failure.reason == "fault" else 0
+            again = self._faults > 1
+        if again and isinstance(failure.__cause__, JobError):
+            raise failure.__cause__
 
     def _record(self, error: BaseException) -> None:
         """Keeps what ends the loop. After Ctrl-C calls break off in many ways, which are no faults."""
@@ -212,10 +245,9 @@ class Loop:
                     return None
                 if self._wanted is not None and self._stored >= self._wanted:
                     return None
-                if self._fruitless >= 3 * (self._wanted or PATIENCE):
-                    self._out_of_patience = True
+                if self.exhausted and self._active == 0:
                     return None
-                if self._wanted is None or self._stored + self._active < self._wanted:
+                if not self.exhausted and (self._wanted is None or self._stored + self._active < self._wanted):
                     self._active += 1
                     return self._unfinished.pop(0) if self._unfinished else self._new()
                 self._changed.wait(0.5)
@@ -231,17 +263,12 @@ class Loop:
         lab.console.line(
             f"experiment {experiment.number}", "failed", f"{failure.stage}, {failure.reason}: {failure.detail}"[:400]
         )
-        record = {
-            "stage": failure.stage,
-            "reason": failure.reason,
-            "detail": failure.detail,
-            "attempts": failure.attempts,
-        }
-        experiment.write("failed", {**record, "seconds": 0.0})
+        record = experiment.write("failed", failure.record())
+        self._learn_from_failure(experiment, record)
         lab.cancelled.wait(lab.settings.evolve.failure_wait)
 
     def _recall(self, experiment: Experiment) -> None:
-        """Claims what a journalled experiment designed, and learns from it when it was stored."""
+        """Claims what a journalled experiment designed, and learns from how it ended."""
         number = f"{experiment.number:04d}"
         update, evaluated = experiment.read("update"), experiment.read("evaluate")
         for stage in ("evolve", "evaluate", "failed"):
@@ -249,10 +276,23 @@ class Loop:
             proposals = [found["proposal"]] if "proposal" in found else []
             for value in proposals + [attempt["proposal"] for attempt in found.get("attempts", [])]:
                 claim_structure(self._lab, number, proposal_from(value))
+        evolved = experiment.read("evolve")
+        if evolved is not None and isinstance(mark := evolved["report"]["facts"].get("fingerprint"), str):
+            self._lab.ideas.claim_function(number, mark)
+        if failed := experiment.read("failed"):
+            self._learn_from_failure(experiment, failed)
+        elif proposed := evaluated or experiment.read("evolve"):
+            self._lab.ideas.claim_name(number, proposed["proposal"]["name"])
         if update is not None and evaluated is not None:
-            self._lab.ideas.claim_name(number, update["name"])
             run = RunRecord.model_validate(evaluated["run"])
             self._lab.remember(experiment.number, proposal_from(evaluated["proposal"]), run, update["gain"])
+
+    def _learn_from_failure(self, experiment: Experiment, failed: dict[str, Any]) -> None:
+        """A design that was refused or did not finish counts against its kind; a repeated one, or a fault of ours,
+        does not."""
+        tried = [attempt for attempt in failed["attempts"] if attempt["kind"] != "repeated"]
+        if tried and failed["reason"] != "fault":
+            self._lab.remember_failure(experiment.number, proposal_from(tried[-1]["proposal"]))
 
     def _refresh_ideas(self) -> None:
         """Claims the structures and names of elements that others stored in a shared database since the last look."""

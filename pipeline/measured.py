@@ -1,16 +1,26 @@
-"""baseline.json of a data-dir: what candidates are compared with, and the calibration runs behind it."""
+"""baseline.json of a data-dir: what candidates are compared with, and the calibration runs behind it.
+
+A seed architecture that was trained over several seeds is stored and compared as the mean of its runs.
+"""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from common.errors import JournalError, StoreError
 from common.files import read_json, write_json
-from common.records import Baseline, RunRecord
+from common.records import Baseline, BenchmarkScore, Measurement, RunRecord
+from training.baseline import counted_tasks
 
-__all__ = ["Measured", "Root", "load_baseline", "save_baseline"]
+__all__ = ["Measured", "Root", "above_chance", "load_baseline", "mean_run", "save_baseline", "seeds_of"]
+
+
+M = TypeVar("M", bound=Measurement)
 
 
 class Root(BaseModel):
@@ -49,3 +59,47 @@ def load_baseline(root: Path) -> Measured | None:
     except (StoreError, ValidationError) as error:
         fix = "remove it; the next start of the pipeline measures it again"
         raise JournalError(f"{path} is not a baseline: {error}", fix) from error
+
+
+def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
+    """Finished runs of one program over training seeds as one record, whose design names the seeds.
+
+    Loss, accuracies and training curve are means over the runs. Their n and standard error stay those of one run: all
+    of them answer the same items, so more seeds do not shrink that error. Everything else is the first run's.
+    """
+    first = runs[0]
+    losses = [run.heldout_loss for run in runs if run.heldout_loss is not None]
+    tasks = {task: [run.benchmarks[task] for run in runs if task in run.benchmarks] for task in first.benchmarks}
+    return first.model_copy(
+        update={
+            "heldout_loss": _mean(losses) if losses else None,
+            "benchmarks": {task: _mean(scores) for task, scores in tasks.items()},
+            "train_loss": {
+                step: statistics.fmean(run.train_loss[step] for run in runs if step in run.train_loss)
+                for step in first.train_loss
+            },
+            "design": {**(first.design or {}), "seeds": [run.seed for run in runs]},
+        }
+    )
+
+
+def _mean(measured: Sequence[M]) -> M:
+    errors = [one.se for one in measured if one.se is not None]
+    mean = {
+        "value": statistics.fmean(one.value for one in measured),
+        "se": statistics.fmean(errors) if errors else None,
+    }
+    return measured[0].model_copy(update=mean)
+
+
+def seeds_of(run: RunRecord) -> list[int]:
+    """The training seeds behind a record: one, but for the mean of calibration runs."""
+    return list((run.design or {}).get("seeds") or [run.seed])
+
+
+def above_chance(runs: Sequence[RunRecord]) -> list[str]:
+    """The tasks on which some seed architecture is above chance. Where there is none, all tasks count."""
+    # A task without a chance level always counts, so that beside it only those with signal do.
+    probe = {"": BenchmarkScore(value=1.0, n=1)}
+    probed = [run.model_copy(update={"benchmarks": run.benchmarks | probe}) for run in runs]
+    return [task for task in counted_tasks(probed) if task]

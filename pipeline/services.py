@@ -21,12 +21,14 @@ from typing import TypeVar
 import httpx
 
 from common.embeddings import EmbeddingClient
-from common.errors import ServiceError
+from common.errors import ServiceError, UsageError
 from common.process import LISTENING, REPOSITORY, spawn, terminate
 from common.settings import Settings, flags_of
+from database.client import DatabaseClient
+from pipeline.console import Console
 from training.profiles import Profile
 
-__all__ = ["Services", "resilient"]
+__all__ = ["Services", "note_other_constants", "refuse_contradictions", "resilient"]
 
 T = TypeVar("T")
 START_SECONDS = 120.0
@@ -179,11 +181,13 @@ class Services:
         given, search = self._settings.database, self._profile.search
         argv = [
             str(REPOSITORY / "database/mongodb_api.py"),
-            *flags_of(given, "database", ("port",)),
+            *flags_of(given, "database", ("port", "store")),
             *self._embedding_flags,
         ]
-        if "store" not in given.model_fields_set:
-            argv += ["--store", f"sqlite:///{self._database_file}"]
+        # By the environment: every user of this machine may read a command line, and the store's URL may hold a
+        # password.
+        own = f"sqlite:///{self._database_file}"
+        env = {**env, "ASI_DATABASE__STORE": given.store if "store" in given.model_fields_set else own}
         # The profile's constants, unless the user set others.
         for key, value in (("cold_start", search.cold_start), ("update_batch", search.update_batch)):
             if key not in given.model_fields_set:
@@ -219,6 +223,36 @@ class Services:
             child.close()
         if self._embedding is not None:
             self._embedding.close()
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Raises UsageError when the embedded database is configured and another one is to be used."""
+    given = sorted(settings.database.model_fields_set)
+    if settings.services.database_url and given:
+        knobs = ", ".join(f"database.{key}" for key in given)
+        raise UsageError(
+            f"{knobs} would have no effect: services.database_url names a database that runs already",
+            f"leave out {knobs} and set them where that server is started, or leave out services.database_url",
+        )
+
+
+def note_other_constants(database: DatabaseClient, profile: Profile, settings: Settings, console: Console) -> None:
+    """Says when a configured database merges its candidates at other moments than the profile wants. It is used as
+    it is: a shared server may serve other profiles."""
+    if settings.services.database_url is None:
+        return
+    stats = database.stats()["candidates"]
+    found = {"cold_start": stats.get("cold_start"), "update_batch": stats["update_threshold"]}
+    wanted = {"cold_start": profile.search.cold_start, "update_batch": profile.search.update_batch}
+    if found == wanted:
+        return
+    flags = " ".join(f"--database.{key} {value}" for key, value in wanted.items())
+    console.note(
+        f"The database at {database.url} has cold_start {found['cold_start']} and update_batch "
+        f"{found['update_batch']}; profile {profile.name} is made for {wanted['cold_start']} and "
+        f"{wanted['update_batch']}. Until its cold start is over, only roots are evolved further. To change that, "
+        f"start the server again with its other flags and: {flags}"
+    )
 
 
 def resilient(call: Callable[[], T], cancelled: threading.Event, seconds: float = 60.0) -> T:

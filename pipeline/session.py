@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from cognition_base.client import CognitionClient
@@ -19,16 +20,16 @@ from database.client import DatabaseClient
 from pipeline.agents.roles import Roles
 from pipeline.baselines import Progress, calibrate, store_roots
 from pipeline.console import Console
-from pipeline.experiment import journal
+from pipeline.experiment import Experiment, journal
 from pipeline.lab import Cancelled, Lab
 from pipeline.loop import Loop
 from pipeline.measured import Measured, load_baseline, save_baseline
 from pipeline.roles import build_roles
-from pipeline.services import Services
+from pipeline.services import Services, note_other_constants, refuse_contradictions
 from pipeline.summary import print_summary
 from pipeline.workspace import Workspace
 from training.baseline import build_baseline
-from training.launcher import Launcher
+from training.launcher import Launcher, find_device
 from training.profiles import Profile, load_profile
 from training.programs import load
 from training.sandbox import choose
@@ -45,6 +46,7 @@ def run_session(settings: Settings) -> int:
     Raises:
         AsiError: a fault that a person must mend; what is journalled stays.
     """
+    refuse_contradictions(settings)
     profile = load_profile(settings.run.profile)
     workspace = Workspace(settings.run.data_dir, settings)
     console = Console()
@@ -52,7 +54,10 @@ def run_session(settings: Settings) -> int:
     try:
         with _interruptible(cancelled, console):
             status = _session(settings, profile, workspace, console, cancelled)
-    except Cancelled:
+    except (Cancelled, AsiError):
+        if not cancelled.is_set():
+            raise
+        # After Ctrl-C calls break off in many ways, which are no faults.
         console.close()
         again = shlex.join([sys.executable, *sys.argv])
         console.note(f"\nStopped; nothing that was finished is lost. To go on, the same command again:\n  {again}")
@@ -67,55 +72,61 @@ def _session(
     settings: Settings, profile: Profile, workspace: Workspace, console: Console, cancelled: threading.Event
 ) -> int:
     wanted = settings.run.experiments
-    stored = sum(experiment.state == "stored" for experiment in journal(workspace.experiments, workspace.run_id))
+    experiments = journal(workspace.experiments, workspace.run_id)
+    stored = sum(experiment.state == "stored" for experiment in experiments)
     if wanted is not None and stored >= wanted:
-        _confirm_finished(settings, profile, workspace)
+        _confirm_finished(settings, profile, workspace, experiments)
         console.note(f"{stored} experiments are stored in {workspace.root}; {wanted} were asked for.")
         print_summary(console.rich, workspace.root)
         return 0
     _show_sandbox(settings, console)
     roles = build_roles(settings, workspace.logs)
-    for path in settings.run.seed_program:
-        load(path)
     launcher = Launcher(settings, profile)
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         _prepare(workspace, console, launcher, services, cancelled)
         baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
         database = DatabaseClient(services.database_url, settings.services.timeout)
-        _require_stored(workspace, database)
+        _require_stored(workspace, experiments, database)
+        note_other_constants(database, profile, settings, console)
         cognition = CognitionClient(services.cognition_url, settings.services.timeout)
         _close_when(cancelled, roles)
         lab = Lab(
             settings, profile, workspace, database, cognition, launcher, roles, console, baseline, cancelled, runs
         )
         store_roots(lab)
-        loop = Loop(lab)
+        loop = Loop(lab, experiments)
         loop.run()
     finally:
         services.close()
     console.close()
     print_summary(console.rich, workspace.root)
     if loop.exhausted:
-        console.note("Nothing succeeds any more: see failed.json in the experiment folders.")
+        console.note(
+            f"Nothing succeeds any more: failed.json in the folders of {workspace.experiments} says why. Once that is "
+            "mended, the same command goes on; or try another --seed, --seed-program or --llm.backend in a new "
+            "--data-dir."
+        )
         return 1
     return 0
 
 
-def _confirm_finished(settings: Settings, profile: Profile, workspace: Workspace) -> None:
+def _confirm_finished(
+    settings: Settings, profile: Profile, workspace: Workspace, experiments: Sequence[Experiment]
+) -> None:
     """Asks the database for what the journal says is stored, so that "finished" is true."""
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         services.start_database()
-        _require_stored(workspace, DatabaseClient(services.database_url, settings.services.timeout))
+        _require_stored(workspace, experiments, DatabaseClient(services.database_url, settings.services.timeout))
     finally:
         services.close()
 
 
-def _require_stored(workspace: Workspace, database: DatabaseClient) -> None:
+def _require_stored(workspace: Workspace, experiments: Sequence[Experiment], database: DatabaseClient) -> None:
     """Raises StoreError unless the database holds the first and the last element that the journal says are stored: one
     that was lost, or restored from an older copy, lacks one of them."""
-    updates = [found for one in journal(workspace.experiments, workspace.run_id) if (found := one.read("update"))]
+    updates = [found for one in experiments if (found := one.read("update"))]
     updates.sort(key=lambda update: int(update["index"]))
     for update in updates[:1] + updates[-1:]:
         element = database.scored(update["index"])
@@ -170,6 +181,24 @@ def _prepare(
         raise Cancelled
 
 
+def measured_before(workspace: Workspace, key: str) -> Measured | None:
+    """What was measured at an earlier start; None at the first, or when nothing was compared with it yet.
+
+    Raises:
+        UsageError: the experiments were compared with a baseline of another key.
+    """
+    before = load_baseline(workspace.root)
+    if before is None or before.baseline.key == key:
+        return before
+    if any(workspace.experiments.iterdir()):
+        raise UsageError(
+            f"the experiments in {workspace.root} were compared with another baseline: since then the trainer, the "
+            "profile, the corpus, a package or the device has changed, and scores across baselines mean nothing",
+            "start a new --data-dir, or go back to what the experiments were made with (settings.toml, result.json)",
+        )
+    return None
+
+
 def _baseline(
     settings: Settings,
     profile: Profile,
@@ -179,6 +208,7 @@ def _baseline(
     cancelled: threading.Event,
 ) -> tuple[Baseline, dict[str, list[RunRecord]]]:
     began = time.monotonic()
+    before = measured_before(workspace, launcher.baseline_key())
 
     def finished(who: str, run: RunRecord) -> None:
         console.done(who)
@@ -189,13 +219,6 @@ def _baseline(
     seeds = range(profile.search.calibration_seeds)
     runs = calibrate(launcher, launcher.cache / "baselines", seeds, settings.run.parallel, show)
     baseline = build_baseline([run for group in runs.values() for run in group], launcher.baseline_key(), profile)
-    before = load_baseline(workspace.root)
-    if before is not None and before.baseline.key != baseline.key and any(workspace.experiments.iterdir()):
-        raise UsageError(
-            f"the experiments in {workspace.root} were compared with another baseline: since then the trainer, the "
-            "profile, the corpus, a package or the device has changed, and scores across baselines mean nothing",
-            "start a new --data-dir, or go back to what the experiments were made with (settings.toml, result.json)",
-        )
     roots = before.roots if before is not None else []
     save_baseline(workspace.root, Measured(baseline=baseline, runs=runs, roots=roots))
     seconds = time.monotonic() - began
@@ -214,14 +237,20 @@ def _show_sandbox(settings: Settings, console: Console) -> None:
 
     Raises:
         SandboxError: the backend asked for does not work here.
-        UsageError: programs of a language model would have no sandbox.
+        UsageError: programs of a language model, or of the user's, would have no sandbox.
     """
-    sandbox = choose(settings.sandbox.backend)
+    own = [path for path in settings.run.seed_program if load(path).trust is None]
+    sandbox = choose(settings.sandbox.backend, find_device(settings.training.device), settings.sandbox.image)
     console.line("sandbox", "ready", f"{sandbox.backend}{f'; {sandbox.note}' if sandbox.note else ''}")
-    if sandbox.backend == "process" and settings.llm.backend != "offline":
+    if sandbox.backend != "process":
+        return
+    needs = "programs of a language model run" if settings.llm.backend != "offline" else ""
+    needs = needs or (f"{own[0]}, given by --seed-program, runs" if own else "")
+    if needs:
         raise UsageError(
-            f"programs of a language model run only in bubblewrap, which does not work here: {sandbox.note}",
-            "install it and allow user namespaces (apt-get install bubblewrap), or use --llm.backend offline",
+            f"{needs} only in bubblewrap or docker, and the sandbox here is a plain process. {sandbox.note}".strip(),
+            "install bubblewrap and allow user namespaces (apt-get install bubblewrap), or leave out "
+            "--llm.backend and --seed-program",
         )
 
 
@@ -237,11 +266,14 @@ def _close_when(cancelled: threading.Event, roles: Roles) -> None:
 
 @contextlib.contextmanager
 def _interruptible(cancelled: threading.Event, console: Console) -> Iterator[None]:
-    """Turns the first Ctrl-C or SIGTERM into an order to stop; the second has its usual effect."""
+    """Turns the first Ctrl-C or SIGTERM into an order to stop; the second ends this process at once, and its
+    children end with it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if cancelled.is_set():
+            console.show_cursor()
+            os._exit(128 + number)
         cancelled.set()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         console.note("\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from common.records import Baseline, RunRecord
 from common.t_quantile import t95
 from common.text import printable
 from pipeline.experiment import Experiment, journal
-from pipeline.measured import Measured, load_baseline
+from pipeline.measured import Measured, above_chance, load_baseline, seeds_of
 from pipeline.verdict import against_baseline, verdict
 from pipeline.workspace import read_timings
 
@@ -80,11 +80,6 @@ def _row(experiment: Experiment, names: dict[int, str]) -> Row:
     if not proposal and failed and failed["attempts"]:
         proposal = failed["attempts"][-1]["proposal"]
     run = RunRecord.model_validate(stages["evaluate"]["run"]) if stages["evaluate"] else None
-    seconds = {stage: float(value["seconds"]) for stage, value in stages.items() if value}
-    check = float(stages["evolve"].get("check_seconds", 0.0))
-    seconds["check"], seconds["evolve"] = check, seconds.get("evolve", 0.0) - check
-    if run is not None:
-        seconds |= {phase: value for phase, value in run.seconds.items() if phase in ("start", "train", "score")}
     parent = stages["sample"].get("parent")
     return Row(
         number=experiment.number,
@@ -96,10 +91,24 @@ def _row(experiment: Experiment, names: dict[int, str]) -> Row:
         run=run,
         score=stages["update"].get("score"),
         failure=f"{failed['stage']}, {failed['reason']}" if failed else "",
-        seconds=seconds,
+        seconds=_seconds({**stages, failed["stage"]: failed} if failed else stages),
         motivation=proposal.get("motivation", ""),
         analysis=stages["analyse"].get("analysis", ""),
     )
+
+
+def _seconds(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Wall seconds of an experiment by stage, and of what its checks and runs took, those that failed included."""
+    seconds = {stage: float(value["seconds"]) for stage, value in stages.items() if value}
+    evolve, evaluate = stages["evolve"], stages["evaluate"]
+    refused = sum(float(attempt.get("seconds", 0.0)) for attempt in evolve.get("attempts", []))
+    check = float(evolve.get("check_seconds", refused))
+    seconds["check"], seconds["evolve"] = check, seconds.get("evolve", 0.0) - check
+    for ended in (*evaluate.get("attempts", []), evaluate):
+        for phase in ("start", "train", "score"):
+            if phase in ended.get("run", {}).get("seconds", {}):
+                seconds[phase] = seconds.get(phase, 0.0) + float(ended["run"]["seconds"][phase])
+    return seconds
 
 
 def print_summary(console: Console, root: Path) -> None:
@@ -112,9 +121,9 @@ def print_summary(console: Console, root: Path) -> None:
     rows = load_rows(root)
     console.print()
     console.print(_results(rows, found, console.width))
-    console.print(_notes(baseline))
+    console.print(_notes(found))
     console.print(_times(rows, read_timings(root)))
-    console.print(_files(root.resolve(), rows))
+    console.print(_files(root.resolve(), rows, baseline.profile))
 
 
 def _results(rows: list[Row], measured: Measured, width: int) -> Group:
@@ -139,21 +148,23 @@ def _results(rows: list[Row], measured: Measured, width: int) -> Group:
 
     for root in measured.roots:
         own = root.name == baseline.program
-        note = f"baseline, mean of {len(baseline.seeds)} seeds" if own else verdict(root.run, baseline)
+        many = len(seeds_of(root.run))
+        note = "baseline" if own else verdict(root.run, baseline)
+        note += f", mean of {len(baseline.seeds) if own else many} seeds" if own or many > 1 else ""
         numbers = _baseline_numbers(baseline, root.run, root.score) if own else _numbers(root.run, baseline, root.score)
         add(str(root.index), root.name, "-", "root", numbers, note, "dim")
     for row in rows:
         if row.run is None or row.index is None:
             add("-", row.name, row.parent, row.change, ("-",) * 6, f"failed: {row.failure}", "")
             continue
-        said = verdict(row.run, baseline)
-        style = "green" if "better" in said else ""
+        said, difference = verdict(row.run, baseline), against_baseline(row.run, baseline)
+        style = "green" if difference is not None and difference.word == "better" else ""
         add(str(row.index), row.name, row.parent, row.change, _numbers(row.run, baseline, row.score), said, style)
     return Group(table, *legend)
 
 
 def _baseline_numbers(baseline: Baseline, run: RunRecord, score: float | None) -> tuple[str, ...]:
-    """The baseline's own row: its means, and the score of the one run that is stored as element 1."""
+    """The baseline's own row: its means, and the score of its element."""
     shown = _numbers(run, baseline, score)
     bench = f"{baseline.benchmark:.3f}" if baseline.benchmark is not None else "-"
     return f"{baseline.loss:.4f}", "", bench, "", *shown[4:]
@@ -177,21 +188,34 @@ def _numbers(run: RunRecord, baseline: Baseline, score: float | None) -> tuple[s
     )
 
 
-def _notes(baseline: Baseline) -> str:
+def _notes(measured: Measured) -> str:
+    baseline = measured.baseline
     sd = f"{baseline.loss_sd:.4f}" if baseline.loss_sd is not None else "unknown"
     mean = f"{baseline.benchmark:.3f}" if baseline.benchmark is not None else "none"
     bench_sd = f"{baseline.benchmark_sd:.3f}" if baseline.benchmark_sd is not None else "unknown"
     seeds = len(baseline.seeds)
-    tasks = ", ".join(baseline.tasks)
     dof = baseline.sd_dof if baseline.loss_sd else None
     band = t95(dof) * math.sqrt(1 + 1 / seeds) if dof else None
     sure = f"; beyond {band:.1f} SD (95 % band, {dof} degrees of freedom) it is better or worse" if band else ""
     return (
         f"Base: mean of {baseline.program} over seeds {baseline.seeds}: held-out loss {baseline.loss:.4f} "
         f"(seed SD {sd}, pooled over the seed architectures), "
-        f"benchmark mean {mean} (seed SD {bench_sd}) over {tasks}.\n"
-        f"One seed a candidate: up to 2 SD is a tie, more is perhaps better or worse{sure}.\n"
+        f"benchmark mean {mean} (seed SD {bench_sd}) over {_tasks(measured)}.\n"
+        f"One seed a candidate; + SD is better, a lower loss. Up to 2 SD is a tie, more is perhaps better or "
+        f"worse{sure}.\n"
         "Loss is nats a token on held-out text (lower is better); score runs from 0 to 3."
+    )
+
+
+def _tasks(measured: Measured) -> str:
+    """The tasks of the benchmark mean, and those left out because no seed architecture is above chance on them."""
+    counted = measured.baseline.tasks
+    runs = [run for group in measured.runs.values() for run in group]
+    if runs and not above_chance(runs):
+        return f"{', '.join(counted)}; no task is above chance: all count, and the mean is close to coin flips"
+    left = [task for task in dict.fromkeys(task for run in runs for task in run.benchmarks) if task not in counted]
+    return ", ".join(counted) + (
+        f"; left out, as no seed architecture is above chance there: {', '.join(left)}" if left else ""
     )
 
 
@@ -217,7 +241,7 @@ def _times(rows: list[Row], timings: dict[str, float]) -> Table:
     return table
 
 
-def _files(root: Path, rows: list[Row]) -> str:
+def _files(root: Path, rows: list[Row], profile: str) -> str:
     """Where everything lies, and commands that can be pasted as they are."""
     here = Path.cwd()
     shown = str(root.relative_to(here) if root.is_relative_to(here) else root)
@@ -227,12 +251,14 @@ def _files(root: Path, rows: list[Row]) -> str:
     stored = [row for row in rows if row.index is not None]
     best = max(stored, key=lambda row: row.score if row.score is not None else -1.0) if stored else None
 
+    store = f"{shown}/database.sqlite, " if (root / "database.sqlite").exists() else ""
+
     def command(script: str, *words: str) -> str:
         return "  " + shlex.join([str(python), str(entry / script), *words])
 
     lines = [
-        f"Files: {shown}/pool (programs), {shown}/experiments (journals, curves, results), {shown}/database.sqlite, "
-        f"{shown}/settings.toml",
+        f"Files: {shown}/pool (programs), {shown}/experiments (journals, curves, results), "
+        f"{store}{shown}/settings.toml",
         "Next:",
         command("pipeline/report.py", "--data-dir", shown),
     ]
@@ -240,6 +266,15 @@ def _files(root: Path, rows: list[Row]) -> str:
         trust = ["--trust"] if best.run.sandbox == "process" else []
         again = [f"{shown}/pool/{best.name}.py", "--profile", "cpu", "--seed", "1", "--out", f"{shown}/again", *trust]
         lines.append(command("training/train.py", *again))
-    more = ["--profile", "cpu", "--experiments", "10", "--data-dir", "runs/cpu"]
-    lines.append(command("pipeline/pipeline.py", *more))
+    lines.append(command("pipeline/pipeline.py", *_more(profile, shown, len(stored))))
     return escape("\n".join(lines))
+
+
+def _more(profile: str, shown: str, stored: int) -> list[str]:
+    """The same search with more experiments; after the smoke profile the next one, in a folder that is free."""
+    if profile == "cpu-smoke":
+        names = ("runs/cpu", *(f"runs/cpu-{number}" for number in range(2, 1000)))
+        free = next((name for name in names if not Path(name).exists()), names[-1])
+        return ["--profile", "cpu", "--experiments", "10", "--data-dir", free]
+    # The settings hold what else the run was started with: profile, seed, services.
+    return ["--config", f"{shown}/settings.toml", "--data-dir", shown, "--experiments", str(stored + 10)]

@@ -1,9 +1,9 @@
 """The one module that says whether a candidate is better: a difference, its uncertainty, and the words for it.
 
-A single run is compared with the mean of n calibration seeds of the baseline. Its spread is the seed SD, pooled over
-the seed architectures (the same training noise, different programs), so the difference has standard error SD * sqrt(1
-+ 1/n), and since that SD is itself an estimate, the 95 % band is Student's t with the SD's degrees of freedom times
-it: wide for few seeds.
+What was trained over m seeds (a candidate over one, a root over the calibration seeds) is compared with the mean of n
+calibration seeds of the baseline. The spread of one run is the seed SD, pooled over the seed architectures (the same
+training noise, different programs), so the difference has standard error SD * sqrt(1/m + 1/n), and since that SD is
+itself an estimate, the 95 % band is Student's t with the SD's degrees of freedom times it: wide for few seeds.
 Inside 2 SD is a tie; beyond 2 SD but inside the band is "perhaps"; only beyond the band is better or worse. A single
 seed is never called a win: "beats" needs paired seeds and a correction for how many candidates were tried.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from common.records import Baseline, RunRecord
 from common.t_quantile import t95
+from pipeline.measured import seeds_of
 
 __all__ = ["Difference", "against_baseline", "between_runs", "verdict"]
 
@@ -65,11 +66,11 @@ def against_baseline(run: RunRecord, baseline: Baseline, quantity: str = "loss")
     value = mean - measured.value if quantity == "loss" else measured.value - mean
     if not sd or not baseline.sd_dof:
         return Difference(value, measured.se, None)
-    return _with_spread(value, sd, math.sqrt(1 + 1 / len(baseline.seeds)), baseline.sd_dof)
+    return _with_spread(value, sd, (len(seeds_of(run)), len(baseline.seeds)), baseline.sd_dof)
 
 
 def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity: str = "loss") -> Difference | None:
-    """One run against another run of the same profile, each with one seed."""
+    """One run, or the mean of a root's calibration runs, against another of the same profile."""
     first, second = (
         (run.heldout_loss, other.heldout_loss) if quantity == "loss" else (run.benchmark_mean, other.benchmark_mean)
     )
@@ -79,19 +80,21 @@ def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity:
     value = second.value - first.value if quantity == "loss" else first.value - second.value
     if not sd or not baseline.sd_dof:
         return Difference(value, None, None)
-    return _with_spread(value, sd, math.sqrt(2), baseline.sd_dof)
+    return _with_spread(value, sd, (len(seeds_of(run)), len(seeds_of(other))), baseline.sd_dof)
 
 
-def _with_spread(value: float, sd: float, factor: float, dof: int) -> Difference:
-    """A difference whose standard error is `factor` times a seed SD known with `dof` degrees of freedom."""
+def _with_spread(value: float, sd: float, seeds: tuple[int, int], dof: int) -> Difference:
+    """A difference of two means over so many seeds, whose seed SD is known with `dof` degrees of freedom."""
+    factor = math.sqrt(1 / seeds[0] + 1 / seeds[1])
     return Difference(value, sd * factor, value / sd, t95(dof) * sd * factor)
 
 
 def verdict(run: RunRecord, baseline: Baseline) -> str:
-    """The table's last column: what one run says about held-out loss, and how sure that is."""
+    """The table's last column: what a run says about held-out loss, and how sure that is."""
     difference = against_baseline(run, baseline)
     if difference is None:
         return "not comparable" if run.heldout_loss is not None else "no loss"
-    if difference.sds is None:
-        return f"{difference.word} (no seed SD)"
-    return f"{difference.word} ({difference.sds:+.1f} SD)"
+    size = f"{difference.sds:+.1f} SD" if difference.sds is not None else "no seed SD"
+    # On CPU the baseline runs in float32, and a program runs in bfloat16 only where it cannot do otherwise.
+    coarse = ", in bfloat16" if run.device == "cpu" and run.dtype == "bfloat16" else ""
+    return f"{difference.word} ({size}){coarse}"

@@ -23,7 +23,8 @@ from typing import IO, Any
 
 from common.errors import BusyError, JournalError, StoreError, UsageError
 from common.files import read_json, write_atomic, write_json
-from common.settings import Settings, dump_toml
+from common.settings import Settings
+from common.settings_toml import dump_toml
 
 __all__ = ["Workspace", "now", "read_timings"]
 

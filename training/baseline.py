@@ -104,6 +104,7 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
         loss_clip=_clip(loss, loss_sd) if measured else LEAST_CLIP,
         benchmark_clip=_clip(score, score_sd) if measured else LEAST_CLIP,
         parameters=own[0].parameters,
+        mixer_parameters=(own[0].mixer_parameters or 0) // profile.model.layers or None,
         flops_per_token=own[0].flops_per_token,
     )
 

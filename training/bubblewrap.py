@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import shutil
@@ -28,21 +29,26 @@ FIX = (
 
 def command(
     inner: Sequence[str],
-    reads: Sequence[Path],
+    reads: Mapping[Path, Path],
     work: Path | None,
     env: Mapping[str, str],
     file_mb: int,
     drop_uid: bool,
     device: str,
+    filter_fd: int | None = None,
+    report_fd: int | None = None,
 ) -> list[str]:
     """The command line that runs `inner` in new namespaces.
 
     Args:
-        reads, work: host paths mounted under their own names, read-only and writable.
+        reads: path in the sandbox -> host path, mounted read-only.
+        work: host path mounted under its own name, writable.
         env: the whole environment of the job.
         file_mb: size of its temporary folder, which is memory.
         drop_uid: leave out the user namespace; the shim changes to a real uid of the job's own.
         device: "cuda" mounts the driver's devices and a C compiler as well.
+        filter_fd, report_fd: inherited descriptors: where bubblewrap reads the system call filter of the job, and
+            where it says which process is the first of the new pid namespace.
 
     Raises:
         SandboxError: bwrap or torch is not installed.
@@ -58,21 +64,31 @@ def command(
     else:
         line += ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
     line += ["--hostname", "sandbox", "--proc", "/proc", "--dev", "/dev"]
+    # Settings of the whole machine, which a process mapped to the host's root could write.
+    for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi"):
+        line += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     line += ["--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
     # Before every bind, since what is bound may lie under /tmp.
     line += ["--perms", "1777", "--size", str(file_mb << 20), "--tmpfs", "/tmp"]
     line += _system_binds(device)
-    for path in (SHIM, *map(Path, reads)):
-        line += _bind("--ro-bind", path)
+    for path, source in {SHIM: SHIM, **reads}.items():
+        line += _bind("--ro-bind", path, source)
     if work is not None:
         line += _bind("--bind", work)
+    if filter_fd is not None:
+        line += ["--seccomp", str(filter_fd)]
+    if report_fd is not None:
+        line += ["--info-fd", str(report_fd)]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
     line += itertools.chain.from_iterable(("--setenv", name, value) for name, value in env.items())
     return [*line, "--", *inner]
 
 
-def _system_binds(device: str) -> list[str]:
-    """Read-only mounts of the system libraries, the interpreter and the packages, with other packages masked."""
+@functools.cache
+def _system_binds(device: str) -> tuple[str, ...]:
+    """Read-only mounts of the system libraries, the interpreter and the packages, with other packages masked. The
+    same for every job of this process; finding out takes 15 ms.
+    """
     binds: list[str] = []
     for name in ("bin", "lib", "lib32", "lib64"):
         path = Path("/") / name
@@ -95,15 +111,15 @@ def _system_binds(device: str) -> list[str]:
             binds += _bind("--dev-bind" if path.is_relative_to("/dev") else "--ro-bind", path)
     for path in _masked(packages, done):
         binds += ["--tmpfs", str(path), "--remount-ro", str(path)]
-    return binds
+    return tuple(binds)
 
 
-def _bind(kind: str, path: Path) -> list[str]:
-    """Mounts `path` under its own name. Folders above it are made first, since bwrap makes them for their owner
-    only."""
+def _bind(kind: str, path: Path, source: Path | None = None) -> list[str]:
+    """Mounts `source`, or what has the same name on the host, as `path`. Folders above it are made first, since bwrap
+    makes them for their owner only."""
     above = [parent for parent in reversed(path.parents) if parent != Path("/")]
     folders = itertools.chain.from_iterable(("--perms", "0755", "--dir", str(parent)) for parent in above)
-    return [*folders, kind, str(path), str(path)]
+    return [*folders, kind, str(source or path), str(path)]
 
 
 def _packages() -> Path:

@@ -117,6 +117,7 @@ def _job(programs: Sequence[Program], settings: Settings) -> dict[str, Any]:
         "kind": "check",
         "programs": to_job(programs),
         "backend": settings.sandbox.backend,
+        "image": settings.sandbox.image,
         "device": "cuda" if settings.training.device == "cuda" else "cpu",
         "options": {"memory_mb": settings.sandbox.memory_mb},
     }
@@ -169,7 +170,8 @@ class _Tables:
                 for line in counterexample_lines(check):
                     self.console.print(f"  {escape(printable(line))}", highlight=False)
         if report.facts:
-            facts = ", ".join(f"{key} {value}" for key, value in report.facts.items())
+            known = {key: value for key, value in report.facts.items() if value is not None and value != []}
+            facts = ", ".join(f"{key} {value}" for key, value in known.items())
             self.console.print(f"measured: {escape(facts)}", highlight=False)
 
 

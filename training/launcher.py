@@ -19,8 +19,9 @@ from typing import Any, Literal
 from common.errors import JobError
 from common.files import read_json, sha256_text, write_atomic, write_json
 from common.process import REPOSITORY
-from common.records import BenchmarkScore, CheckOutcome, CheckReport, Measurement, RunRecord
+from common.records import Baseline, BenchmarkScore, CheckOutcome, CheckReport, Measurement, RunRecord
 from common.settings import Settings
+from common.text import printable
 from training.data.corpus import Corpus, default_cache, prepare_corpus
 from training.environment import (
     MODEL_SOURCE,
@@ -35,7 +36,7 @@ from training.jobs import CANCELLED, run_job
 from training.monitor import Monitor, Peer, Stop, peer_of
 from training.profiles import Profile
 from training.programs import Program, load, to_job
-from training.results import benchmark_mean, clear, csv_text, curve_columns, printable
+from training.results import benchmark_mean, clear, csv_text, curve_columns
 
 __all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "refused_record", "versions"]
 
@@ -141,8 +142,12 @@ class Launcher:
         programs: Sequence[Program],
         on_event: OnEvent | None = None,
         cancel: threading.Event | None = None,
+        baseline: Baseline | None = None,
     ) -> list[CheckReport]:
         """Verifies programs, two at a time, in one scorer process. Reports come in the order of `programs`.
+
+        Args:
+            baseline: its parameters and FLOPs a token stand beside the programs' in the reports.
 
         Raises:
             JobError: the verifier failed through a fault of ours, or the check was cancelled.
@@ -162,12 +167,15 @@ class Launcher:
             "kind": "check",
             "programs": to_job(programs),
             "backend": self.settings.sandbox.backend,
+            "image": self.settings.sandbox.image,
             "device": self.device,
             "options": {
                 "memory_mb": self.settings.sandbox.memory_mb,
                 "profile_width": self.profile.model.hidden_size,
                 "profile_heads": self.profile.model.heads,
                 "profile_length": self.profile.train.seq_len,
+                "baseline_mixer_parameters": baseline.mixer_parameters if baseline else None,
+                "baseline_flops_per_token": baseline.flops_per_token if baseline else None,
             },
         }
         answer = run_job(job, show, cancel)
@@ -241,6 +249,7 @@ class Launcher:
             "dtype": dtype or self.dtype,
             "sandbox": {
                 "backend": self.settings.sandbox.backend,
+                "image": self.settings.sandbox.image,
                 "disk_mb": self.settings.sandbox.disk_mb,
                 "memory_mb": self.settings.sandbox.memory_mb,
             },
@@ -371,6 +380,7 @@ class _Run:
             reason=answer.get("reason"),
             detail=str(answer.get("detail", "")),
             program_sha256=self.program.sha256,
+            fingerprint=self.facts.get("fingerprint"),
             baseline_key=launcher.baseline_key(),
             heldout_loss=Measurement(**heldout) if heldout else None,
             benchmarks=benchmarks,

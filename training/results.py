@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,14 +23,12 @@ __all__ = [
     "curve_columns",
     "element_result",
     "finished_run",
-    "printable",
 ]
 
 COLUMNS = 20
 """Columns of the training curve beside step 1."""
 FILES = ("result.json", "train.csv", "test.csv", "metrics.jsonl", "stderr.log")
 """What a run writes into its folder; the first stands for a run that is done, so it goes first and comes last."""
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def clear(out: Path) -> None:
@@ -61,11 +58,6 @@ def finished_run(out: Path, *, program_sha256: str, baseline_key: str, seed: int
         return None
     same = (run.program_sha256, run.baseline_key, run.seed) == (program_sha256, baseline_key, seed)
     return run if same and run.status == "finished" else None
-
-
-def printable(text: str) -> str:
-    """`text` without control characters but newlines and tabs: what a program printed must not steer a terminal."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def curve_columns(reports: Sequence[tuple[int, float]], steps: int) -> dict[str, float]:

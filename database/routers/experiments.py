@@ -60,6 +60,12 @@ def element_runs(memory: MemoryDep, index: int) -> list[RunRecord]:
     return memory.store.read(work)
 
 
+@router.get("/fingerprints/{fingerprint}")
+def elements_with_fingerprint(memory: MemoryDep, fingerprint: str) -> list[int]:
+    """Indices of the elements that compute the same function; [] where none does."""
+    return memory.store.read(lambda session: session.with_fingerprint(fingerprint))
+
+
 @router.get("/elements/{index}/score")
 def score_details(memory: MemoryDep, index: int) -> dict[str, Any]:
     """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""

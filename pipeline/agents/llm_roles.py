@@ -162,9 +162,9 @@ class LLMPlanner:
         try:
             answer = _with_program(self.llm, role, question, DesignAnswer, context.parent.program)
         except NoUsableAnswerError as error:
-            raise ExperimentFailed("evolve", "unusable", error.message, []) from error
+            raise ExperimentFailed("evolve", "unusable", error.message) from error
         if answer is None:
-            raise ExperimentFailed("evolve", "unchanged", f"{role}: the parent's program came back twice", [])
+            raise ExperimentFailed("evolve", "unchanged", f"{role}: the parent's program came back twice")
         taken = {context.parent.name, *(reference.name for reference in context.references)}
         return Proposal(
             name=forced_name(answer.name, answer.program, taken),

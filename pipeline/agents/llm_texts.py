@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from common.records import Baseline, CheckOutcome, Measurement, RunRecord
 from pipeline.agents.roles import AnalysisSubject, Kin, Paper, Relative
+from pipeline.measured import seeds_of
 from pipeline.prompts import fenced
 
 __all__ = [
@@ -146,10 +147,10 @@ def measurements(subject: AnalysisSubject) -> str:
     for task in dict.fromkeys(task for _, run in runs for task in run.benchmarks):
         row(f"{task}{_note(task, runs)}", "-", lambda run, task=task: _measured(run.benchmarks.get(task)))  # type: ignore[misc]
     row("parameters of the model", _count(base.parameters), lambda run: _count(run.parameters))
-    row("parameters of one mixer", "-", lambda run: _count(run.mixer_parameters))
+    row("parameters of all mixers", "-", lambda run: _count(run.mixer_parameters))
     row("FLOPs a token of one mixer", _count(base.flops_per_token), lambda run: _count(run.flops_per_token))
     row("growth of work with length (exponent)", "-", lambda run: _plain(run.work_exponent))
-    row("seed", " ".join(map(str, base.seeds)), lambda run: str(run.seed))
+    row("seed", " ".join(map(str, base.seeds)), lambda run: " ".join(map(str, seeds_of(run))))
     return fenced(_csv(rows), "csv")
 
 

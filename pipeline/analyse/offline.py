@@ -1,7 +1,7 @@
 """Analyse without an LLM: every sentence is computed from the measured numbers, with their uncertainty.
 
-A difference is called a difference only where it exceeds two standard errors; otherwise the text says that it cannot
-be told from training noise. The results section names the symptoms (which task lags, where the curve bends) in the
+A difference of losses is called what pipeline/verdict.py calls it: better or worse only beyond the 95 % band, within
+training noise up to 2 seed SD. The results section names the symptoms (which task lags, where the curve bends) in the
 words in which the cognition base describes them, since that section is the query to it.
 """
 
@@ -57,9 +57,8 @@ def _design(subject: AnalysisSubject) -> str:
     parts = [f"{proposal.name} is {origin}; changed: {proposal.change or 'nothing'}."]
     if run.parameters is not None and run.mixer_parameters is not None:
         parts.append(
-            f"The model has {run.parameters:,} parameters at feed-forward width {run.ffn_width}, of which one "
-            f"mixer takes "
-            f"{run.mixer_parameters:,}: sizes are equal within 0.5 %, so what the mixer adds the feed-forward "
+            f"The model has {run.parameters:,} parameters at feed-forward width {run.ffn_width}, of which its mixers "
+            f"take {run.mixer_parameters:,}: sizes are equal within 0.5 %, so what the mixers add the feed-forward "
             f"layers give up."
         )
     if run.flops_per_token is not None and baseline.flops_per_token:
@@ -182,12 +181,10 @@ def _expectation(subject: AnalysisSubject) -> str:
     expected = re.sub(r"^expected:\s*", "", expected, flags=re.IGNORECASE)
     if seen is None:
         return f"Expected: {expected} There is no loss of the parent, measured alike, that could confirm or refute it."
-    if seen.se is None or abs(seen.value) <= 2 * seen.se:
-        outcome = (
-            f"neither confirmed nor refuted: the loss moved by {seen.value:+.4f} nats, less than one seed can resolve"
-        )
+    if seen.word in ("better", "worse"):
+        outcome = f"{'confirmed' if seen.word == 'better' else 'refuted'} on loss: {_words(seen, 'nats')}"
     else:
-        outcome = f"{'confirmed' if seen.value > 0 else 'refuted'} on loss: {_words(seen, 'nats')}"
+        outcome = f"neither confirmed nor refuted, as one seed cannot resolve it: the loss is {_words(seen, 'nats')}"
     return f"Expected: {expected} This is {outcome}."
 
 

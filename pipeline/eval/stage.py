@@ -9,7 +9,7 @@ from typing import Any
 
 from common.records import CheckReport, RunRecord
 from pipeline.agents.roles import DesignContext, Proposal
-from pipeline.evolve.stage import claim_structure, program_of
+from pipeline.evolve.stage import claim_structure, named, program_of
 from pipeline.failure import ExperimentFailed
 from pipeline.lab import Lab
 from training.baseline import recount
@@ -31,25 +31,32 @@ class Evaluated:
         proposal: the one that finished: the repaired one, if it came to that.
         result: its train and test rows in the published form.
         log: the end of what the job printed.
-        attempts: runs that failed before it.
     """
 
     proposal: Proposal
     run: RunRecord
     result: dict[str, str]
     log: str
-    attempts: list[dict[str, Any]]
 
 
 def evaluate(
-    lab: Lab, who: str, folder: Path, proposal: Proposal, report: CheckReport, context: DesignContext
+    lab: Lab,
+    who: str,
+    folder: Path,
+    proposal: Proposal,
+    report: CheckReport,
+    context: DesignContext,
+    attempts: list[dict[str, Any]],
 ) -> Evaluated:
     """Trains and scores `proposal` in `folder`/attempt-N, repairing it between attempts.
 
+    Args:
+        attempts: runs that fail are added here.
+
     Raises:
         ExperimentFailed: no attempt finished.
+        JobError: a job failed twice through no fault of the program.
     """
-    attempts: list[dict[str, Any]] = []
     for attempt in range(1, lab.settings.evolve.debug_attempts + 1):
         lab.checkpoint()
         out = folder / f"attempt-{attempt}"
@@ -60,19 +67,18 @@ def evaluate(
         lab.console.done(who)
         if run.status == "finished":
             finished = _with_design(recount(run, lab.baseline.tasks), proposal)
-            return Evaluated(proposal, finished, element_result(finished), log_of(out), attempts)
+            return Evaluated(proposal, finished, element_result(finished), log_of(out))
         attempts.append(
             {"kind": run.reason, "detail": run.detail, "proposal": asdict(proposal), "run": run.model_dump()}
         )
         lab.console.line(who, "train", f"{run.status}, {run.reason}: {run.detail}"[:300])
-        if run.reason not in REPAIRABLE:
+        if run.reason not in REPAIRABLE or attempt == lab.settings.evolve.debug_attempts:
             break
         repaired = _repair(lab, proposal, run, out, replace(context, taken=lab.ideas.taken()), attempt)
         if repaired is None:
             break
         proposal, report = repaired
-    last = attempts[-1]
-    raise ExperimentFailed("evaluate", str(last["kind"]), str(last["detail"]), attempts)
+    raise ExperimentFailed("evaluate", str(run.reason), run.detail)
 
 
 def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path, key: str) -> RunRecord:
@@ -96,6 +102,7 @@ def _repair(
     repaired = lab.roles.debugger.repair(proposal, run, log_of(out), context, attempt)
     if repaired is None or not claim_structure(lab, context.key, repaired):
         return None
+    repaired = named(lab, context.key, repaired)
     report = lab.check(program_of(repaired))
     return (repaired, report) if report.accepted else None
 

@@ -52,7 +52,7 @@ class OfflinePlanner:
                 key=context.key,
             )
         except UsageError as error:
-            raise ExperimentFailed("evolve", "exhausted", error.message, []) from error
+            raise ExperimentFailed("evolve", "exhausted", error.message) from error
         return proposal_of(design)
 
     def deduplicate(self, context: DesignContext, rejected: Proposal, repeated: Sequence[Relative]) -> Proposal:

@@ -19,59 +19,70 @@ from pipeline.lab import Lab
 from pipeline.sample import relative
 from training.programs import Program
 
-__all__ = ["Evolved", "claim_structure", "evolve", "program_of"]
+__all__ = ["Evolved", "claim_structure", "evolve", "named", "program_of"]
 
 
 @dataclass(frozen=True)
 class Evolved:
-    """The accepted proposal, its report, the attempts that were turned down, and the wall seconds spent checking."""
+    """The accepted proposal, its report, and the wall seconds spent checking."""
 
     proposal: Proposal
     report: CheckReport
-    attempts: list[dict[str, Any]]
     check_seconds: float
 
 
-def evolve(lab: Lab, who: str, context: DesignContext) -> Evolved:
+def evolve(lab: Lab, who: str, context: DesignContext, attempts: list[dict[str, Any]]) -> Evolved:
     """Designs until one is new and passes every check.
 
     Args:
         who: label of the experiment on the console.
+        attempts: what is turned down is added here.
 
     Raises:
         ExperimentFailed: nothing new, or nothing sound, within the bounds of the settings.
+        JobError: the verifier failed twice through no fault of the design.
     """
-    attempts: list[dict[str, Any]] = []
     proposal: Proposal | None = None
     check_seconds = 0.0
-    for round in range(1, lab.settings.evolve.check_attempts + 1):
+    last = lab.settings.evolve.check_attempts
+    for number in range(1, last + 1):
         lab.checkpoint()
         if proposal is None:
-            proposal = _new_design(lab, replace(context, key=f"{context.key}/{round}"), attempts)
+            proposal = _new_design(lab, replace(context, key=f"{context.key}/{number}"), attempts)
+        proposal = named(lab, context.key, proposal)
         began = time.monotonic()
         report = lab.check(program_of(proposal))
-        check_seconds += time.monotonic() - began
+        seconds = time.monotonic() - began
+        check_seconds += seconds
         if report.accepted:
-            return Evolved(proposal, report, attempts, check_seconds)
+            twin = lab.twin(context.key.split("/")[0], report)
+            if twin is None:
+                return Evolved(proposal, report, check_seconds)
+            detail = f"it computes what {twin} computes, in other words"
+            lab.console.line(who, "check", f"not new, {detail}")
+            attempts.append({"kind": "repeated", "detail": detail, "proposal": asdict(proposal)})
+            proposal = None
+            continue
         detail = report.why_refused()
         lab.console.line(who, "check", f"refused, {detail}"[:300])
-        attempts.append(
-            {"kind": "refused", "detail": detail, "proposal": asdict(proposal), "report": report.model_dump()}
-        )
-        repaired = lab.roles.code_checker.repair(proposal, report, replace(context, taken=lab.ideas.taken()), round)
-        proposal = repaired if repaired is not None and claim_structure(lab, context.key, repaired) else None
-    raise ExperimentFailed(
-        "evolve",
-        "refused",
-        f"no design passed the checks in {len(attempts)} rounds: {attempts[-1]['detail']}",
-        attempts,
-    )
+        refused = {"kind": "refused", "detail": detail, "proposal": asdict(proposal), "report": report.model_dump()}
+        attempts.append({**refused, "seconds": round(seconds, 3)})
+        if number < last:
+            proposal = _repair(lab, proposal, report, context, number)
+    raise ExperimentFailed("evolve", "refused", f"no new design passed the checks in {last} rounds: {detail}")
+
+
+def _repair(lab: Lab, proposal: Proposal, report: CheckReport, context: DesignContext, round: int) -> Proposal | None:
+    """The code checker's answer to a refusal, None when it gives up or repeats a design."""
+    repaired = lab.roles.code_checker.repair(proposal, report, replace(context, taken=lab.ideas.taken()), round)
+    return repaired if repaired is not None and claim_structure(lab, context.key, repaired) else None
 
 
 def _new_design(lab: Lab, context: DesignContext, attempts: list[dict[str, Any]]) -> Proposal:
     """Planner, novelty check, deduplication: until a design is new to the database and to the other lanes."""
+    last = lab.settings.evolve.novelty_attempts
     proposal, mine = _plan(lab, partial(_propose, lab, context), context.key)
-    for attempt in range(1, lab.settings.evolve.novelty_attempts + 1):
+    for attempt in range(1, last + 1):
         lab.checkpoint()
         similar = partial(lab.database.search_similar, proposal.motivation, lab.settings.evolve.neighbours)
         neighbours = [relative(element) for element in lab.ask(similar)]
@@ -82,12 +93,12 @@ def _new_design(lab: Lab, context: DesignContext, attempts: list[dict[str, Any]]
             verdict.judgement_reason if verdict.is_repeated else "another design of this run has the same structure"
         )
         attempts.append({"kind": "repeated", "detail": reason, "proposal": asdict(proposal)})
+        if attempt == last:
+            break
         repeated = [other for other in neighbours if other.index in verdict.repeated_index]
         again = partial(_deduplicate, lab, replace(context, key=f"{context.key}/{attempt}"), proposal, repeated)
         proposal, mine = _plan(lab, again, context.key)
-    raise ExperimentFailed(
-        "evolve", "repeated", f"{lab.settings.evolve.novelty_attempts} designs, none of them new", attempts
-    )
+    raise ExperimentFailed("evolve", "repeated", f"{last} designs, none of them new")
 
 
 def _propose(lab: Lab, context: DesignContext) -> Proposal:
@@ -112,6 +123,11 @@ def _plan(lab: Lab, plan: Callable[[], Proposal], key: str) -> tuple[Proposal, b
 def claim_structure(lab: Lab, key: str, proposal: Proposal) -> bool:
     """Reserves the structure of a proposal for its experiment, whose number `key` begins with."""
     return lab.ideas.claim(key.split("/")[0], proposal.program)
+
+
+def named(lab: Lab, key: str, proposal: Proposal) -> Proposal:
+    """The proposal under a name that is its experiment's own from now on: of its runs, its rows and its element."""
+    return replace(proposal, name=lab.ideas.claim_name(key.split("/")[0], proposal.name))
 
 
 def program_of(proposal: Proposal) -> Program:

@@ -7,6 +7,7 @@ import json
 import random
 from functools import partial
 
+from common.errors import StoreError
 from database.models import Element, ScoredElement
 from pipeline.agents.roles import DesignContext, Paper, Relative
 from pipeline.lab import Lab
@@ -18,6 +19,11 @@ __all__ = ["build_context", "papers_of", "relative", "sample"]
 def sample(lab: Lab, rng: random.Random) -> Selection[int]:
     """Chooses parent and reference indices from the candidate set by the configured policy."""
     ranked = [element.index for element in lab.ask(lab.database.candidates)]
+    if not ranked:
+        raise StoreError(
+            f"the candidate set of {lab.database.url} is empty: there is no parent to evolve",
+            "run the same command again, which makes the roots candidates, or POST /candidates/rebuild-from-scored",
+        )
     return POLICIES[lab.settings.sample.policy](lab.settings.sample).choose(ranked, rng)
 
 
@@ -29,8 +35,6 @@ def build_context(lab: Lab, parent: int, references: list[int], key: str) -> Des
     found = [lab.ask(partial(lab.database.scored, index)) for index in (parent, *references)]
     head, *others = found
     if head is None:
-        from common.errors import StoreError
-
         raise StoreError(
             f"element {parent}, chosen as parent, is no longer in the database", "run the same command again"
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsError
-from common.settings import Settings, dump_toml, load, parse
+from common.settings import Settings, load, parse
+from common.settings_toml import dump_toml
 
 
 def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +31,7 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ("run", "experiments", 0, "greater than or equal to 1"),
         ("run", "sed", 1, "did you mean 'seed'"),
         ("rum", "seed", 1, "did you mean 'run'"),
-        ("sandbox", "backend", "jail", "'auto', 'bubblewrap' or 'process'"),
+        ("sandbox", "backend", "jail", "'bubblewrap', 'docker' or 'process'"),
     ],
 )
 def test_a_wrong_value_says_what_was_expected_and_what_came(section: str, key: str, value: object, told: str) -> None:
@@ -43,6 +44,15 @@ def test_a_wrong_value_says_what_was_expected_and_what_came(section: str, key: s
 def test_a_misspelt_environment_section_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASI_RUNS__SEED", "1")
     with pytest.raises(SettingsError, match="did you mean 'run'"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("ASI_RUN_PROFILE", "ASI_RUN__PROFILE"), ("ASI_LLM_API_KEY", "ASI_LLM__API_KEY")]
+)
+def test_one_underscore_for_two_is_refused(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(SettingsError, match=f"did you mean {meant}"):
         load()
 
 
@@ -61,6 +71,30 @@ def test_the_resolved_settings_read_back_and_hold_no_secret(tmp_path: Path) -> N
     assert "hush-hush" not in file.read_text()
     again = load(file)
     assert again.run == settings.run and again.llm.api_key is None
+
+
+def test_an_address_with_a_password_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(dump_toml(load(None, {"database": {"store": "mongodb://user:hush@host/db"}})))
+    assert "hush" not in file.read_text() and "# store is secret" in file.read_text()
+    assert load(file).database == Settings().database
+    plain = load(None, {"database": {"store": "mongodb://host:1/db@1"}})
+    file.write_text(dump_toml(plain))
+    assert load(file).database == plain.database
+
+
+def test_relative_files_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+
+    def store(value: str) -> str:
+        return load(None, {"database": {"store": value}}).database.store
+
+    assert store("sqlite:///mine.sqlite") == f"sqlite:///{tmp_path}/mine.sqlite"
+    for same in ("sqlite:////tmp/a.sqlite", "sqlite:///:memory:", "sqlite:///", "mongodb://host:1/db"):
+        assert store(same) == same
+    for model, resolved in (("model", f"{tmp_path}/model"), ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2")):
+        assert load(None, {"embedding": {"model": model}}).embedding.model == resolved
 
 
 def test_every_knob_has_help_and_a_default() -> None:

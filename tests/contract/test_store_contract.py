@@ -83,6 +83,8 @@ def test_an_entry_comes_back_whole(store: Store, opened: Callable[[], Store]) ->
         element = reader.read(lambda session: session.elements([1, 2, 0, -1, 10**30]))
         assert len(element) == 1 and list(element[0].model_dump()) == KEYS and element[0].name == "a"
         assert reader.read(lambda session: session.runs(1))[0].name == "a"
+        assert reader.read(lambda session: session.with_fingerprint("function of a")) == [1]
+        assert reader.read(lambda session: session.with_fingerprint("other")) == []
         facts = reader.read(lambda session: session.find_key("k1"))
         assert (
             facts is not None

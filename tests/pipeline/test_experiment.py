@@ -79,3 +79,16 @@ def test_one_pipeline_holds_a_data_dir_and_its_identity_stays(tmp_path: Path) ->
     with pytest.raises(UsageError, match="seed 1"):
         Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path, "profile": "cpu", "seed": 2}}))
     Workspace(tmp_path, settings).close()
+
+
+def test_experiments_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10000, 9999, 2):
+        (tmp_path / f"{number:04d}").mkdir()
+    assert [experiment.number for experiment in journal(tmp_path, "run")] == [2, 9999, 10000]
+
+
+def test_a_journal_is_read_once(tmp_path: Path) -> None:
+    Experiment(1, tmp_path / "0001", "run").write("update", RESULTS["update"])
+    (experiment,) = journal(tmp_path, "run")
+    (tmp_path / "0001" / "update.json").write_text("{")
+    assert experiment.state == "stored" and experiment.read("update") == RESULTS["update"]

@@ -265,6 +265,7 @@ def test_the_analyzer_sees_measurements_with_their_errors_and_the_relatives() ->
         "experience number 2",
         "step,1,20,100",
         "parameters of the model,-,412000",
+        "parameters of all mixers,-",
     )
     for part in expected:
         assert part in prompt, part

@@ -1,4 +1,4 @@
-"""The lanes: whatever goes wrong in one ends all of them loudly, and patience survives a restart."""
+"""The lanes: whatever goes wrong in one ends all of them loudly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from common.settings import load
-from pipeline.experiment import Experiment
 from pipeline.lab import Cancelled, Ideas
 from pipeline.loop import Loop
 
@@ -37,7 +36,7 @@ def test_an_unforeseen_error_in_a_lane_ends_the_loop_with_it(tmp_path: Path, err
         raise error
 
     with pytest.raises(type(error), match=str(error.args[-1])):
-        Loop(lab(tmp_path, fail)).run()
+        Loop(lab(tmp_path, fail), []).run()
 
 
 @pytest.mark.timeout(30)
@@ -48,15 +47,4 @@ def test_what_breaks_off_after_ctrl_c_is_no_error(tmp_path: Path) -> None:
 
     made = lab(tmp_path, interrupted)
     with pytest.raises(Cancelled):
-        Loop(made).run()
-
-
-@pytest.mark.timeout(30)
-def test_failures_before_a_restart_count(tmp_path: Path) -> None:
-    for number in range(1, 7):
-        Experiment(number, tmp_path / f"{number:04d}", "run").write(
-            "failed", {"stage": "evolve", "reason": "refused", "detail": "", "attempts": [], "seconds": 0.0}
-        )
-    loop = Loop(lab(tmp_path, lambda after: pytest.fail("no lane may start"), experiments=2))
-    loop.run()
-    assert loop.exhausted
+        Loop(made, []).run()

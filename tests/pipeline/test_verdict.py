@@ -7,6 +7,7 @@ import math
 import pytest
 
 from common.records import Baseline, Measurement, RunRecord
+from pipeline.measured import mean_run
 from pipeline.verdict import against_baseline, between_runs, verdict
 
 BASELINE = Baseline(
@@ -61,6 +62,21 @@ def test_standard_errors_follow_from_the_number_of_seeds() -> None:
     assert difference.value == pytest.approx(0.1) and difference.se == pytest.approx(0.05 * math.sqrt(4 / 3))
     pair = between_runs(run(3.95), run(4.0), BASELINE)
     assert pair is not None and pair.se == pytest.approx(0.02 * math.sqrt(2)) and pair.sds == pytest.approx(2.5)
+
+
+def test_more_seeds_on_both_sides_narrow_the_error() -> None:
+    mean = mean_run([run(3.9), run(4.1).model_copy(update={"seed": 1})])
+    assert mean.heldout_loss is not None and mean.heldout_loss.value == pytest.approx(4.0)
+    pair, base = between_runs(run(3.95), mean, BASELINE), against_baseline(mean, BASELINE)
+    assert pair is not None and pair.se == pytest.approx(0.02 * math.sqrt(1 + 1 / 2))
+    assert base is not None and base.se == pytest.approx(0.02 * math.sqrt(1 / 2 + 1 / 3))
+
+
+def test_a_run_in_a_coarser_number_format_says_so() -> None:
+    coarse = run(3.95).model_copy(update={"device": "cpu", "dtype": "bfloat16"})
+    assert verdict(coarse, BASELINE) == "perhaps better (+2.5 SD), in bfloat16"
+    for changes in ({"device": "cuda", "dtype": "bfloat16"}, {"device": "cpu", "dtype": "float32"}):
+        assert verdict(run(3.95).model_copy(update=changes), BASELINE) == "perhaps better (+2.5 SD)"
 
 
 def test_runs_of_different_baselines_are_not_compared() -> None:

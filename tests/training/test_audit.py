@@ -92,9 +92,7 @@ def test_a_causal_model_has_no_suspects_and_its_loss_is_unchanged() -> None:
 
 
 @pytest.mark.parametrize("pieces", [False, True])
-def test_a_model_that_sees_the_next_token_is_found_and_confirmed(
-    pieces: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_sees_the_next_token_is_found_and_confirmed(pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if pieces:  # as with a large vocabulary
         monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * VOCAB * 12)
     model = Peeking()

@@ -35,15 +35,14 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 @real
 def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
-    leak, crash, short = tmp_path / "leak.py", tmp_path / "crash.py", tmp_path / "short.py"
-    leak.write_text(assets.CAUSALITY["leak_1e-4"])
+    narrow, crash, short = tmp_path / "narrow.py", tmp_path / "crash.py", tmp_path / "short.py"
+    narrow.write_text(assets.SHAPES["too_short"])
     crash.write_text(assets.hostile("__import__('os')._exit(0)", "import"))
     short.write_text(assets.STATIC["no_kwargs"])
-    seed = REPOSITORY / "training" / "architectures" / "gated_delta_net.py"
-    done = check("--json", seed, "leak.py", crash, short, cwd=tmp_path)
+    done = check("--json", "narrow.py", crash, short, cwd=tmp_path)
     found = lines(done)
-    assert [item["program"] for item in found] == [str(seed), "leak.py", str(crash), str(short)]
-    assert [item["accepted"] for item in found] == [True, False, False, False]
+    assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short)]
+    assert [item["accepted"] for item in found] == [False, False, False]
     assert done.returncode == 1, done.stderr
     for item in found:
         for outcome in item["checks"]:
@@ -51,10 +50,10 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
             assert outcome["severity"] in ("refuse", "warn")
         refused = [outcome for outcome in item["checks"] if not outcome["passed"] and outcome["severity"] == "refuse"]
         assert item["accepted"] is not bool(refused)
-    causality = next(outcome for outcome in found[1]["checks"] if outcome["name"] == "causality")
-    assert not causality["passed"] and {"seed", "batch", "length", "t"} <= causality["counterexample"].keys()
+    shapes = next(outcome for outcome in found[0]["checks"] if outcome["name"] == "shapes")
+    assert not shapes["passed"] and {"seed", "batch", "length", "expected"} <= shapes["counterexample"].keys()
     assert (
-        found[2]["checks"][-1]["name"] == "sandbox" and found[2]["checks"][-1]["counterexample"]["reason"] == "crashed"
+        found[1]["checks"][-1]["name"] == "sandbox" and found[1]["checks"][-1]["counterexample"]["reason"] == "crashed"
     )
 
 
@@ -90,7 +89,12 @@ def test_the_limited_process_checks_seeds_and_refuses_strangers(tmp_path: Path) 
     seed = REPOSITORY / "training" / "architectures" / "delta_net.py"
     done = check("--json", stranger, seed, ASI_SANDBOX__BACKEND="process")
     refused, accepted = lines(done)
-    assert accepted["accepted"] is True and refused["accepted"] is False and done.returncode == 1
+    assert (
+        accepted["accepted"] is True
+        and accepted["facts"]["fingerprint"]
+        and refused["accepted"] is False
+        and done.returncode == 1
+    )
     assert refused["checks"][-1]["name"] == "sandbox" and "nobody vouches" in refused["checks"][-1]["detail"]
 
 

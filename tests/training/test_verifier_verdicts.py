@@ -13,7 +13,9 @@ from common.records import CheckOutcome, CheckReport
 from training.programs import Program, load
 from training.reports import failure_text
 from training.sandbox import choose
+from training.scorer.client import Worker
 from training.scorer.verifier import CHECKS, Options, verify, verify_many
+from training.scorer.verifier.context import Context
 
 BEST = choose("auto")
 pytestmark = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
@@ -24,20 +26,13 @@ PLANTED = {
     "shapes": assets.SHAPES,
     "cost": assets.COST,
     "gradients": assets.GRADIENTS,
-    "causality": assets.CAUSALITY,
+    "causality": {**assets.CAUSALITY, **assets.SWITCHES},
     "batch": assets.BATCH,
     "state": assets.STATE,
+    "length": assets.LENGTH,
+    "learns": assets.LEARNS,
 }
-FAST = {
-    "construct": ["four_heads_only"],
-    "shapes": ["too_short"],
-    "cost": ["quadratic_attention"],
-    "gradients": ["unused_parameters"],
-    "causality": ["detached_statistic", "zero_gated_leak"],
-    "batch": ["first_row_leaks"],
-    "state": ["remembers_content"],
-}
-"""The others of each kind are in the slow suite."""
+"""All in the slow suite; test_verifier_checks.py runs most of them against their check alone."""
 
 REPORTS: dict[str, CheckReport] = {}
 
@@ -72,12 +67,6 @@ def test_static_faults_are_refused_without_running_anything(name: str) -> None:
     assert first.counterexample and first.counterexample["line"] >= 1
 
 
-def test_one_fault_of_each_kind_is_refused_by_its_check() -> None:
-    reports({f"{check}/{name}": PLANTED[check][name] for check, names in FAST.items() for name in names})
-    for check, names in FAST.items():
-        refused_by(check, names)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("check", PLANTED)
 def test_every_planted_fault_is_refused_by_its_check(check: str) -> None:
@@ -90,24 +79,26 @@ def accepts(programs: dict[str, str]) -> None:
         assert report.accepted, (name, failure_text(report))
 
 
-def test_honest_programs_are_accepted() -> None:
-    accepts({"auxiliary_scalar": assets.HONEST["auxiliary_scalar"], "hard_bfloat16": assets.HARD_BFLOAT16})
-    facts = REPORTS["hard_bfloat16"].facts
-    assert facts["dtype"] == "bfloat16" and REPORTS["auxiliary_scalar"].facts["dtype"] == "float32"
-    warnings = [check for check in REPORTS["hard_bfloat16"].checks if not check.passed and check.name == "shapes"]
-    assert "does not run in float32" in warnings[0].detail
-
-
 @pytest.mark.slow
 def test_every_honest_program_is_accepted() -> None:
-    accepts(assets.HONEST)
+    honest = {**assets.HONEST, **assets.COUNTS, **{f"decode/{name}": text for name, text in assets.DECODE.items()}}
+    accepts({**honest, "unsupported": assets.UNSUPPORTED, "hard_bfloat16": assets.HARD_BFLOAT16})
     state = [check for check in REPORTS["step_counter"].checks if check.name == "state" and not check.passed]
     assert state[0].severity == "warn"
+    assert REPORTS["hard_bfloat16"].facts["dtype"] == "bfloat16" and REPORTS["base"].facts["dtype"] == "float32"
+    warnings = [check for check in REPORTS["hard_bfloat16"].checks if not check.passed and check.name == "shapes"]
+    assert "does not run in float32" in warnings[0].detail
+    for name in assets.COUNTS:
+        assert [check.severity for check in REPORTS[name].checks if check.name == "state" and not check.passed] == [
+            "warn"
+        ]
+    print(f"{len(REPORTS)} programs accepted")
 
 
 def test_a_seed_passes_every_check_and_its_cost_is_measured() -> None:
     program = load(REPOSITORY / "training" / "architectures" / "delta_net.py")
-    report = verify(program, BEST, Options(profile_width=128, profile_heads=4, profile_length=256))
+    baseline: dict[str, float] = {"baseline_mixer_parameters": 50_000, "baseline_flops_per_token": 2e5}
+    report = verify(program, BEST, Options(profile_width=128, profile_length=256, **baseline))
     assert report.accepted, failure_text(report)
     assert [check.name for check in report.checks] == ["static", *CHECKS, "sandbox"]
     facts = report.facts
@@ -115,9 +106,12 @@ def test_a_seed_passes_every_check_and_its_cost_is_measured() -> None:
     assert facts["mixer_parameters"] > 4 * 128 * 128
     # Four projections of width 128 alone are 8 * 128^2 FLOPs a token.
     assert 8 * 128**2 < facts["flops_per_token"] < 40 * 128**2
-    assert facts["ops_per_token"] < 1
+    assert facts["ops_per_token"] < 1 and abs(facts["length_exponent"]) < 0.2 and facts["learns"] > 0.1
+    assert facts["parameter_ratio"] == round(facts["mixer_parameters"] / 50_000, 4) and 0.5 < facts["flops_ratio"] < 3
+    assert facts["decode"] is None and facts["unsupported"] == [] and len(facts["fingerprint"]) == 32
 
 
+@pytest.mark.slow
 def test_softmax_attention_is_only_a_reference() -> None:
     path = REPOSITORY / "training" / "references" / "softmax_attention.py"
     report = verify(load(path, reference=True), BEST)
@@ -151,15 +145,34 @@ def test_every_hostile_program_is_contained() -> None:
     print(f"{len(assets.HOSTILE)} hostile programs contained")
 
 
+PATCHES = """
+
+for name in ('allclose', 'equal', 'isfinite', 'isnan', 'count_nonzero', 'randn', 'manual_seed'):
+    setattr(torch, name, lambda *a, **k: torch.ones((), dtype=torch.bool))
+for name in ('requires_grad_', 'detach', 'numpy', 'copy_', 'cpu', 'sum', 'mul', 'abs', 'amax', 'any', 'all'):
+    setattr(torch.Tensor, name, lambda self, *a, **k: self)
+torch.autograd.grad = lambda *a, **k: (None,) * 9
+torch.autograd.backward = torch.Tensor.backward = lambda *a, **k: None
+torch.autograd._engine_run_backward = torch.autograd.graph._engine_run_backward = lambda *a, **k: (None,) * 9
+"""
+
+
 def test_a_program_that_patches_torch_in_its_process_does_not_fool_the_verdict() -> None:
-    patch = (
-        "\n\nfor name in ('allclose', 'equal', 'isfinite', 'isnan'):\n"
-        "    setattr(torch, name, lambda *a, **k: torch.ones((), dtype=torch.bool))\n"
-        "torch.Tensor.requires_grad_ = lambda self, *a: self\n"
-    )
-    program = Program("patched", assets.CAUSALITY["mean_over_time"] + patch)
-    report = verify(program, BEST)
-    assert any(check.name in ("causality", "gradients") for check in report.refusals())
+    """The checks alone, which cost no more than they must; each still finds what it looks for."""
+    for text, name in ((assets.CAUSALITY["mean_over_time"], "causality"), (assets.BASE, "state")):
+        program = Program("patched", text + PATCHES)
+        with Worker(BEST, program) as worker:
+            context = Context(worker, program, Options(), precise="float64", lowest="float64")
+            worker.load()
+            (outcome, *_) = CHECKS[name](context)
+            assert not outcome.passed and outcome.severity == "refuse", (name, outcome)
+    assert "torch.allclose" in (outcome.counterexample or {})["replaced"]
+
+
+@pytest.mark.slow
+def test_a_patched_leak_is_refused_by_the_whole() -> None:
+    found = refusal(verify(Program("patched", assets.CAUSALITY["mean_over_time"] + PATCHES), BEST))
+    assert found.counterexample
 
 
 def test_a_job_that_cannot_be_started_is_no_verdict_on_the_program(

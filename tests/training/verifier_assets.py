@@ -40,6 +40,7 @@ class DeltaNet(nn.Module):
         q, k, v = (rearrange(f(x), "b l (h d) -> b h l d", h=self.heads) for f in (self.q, self.k, self.v))
         q, k = F.elu(q) + 1, F.normalize(F.elu(k) + 1, dim=-1)
         o = rearrange(attend(q, k, v), "b h l d -> b l (h d)")
+        o = o / torch.arange(1, 1 + o.shape[1], dtype=o.dtype, device=o.device).sqrt()[:, None]
         o = self.o(o * torch.sigmoid(self.g(hidden_states)))
         return o, None, past_key_values
 '''
@@ -74,6 +75,32 @@ CAUSALITY = {
     ),
     "length_dependent": planted(RETURN, "        o = o * (1 + 1e-3 * o.shape[1])\n" + RETURN),
     "training_mode_only": planted(RETURN, "        o = o + (0.01 * o.roll(-1, 1) if self.training else 0)\n" + RETURN),
+    "in_float32_only": planted(
+        RETURN, "        o = o + (1e-4 * o.roll(-1, 1) if o.dtype == torch.float32 else 0)\n" + RETURN
+    ),
+    "under_autocast_only": planted(
+        RETURN, "        o = o + (0.01 * o.roll(-1, 1) if torch.is_autocast_enabled('cpu') else 0)\n" + RETURN
+    ),
+    "with_autograd_only": planted(
+        RETURN, "        o = o + (0.01 * o.detach().roll(-1, 1) if torch.is_grad_enabled() else 0)\n" + RETURN
+    ),
+    "after_three_calls": planted(
+        RETURN,
+        "        self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        o = o + (0.01 * o.roll(-1, 1) if self.calls > 3 else 0)\n" + RETURN,
+    ),
+    "data_dependent_length": planted(
+        RETURN,
+        "        n = (hidden_states.abs().sum(-1, keepdim=True) > 0).sum(1, keepdim=True)\n"
+        "        o = o * (1 + 0.001 * n / o.shape[1])\n" + RETURN,
+    ),
+    "one_edge_of_48": planted(RETURN, "        o[:, 47:48] = o[:, 47:48] + 1e-3 * o[:, 48:49].sum()\n" + RETURN),
+    "sorted_ranks": planted(
+        RETURN, "        o = o + 1e-3 * hidden_states.argsort(1).argsort(1).to(o) / o.shape[1]\n" + RETURN
+    ),
+    "by_default_only": planted("use_cache=False,\n", "use_cache=True,\n").replace(
+        RETURN, "        o = o + (0.01 * o.roll(-1, 1) if use_cache else 0)\n" + RETURN
+    ),
     "hidden_behind_bfloat16": planted(
         RETURN,
         "        hidden_states.bfloat16()\n        o = o + 1e-4 * hidden_states.detach().mean(1, keepdim=True)\n"
@@ -86,6 +113,9 @@ BATCH = {
         "o.mean((0, 1))", "1e-3 * o[:, :1].mean(0)"
     ),
     "batch_size": planted(RETURN, "        o = o * (1 + 0.01 * o.shape[0])\n" + RETURN),
+    "five_rows_and_more": planted(
+        RETURN, "        o = o + (1e-3 * o.mean(0, keepdim=True) if o.shape[0] > 4 else 0)\n" + RETURN
+    ),
     "first_row_leaks": planted(RETURN, "        o = o + 1e-4 * o[:1]\n" + RETURN),
 }
 STATE = {
@@ -94,6 +124,62 @@ STATE = {
         "        held = getattr(self, 'held', None)\n        self.held = o.detach()\n"
         "        o = o if held is None or held.shape != o.shape else o + 0.1 * held\n" + RETURN,
     ),
+    "module_remembers_content": planted("\n\nclass DeltaNet", "\n\nHELD = {}\n\n\nclass DeltaNet").replace(
+        RETURN, "        o = o + 0.01 * HELD.setdefault(o.shape, o.detach().mean())\n" + RETURN
+    ),
+    "running_mean": planted(
+        CONSTRUCTED, CONSTRUCTED + "        self.register_buffer('mean', torch.zeros(hidden_size))\n"
+    ).replace(
+        RETURN,
+        "        if self.training:\n            self.mean = self.mean + 0.1 * o.detach().mean((0, 1)).to(self.mean)\n"
+        "        o = o - self.mean.to(o)\n" + RETURN,
+    ),
+    "noise_in_eval_mode": planted(RETURN, "        o = F.dropout(o, 0.1)\n" + RETURN),
+    "draws_for_nothing": planted(RETURN, "        torch.rand(1)\n" + RETURN),
+    "drifts": planted(RETURN, "        self.o.weight.data.mul_(0.99)\n" + RETURN),
+    "fixes_the_seed": planted(RETURN, "        torch.manual_seed(0)\n" + RETURN),
+    "default_dtype": BASE + "\n\ntorch.set_default_dtype(torch.float64)\n",
+    "no_more_gradients": planted(RETURN, "        torch.set_grad_enabled(torch.is_grad_enabled())\n" + RETURN)
+    + "\n\ntorch.autograd.set_detect_anomaly(False)\ntorch.set_grad_enabled(False)\n",
+    "replaces_functions": BASE + "\n\ntorch.allclose = lambda *a, **k: True\n",
+}
+COUNTS = {
+    "counts_in_the_module": planted("\n\nclass DeltaNet", "\n\nCOUNT = [0]\n\n\nclass DeltaNet").replace(
+        RETURN, "        COUNT[0] += 1\n        o = o * (1 + 0.01 * COUNT[0])\n" + RETURN
+    ),
+    "matmul_precision": BASE + "\n\ntorch.set_float32_matmul_precision('high')\n",
+}
+"""Each is a warning of the state check."""
+SWITCHES = {
+    "reference_switch": planted("layer_idx=None, **kwargs", "layer_idx=None, use_gate=False, **kwargs")
+    .replace(CONSTRUCTED, CONSTRUCTED + "        self.gated = use_gate\n")
+    .replace(RETURN, "        o = o + (1e-4 * o.roll(-1, 1) if self.gated else 0)\n" + RETURN),
+    "own_switch": planted(CONSTRUCTED, CONSTRUCTED + "        self.ahead = kwargs.get('lookahead', False)\n").replace(
+        RETURN, "        o = o + (0.01 * o.mean(1, keepdim=True) if self.ahead else 0)\n" + RETURN
+    ),
+    "a_mode": planted(CONSTRUCTED, CONSTRUCTED + "        self.mode = mode\n").replace(
+        RETURN, "        o = o.flip(1) if self.mode == 'parallel' else o\n" + RETURN
+    ),
+    "later_layers": planted(CONSTRUCTED, CONSTRUCTED + "        self.layer_idx = layer_idx\n").replace(
+        RETURN, "        o = o + (0.01 * o.roll(-1, 1) if self.layer_idx else 0)\n" + RETURN
+    ),
+    "by_default_only": CAUSALITY["by_default_only"],
+}
+LENGTH = {
+    "sum_over_time": planted(RETURN, "        o = o + 0.1 * (o.square() + 1).cumsum(1)\n" + RETURN),
+    "huge": planted(RETURN, "        o = o * 1e9\n" + RETURN),
+    "hidden_growth": planted(
+        RETURN,
+        "        t = torch.arange(o.shape[1], dtype=o.dtype, device=o.device)[:, None]\n"
+        "        o = o + 0.1 * F.normalize(o * torch.exp(0.02 * t), dim=-1)\n" + RETURN,
+    ),
+    "table_of_positions": planted(
+        CONSTRUCTED, CONSTRUCTED + "        self.register_buffer('places', torch.zeros(1024, hidden_size))\n"
+    ).replace(RETURN, "        o = o + self.places[: o.shape[1]].to(o)\n" + RETURN),
+}
+LEARNS = {
+    "no_memory": planted(RETURN, "        o = self.o(torch.tanh(self.v(hidden_states)))\n" + RETURN),
+    "gradient_turned_around": planted(RETURN, "        o = 2 * o.detach() - o\n" + RETURN),
 }
 SHAPES = {
     "nan": planted(RETURN, "        o = o / (o - o)\n" + RETURN),
@@ -107,9 +193,22 @@ GRADIENTS = {
         CONSTRUCTED, CONSTRUCTED + "        self.extra = nn.Linear(hidden_size, 2 * hidden_size)\n"
     ),
     "ignores_input": planted(RETURN, "        o = torch.zeros_like(o) + self.scale * self.o.weight.sum()\n" + RETURN),
+    "frozen": planted(
+        CONSTRUCTED, CONSTRUCTED + "        self.q.requires_grad_(False)\n        self.k.requires_grad_(False)\n"
+    ),
     "infinite_gradient": planted(RETURN, "        o = o + 0 * torch.sqrt(o * 0)\n" + RETURN),
 }
 COST = {
+    "quadratic_in_eval_mode": planted(
+        RETURN,
+        "        if not self.training:\n            n = o.shape[1]\n"
+        "            o = o + torch.ones(n, n, dtype=o.dtype).tril() @ o / n**2\n" + RETURN,
+    ),
+    "quadratic_beyond_a_length": planted(
+        RETURN,
+        "        n = o.shape[1]\n        if n > 1500:\n"
+        "            o = o + torch.ones(n, n, dtype=o.dtype).tril() @ o / n**2\n" + RETURN,
+    ),
     "quadratic_attention": planted(
         RETURN,
         "        o = o + 1e-3 * F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)\n"
@@ -129,6 +228,10 @@ COST = {
 }
 CONSTRUCT = {
     "raises": planted(CONSTRUCTED, CONSTRUCTED + "        raise ValueError('no such form')\n"),
+    "seven_heads_at_most": planted(CONSTRUCTED, CONSTRUCTED + "        assert num_heads < 8\n"),
+    "breaks_behind_a_switch": planted(
+        CONSTRUCTED, CONSTRUCTED + "        if not kwargs.get('use_beta', True):\n            self.beta.weight\n"
+    ),
     "four_heads_only": planted(CONSTRUCTED, CONSTRUCTED + "        assert num_heads == 4\n"),
     "not_deterministic": planted(
         CONSTRUCTED, CONSTRUCTED + "        import time\n        nn.init.constant_(self.scale, time.time() % 1)\n"
@@ -168,6 +271,51 @@ HONEST = {
     "float32_inside": planted("attend(q, k, v)", "attend(q.float(), k.float(), v.float()).to(x.dtype)"),
     "auxiliary_scalar": planted(RETURN, "        return o, o.square().mean(), past_key_values\n"),
 }
+UNSUPPORTED = planted(
+    CONSTRUCTED,
+    CONSTRUCTED + "        if kwargs.get('expand_v', 1.0) != 1.0:\n"
+    "            raise NotImplementedError('one width only')\n"
+    "        self.sum_norm = kwargs.get('qk_norm') == 'sum'\n",
+).replace(RETURN, "        if self.sum_norm:\n            raise ValueError('no such norm')\n" + RETURN)
+"""Says itself, in the constructor and in the forward pass, what it does not do. Accepted."""
+DECODING = '''"""A decaying sum of values, with a decoding cache."""
+
+import torch
+from torch import nn
+
+
+class DeltaNet(nn.Module):
+    def __init__(self, d_model=None, hidden_size=1024, num_heads=4, layer_idx=None, **kwargs):
+        super().__init__()
+        hidden_size = d_model or hidden_size
+        self.v = nn.Linear(hidden_size, hidden_size)
+        self.o = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False,
+                output_attentions=False, **kwargs):
+        v = torch.tanh(self.v(hidden_states))
+        held = past_key_values if torch.is_tensor(past_key_values) else torch.zeros_like(v[:, :1])
+        rows = []
+        for part in v.split(1, 1):
+            held = 0.9 * held + part
+            rows.append(held)
+        o = self.o(torch.cat(rows, 1))
+        return o, None, held if use_cache else past_key_values
+'''
+DECODE = {
+    "forgets": DECODING.replace("past_key_values if torch.is_tensor(past_key_values) else ", ""),
+    "breaks": DECODING.replace("torch.is_tensor(past_key_values)", "past_key_values is not None").replace(
+        "held if use_cache", "(held,) if use_cache"
+    ),
+    "grows": DECODING.replace("held if use_cache", "torch.cat(rows, 1) if use_cache")
+    .replace(
+        "past_key_values if torch.is_tensor(past_key_values)",
+        "past_key_values[:, -1:] if torch.is_tensor(past_key_values)",
+    )
+    .replace("rows = []", "rows = [] if past_key_values is None else [past_key_values]")
+    .replace("self.o(torch.cat(rows, 1))", "self.o(torch.cat(rows, 1)[:, -v.shape[1] :])"),
+}
+"""Each is a warning of the decode check; DECODING itself decodes."""
 HARD_BFLOAT16 = planted(
     "        o = self.o(o * ",
     "        o = o.bfloat16()\n        o = F.linear(o, self.o.weight.bfloat16()) @ self.o.weight\n"

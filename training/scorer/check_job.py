@@ -13,6 +13,10 @@ from training.scorer.verifier import Options, verify_many
 __all__ = ["run"]
 
 
+def _image(job: dict[str, Any]) -> list[str]:
+    return [str(job["image"])] if "image" in job else []
+
+
 def run(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """{programs, options, backend, device, parallel} -> {reports}.
 
@@ -21,7 +25,7 @@ def run(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str
     Raises:
         SandboxError: the backend that was asked for does not work here.
     """
-    box = sandbox.choose(str(job.get("backend", "auto")), str(job.get("device", "cpu")))
+    box = sandbox.choose(str(job.get("backend", "auto")), str(job.get("device", "cpu")), *_image(job))
     emit({"event": "sandbox", "backend": box.backend, "note": box.note})
 
     def on_check(program: Program, outcome: CheckOutcome) -> None:

@@ -42,7 +42,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Runs one job.
 
     Args:
-        job: {program, profile, seed, init, device, dtype, sandbox: {backend, disk_mb, memory_mb}, budget}; with
+        job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
             files of the corpus.
         emit: told {event: "stage", name}, {event: "metrics", step, loss, task_loss, lr, grad_norm, tokens,
@@ -54,7 +54,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         never an exception.
     """
     profile = Profile.model_validate(job["profile"])
-    sandbox = choose(job["sandbox"]["backend"], job["device"])
+    sandbox = choose(job["sandbox"]["backend"], job["device"], job["sandbox"]["image"])
     result: dict[str, Any] = {
         "status": "finished",
         "reason": None,

@@ -10,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Count", "Watch", "count", "leaves"]
+__all__ = ["Count", "Largest", "Watch", "count", "leaves"]
 
 _aten = torch.ops.aten
 _tensor = torch.Tensor
+_abs, _amax, _detach, _nan_to_num = _tensor.abs, _tensor.amax, _tensor.detach, _tensor.nan_to_num
 _hooks = torch.autograd.graph.saved_tensors_hooks
 _registry: dict[Any, Callable[..., int]] = dict(flop_registry)
 
@@ -93,6 +94,25 @@ class Watch(_Mode):
         for item in _tensors(out):
             if item.is_floating_point():
                 self.seen.add(str(item.dtype).removeprefix("torch."))
+        return out
+
+
+class Largest(_Mode):
+    """The largest finite magnitude among all floating values that operations produce; infinities are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in _tensors(out):
+            if item.is_floating_point() and item.numel():
+                size = _abs(_detach(item))
+                found = float(_amax(size))
+                if not math.isfinite(found):
+                    found = float(_amax(_nan_to_num(size, 0.0, 0.0, 0.0)))
+                self.value = max(self.value, found)
         return out
 
 

@@ -1,47 +1,56 @@
-"""Sets the limits of a sandboxed job, gives up its rights, and becomes the job: `python -I -S shim.py LIMITS
+"""Sets the limits of a sandboxed job, gives up its rights, and becomes the job: `python -I -S shim.py KEY=VALUE... --
 COMMAND...`.
 
-Started by training/sandbox.py as the first thing inside the sandbox. Needs nothing but the standard library.
+Started by training/sandbox.py as the first thing inside the sandbox. Needs nothing but the standard library, and
+little of that, since its start is paid for every job. Keys, all numbers but the last: cpu (seconds), file (bytes of
+one file), files (open files), tasks (processes and threads), memory (bytes of address space), uid (to change to),
+parent (1: die with the process that started it), keep (names of the variables that stay in the environment).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import resource
 import sys
-from typing import Any
 
-_START_MB = 8192
-"""Address space that importing torch takes before the worker sets the exact limit (measured: 3.1 GB for the CUDA
-build)."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def limit(kind: int, value: float) -> None:
     """Sets soft and hard limit, never above the hard limit that holds already."""
     hard = resource.getrlimit(kind)[1]
     wanted = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses some of them
+    try:  # noqa: SIM105 - the module for it costs a third of this program's start
         resource.setrlimit(kind, (wanted, wanted))
+    except (ValueError, OSError):  # macOS refuses some of them
+        pass
 
 
-def apply(spec: dict[str, Any]) -> None:
-    """Applies the limits of `spec` (the fields of training.sandbox.Limits, and uid, memory, count)."""
+def apply(spec: Mapping[str, str]) -> None:
+    """Applies the limits that `spec` names."""
     limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_CPU, spec["cpu_seconds"] + 1)
-    limit(resource.RLIMIT_FSIZE, spec["file_mb"] << 20)
-    limit(resource.RLIMIT_NOFILE, spec["files"])
-    if spec["memory"] and spec["memory_mb"] is not None:
-        limit(resource.RLIMIT_AS, (spec["memory_mb"] + _START_MB) << 20)
-    if spec["count"]:
-        limit(resource.RLIMIT_NPROC, spec["processes"])
-    else:
+    for key, name in (
+        ("cpu", "RLIMIT_CPU"),
+        ("file", "RLIMIT_FSIZE"),
+        ("files", "RLIMIT_NOFILE"),
+        ("memory", "RLIMIT_AS"),
+        ("tasks", "RLIMIT_NPROC"),
+    ):
+        if key in spec and hasattr(resource, name):
+            limit(getattr(resource, name), int(spec[key]))
+    for name in ("RLIMIT_MSGQUEUE", "RLIMIT_MEMLOCK", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
+        # A CUDA driver pins memory, so only jobs with a memory limit lose the right to.
+        if hasattr(resource, name) and (name != "RLIMIT_MEMLOCK" or "memory" in spec):
+            limit(getattr(resource, name), 0)
+    if "parent" in spec:
         _die_with_parent()
-    if spec["uid"] is not None:
+    if "uid" in spec:
+        uid = int(spec["uid"])
         os.setgroups([])
-        os.setgid(spec["uid"])
-        os.setuid(spec["uid"])
+        os.setgid(uid)
+        os.setuid(uid)
 
 
 def _die_with_parent() -> None:
@@ -53,9 +62,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
+def main(argv: list[str]) -> None:
+    """Applies the limits and becomes the command; never returns."""
+    end = argv.index("--")
+    spec = dict(pair.split("=", 1) for pair in argv[1:end])
+    apply(spec)
+    env = dict(os.environ)
+    if "keep" in spec:
+        kept = spec["keep"].split(",")
+        env = {name: value for name, value in env.items() if name in kept}
+    os.execve(argv[end + 1], argv[end + 1 :], env)
+
+
 if __name__ == "__main__":
-    limits = json.loads(sys.argv[1])
-    apply(limits)
-    if limits["memory"] and limits["memory_mb"] is not None:
-        os.environ["ASI_MEMORY_MB"] = str(limits["memory_mb"])
-    os.execv(sys.argv[2], sys.argv[2:])
+    main(sys.argv)

@@ -11,7 +11,22 @@ from common.records import CheckOutcome, CheckReport
 from training.programs import Program
 from training.sandbox import Limits, Sandbox
 from training.scorer.client import CandidateFault, OperationFailed, Worker, WorkerDied
-from training.scorer.verifier import batch, causality, construct, cost, gradients, memory, shapes, static
+from training.scorer.verifier import (
+    batch,
+    causality,
+    construct,
+    cost,
+    decode,
+    fingerprint,
+    gradients,
+    learns,
+    length,
+    matched,
+    shapes,
+    state,
+    static,
+    switches,
+)
 from training.scorer.verifier.context import Context, Options, Refused, failed, passed, raised
 
 __all__ = ["CHECKS", "Options", "verify", "verify_many"]
@@ -24,10 +39,17 @@ CHECKS: dict[str, Check] = {
     gradients.NAME: gradients.run,
     causality.NAME: causality.run,
     batch.NAME: batch.run,
-    memory.NAME: memory.run,
+    state.NAME: state.run,
+    switches.NAME: switches.run,
+    length.NAME: length.run,
+    learns.NAME: learns.run,
+    decode.NAME: decode.run,
+    matched.NAME: matched.run,
+    fingerprint.NAME: fingerprint.run,
 }
 """Run in this order after `static`. Without construct and shapes nothing else can run, and what is far too slow is
-not run on; the others do not depend on each other."""
+not run on; of the others, switches leaves out what was refused before it, and matched and fingerprint use what cost
+counted."""
 
 _NEEDED = (construct.NAME, shapes.NAME)
 OnCheck = Callable[[Program, CheckOutcome], None]
@@ -45,7 +67,8 @@ def verify(
         The report: accepted is whether no check of severity refuse failed. A crash, a time-out or a broken limit of
             the program is a failed check `sandbox`. Where no job could be started, which is no fault of the program,
             accepted is None and error says why. facts holds what was measured on the way: mixer_parameters,
-            flops_per_token, work_exponent, memory_exponent, ops_per_token, dtype.
+            unsupported, dtype, flops_per_token, work_exponent, memory_exponent, ops_per_token, length_exponent,
+            learns, decode, state_bytes, parameter_ratio, flops_ratio, fingerprint.
     """
     options = options or Options()
     outcomes: list[CheckOutcome] = []
@@ -105,13 +128,11 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
         for name, check in CHECKS.items():
             begun = time.monotonic()
             found, ended = _run(name, check, context)
+            refused = {item.name for item in found if not item.passed and item.severity == "refuse"}
+            context.refused |= refused
             for outcome in found:
                 yield _timed(outcome, begun)
-            if (
-                ended
-                or context.slow
-                or (name in _NEEDED and any(not item.passed and item.severity == "refuse" for item in found))
-            ):
+            if ended or context.slow or (name in _NEEDED and refused):
                 return
         used = f"in {sandbox.backend}, {worker.cpu_seconds():.1f} CPU seconds"
     yield passed("sandbox", used)

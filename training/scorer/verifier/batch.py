@@ -1,10 +1,10 @@
 """Batch: a row's output does not depend on its neighbours, on their order or on how many there are.
 
 Proves: the same row gives the same output alone, first, last, beside other rows, and beside rows 1000 times as large
-(statistics over the batch show best there), in eval and train mode, before and after the parameters are moved. How:
-runs the batches, compares rows here. With equal shapes next to no rounding is excused; across batch sizes the
-tolerance is measured (context module). Cannot see: batches over 4, lengths other than 65 and 96; randomness drawn per
-batch is equal on both sides by the seed.
+(statistics over the batch show best there), in eval and train mode, in every precision in which training may run,
+before and after the parameters are moved. How: runs the batches, compares rows here. With equal shapes next to no
+rounding is excused; across batch sizes the tolerance is measured (context module). Cannot see: batches over 9,
+lengths other than 40, 65 and 96; randomness drawn per batch is equal on both sides by the seed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from training.scorer.verifier.context import Context, failed, passed
 __all__ = ["NAME", "run"]
 
 NAME = "batch"
+ROWS = 9
 
 
 def run(context: Context) -> list[CheckOutcome]:
     """One outcome: passed, or refused with the first counterexample found."""
-    for seed, length, jitter, train in ((60, 65, False, False), (61, 96, True, False), (62, 65, True, True)):
-        found = _case(context, context.spec(seed, jitter=jitter, train=train), length)
+    cases = [
+        (context.spec(60), 65),
+        (context.spec(61, jitter=True), 96),
+        (context.spec(62, jitter=True, train=True), 65),
+        *((context.spec(63, jitter=True, train=True, dtype=dtype), 40) for dtype in context.dtypes),
+    ]
+    for spec, length in cases:
+        found = _case(context, spec, length)
         if found is not None:
             return [found]
     return [passed(NAME, "rows are independent of neighbours, order and batch size")]
@@ -33,13 +40,16 @@ def run(context: Context) -> list[CheckOutcome]:
 def _case(context: Context, spec: dict[str, Any], length: int) -> CheckOutcome | None:
     row, other, third, fourth = (context.inputs(spec["seed"] + index, 1, length) for index in range(4))
     pairs = [np.concatenate(rows) for rows in ((row, other), (row, third), (row, 1000 * fourth))]
-    base, *same = context.outputs(NAME, spec, pairs)
+    base, *same = context.outputs(NAME, spec, pairs, grad=spec["train"])
     for index, output in enumerate(same):
         what = "the same row, beside another neighbour" + (" that is 1000 times as large" if index else "")
-        allowed = np.full(length, context.same_shape_tolerance(base[:1]))
+        allowed = np.full(length, context.same_shape_tolerance(base[:1], dtype=spec["dtype"]))
         found = _compare(context, spec, what, base[0], output[0], allowed, 2)
         if found is not None:
             return found
+    found = _many(context, spec, length)
+    if found is not None:
+        return found
     if spec["train"]:  # other batch sizes draw other random numbers for dropout
         return None
     others = [
@@ -60,6 +70,17 @@ def _case(context: Context, spec: dict[str, Any], length: int) -> CheckOutcome |
         if found is not None:
             return found
     return None
+
+
+def _many(context: Context, spec: dict[str, Any], length: int) -> CheckOutcome | None:
+    """Nine rows, all but the fifth replaced."""
+    one, two = (context.inputs(spec["seed"] + index, ROWS, min(length, 40)) for index in (10, 11))
+    two[ROWS // 2] = one[ROWS // 2]
+    base, other = context.outputs(NAME, spec, [one, two], grad=spec["train"])
+    row, changed = base[ROWS // 2], other[ROWS // 2]
+    allowed = np.full(len(row), context.same_shape_tolerance(row, dtype=spec["dtype"]))
+    what = f"the same row, among {ROWS - 1} others that are replaced"
+    return _compare(context, spec, what, row, changed, allowed, ROWS)
 
 
 def _compare(

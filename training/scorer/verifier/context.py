@@ -35,6 +35,7 @@ class Options:
         exponent: largest growth of work and memory with the length.
         warn_operations, refuse_operations: launched operations per added token.
         unused: largest share of parameters that never get a gradient.
+        baseline_mixer_parameters, baseline_flops_per_token: of the profile's baseline, for the record; None: unknown.
     """
 
     width: int = 64
@@ -49,6 +50,8 @@ class Options:
     warn_operations: float = 4.0
     refuse_operations: float = 64.0
     unused: float = 0.25
+    baseline_mixer_parameters: int | None = None
+    baseline_flops_per_token: float | None = None
 
 
 class Refused(Exception):  # noqa: N818 - a verdict, no error
@@ -69,6 +72,11 @@ class Context:
         lowest: the lowest floating dtype that its operations produce in `precise`.
         mixing: it uses operations that round all positions together (a Fourier transform, a pivoted solve).
         slow: one forward pass takes so long that the other checks are left out.
+        dtypes: those of "float32" and "bfloat16" in which it runs.
+        shared: mixers share state through the program's module, so it is executed anew for each (see shapes).
+        switches: constructor keywords by label that construct could build; unsupported: why others could not.
+        shapes: of its parameters at the width under test, in their order.
+        refused: names of the checks that have refused it so far.
     """
 
     worker: Worker
@@ -80,26 +88,40 @@ class Context:
     mixing: bool = False
     slow: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("float32",)
+    shared: bool = False
+    switches: dict[str, dict[str, object]] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    shapes: list[list[int]] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
 
     def arguments(self, heads: int | None = None, layer: int = 0) -> dict[str, object]:
         """The block's keywords at the width under test."""
         return block_arguments(self.options.width, heads or self.options.heads, layer)
 
     def spec(
-        self, seed: int = 0, *, dtype: str | None = None, train: bool = False, jitter: bool = False, **changes: object
+        self,
+        seed: int = 0,
+        *,
+        dtype: str | None = None,
+        train: bool = False,
+        jitter: bool = False,
+        given: Mapping[str, object] | None = None,
     ) -> dict[str, Any]:
-        """How the worker is to build a mixer. `jitter` moves its parameters away from their initial values."""
+        """How the worker is to build a mixer: with the block's keywords and those `given`. `jitter` moves its
+        parameters away from their initial values."""
         return {
-            "kwargs": {**self.arguments(), **changes},
+            "kwargs": {**self.arguments(), **(given or {})},
             "seed": seed,
             "dtype": dtype or self.precise,
             "train": train,
             "jitter": {"seed": seed + 100, "scale": 0.1} if jitter else None,
+            "anew": self.shared,
         }
 
-    def inputs(self, seed: int, batch: int, length: int) -> np.ndarray:
+    def inputs(self, seed: int, batch: int, length: int, width: int | None = None) -> np.ndarray:
         """Standard normal [batch, length, width], float64; the worker casts it."""
-        return np.random.default_rng(seed).standard_normal((batch, length, self.options.width))
+        return np.random.default_rng(seed).standard_normal((batch, length, width or self.options.width))
 
     def outputs(
         self, check: str, spec: Mapping[str, Any], arrays: Sequence[np.ndarray], **meta: Any
@@ -147,19 +169,30 @@ class Context:
             (32 if fine else 4) * np.maximum.accumulate(effect), (128 if fine else 8) * self.epsilon * scale
         )
 
-    def same_shape_tolerance(self, output: np.ndarray, growth: float = 1.0) -> float:
+    def same_shape_tolerance(self, output: np.ndarray, growth: float = 1.0, dtype: str | None = None) -> float:
         """Largest honest difference where the shapes are equal, which is next to nothing: the same kernels add the
         same numbers in the same order. Only what rounds all positions together spreads the rounding of the largest
-        input (`growth`), and may flip a last bit of a coarse dtype."""
+        input (`growth`), and may flip a last bit of a coarse dtype. `dtype`: in which it ran, `precise` unless told."""
         scale = float(np.abs(output).max())
+        epsilon = self.epsilon_in(dtype)
+        # A stray bfloat16 tensor must not hide a leak, so no coarse dtype widens this.
+        fine = min(epsilon, EPSILON["float32"])
         if self.mixing:
-            return max(64 * self.fine * growth, 0.0 if self.epsilon < 1e-6 else 2 * self.epsilon) * scale
-        return 8 * self.fine * scale
+            return max(64 * fine * growth, 0.0 if epsilon < 1e-6 else 2 * epsilon) * scale
+        return 8 * fine * scale
+
+    def loose_tolerance(self, output: np.ndarray, dtype: str | None = None) -> float:
+        """For a first look where shapes differ and the effect of rounding was not measured."""
+        epsilon = self.epsilon_in(dtype)
+        return (4096 if epsilon < 1e-6 else 16) * epsilon * float(np.abs(output).max())
+
+    def epsilon_in(self, dtype: str | None) -> float:
+        """Relative spacing of the numbers that it computes with when it runs in `dtype`."""
+        return self.epsilon if dtype in (None, self.precise) else max(self.epsilon, EPSILON[str(dtype)])
 
     @property
     def fine(self) -> float:
-        """The epsilon for comparisons that a coarse dtype does not blur. A stray bfloat16 tensor must not hide a
-        leak."""
+        """The epsilon for comparisons that a coarse dtype does not blur."""
         return min(self.epsilon, EPSILON["float32"])
 
 

@@ -1,12 +1,15 @@
 """Cost: work and memory grow no faster than length^1.15, and few operations are launched per token. Counted, not timed.
 
-Refuses: matmul FLOPs, elements produced, or bytes kept for the backward pass growing faster from 256 to 2048 tokens,
-or from 1024 to 2048 (a small quadratic term shows at the long end first); more operations per added token than the
-setting. Warns: more than 4 of them (a loop over chunks launches 1-2, a Python loop over tokens 5-30). 1.15 lets n log
-n pass (1.1 over this range) and stops anything with n^2 that matters at these lengths. How: a dispatch mode inside
-the worker counts; the exponents are fitted here. The table of length against work is the counterexample. For a
-reference program (outside the search) every refusal is a warning. Cannot see: work in kernels that torch does not
-dispatch; a quadratic term that is still under about a tenth of the work at 2048 tokens.
+Refuses: matmul FLOPs, elements produced, bytes moved, or bytes kept for the backward pass growing faster than
+length^1.15, fitted from 256 to 4096 tokens in train mode or over any doubling in between (a small quadratic term shows
+at the long end first, one behind a branch where the branch begins), or from 500 over 1000 to 2000 in eval mode; more
+operations per added token than the setting. Warns: more than 4 of them (a loop over chunks launches 1-2, a Python
+loop over tokens 5-30). 1.15 lets n log n pass (1.1 over this range) and stops anything with n^2 that matters at these
+lengths. How: a dispatch mode inside the worker counts; the exponents are fitted here. The table of length against
+work is the counterexample. Lengths are left out where 80,000 operations would be launched or 400 MB kept: by counting
+too, so that the rows are the same on every machine. For a reference program (outside the search) every refusal is a
+warning. Cannot see: work in kernels that torch does not dispatch; a quadratic term that is still under about a tenth
+of the work at 4096 tokens.
 """
 
 from __future__ import annotations
@@ -18,44 +21,76 @@ import numpy as np
 from common.records import CheckOutcome
 from training.scorer.verifier.context import Context, failed, passed, warned
 
-__all__ = ["LENGTHS", "NAME", "run"]
+__all__ = ["EVAL_LENGTHS", "LENGTHS", "NAME", "run"]
 
 NAME = "cost"
-LENGTHS = (256, 512, 1024, 2048)
-_KINDS = {"flops": "matmul FLOPs", "elements": "elements produced", "saved": "bytes kept for the backward pass"}
+LENGTHS = (256, 512, 1024, 2048, 4096)
+EVAL_LENGTHS = (500, 1000, 2000)
+MOST_OPERATIONS, MOST_SAVED = 80_000, 400 << 20
+_KINDS = {
+    "flops": "matmul FLOPs",
+    "elements": "elements produced",
+    "bytes": "bytes moved",
+    "saved": "bytes kept for the backward pass",
+}
 
 
 def run(context: Context) -> list[CheckOutcome]:
     """Sets facts.work_exponent, memory_exponent, ops_per_token and flops_per_token."""
     options = context.options
-    spec = context.spec(90, dtype=context.dtype, train=True)
-    reply, _ = context.worker.call(
-        "count", {"spec": spec, "width": options.width, "lengths": LENGTHS, "seconds": options.seconds / 6}
-    )
-    rows = reply["rows"]
+    rows = _rows(context, train=True, lengths=LENGTHS)
     _facts(context, rows)
     if len(rows) < 2:
         context.slow = True
         return [_refuse(context, f"one forward pass over {LENGTHS[0]} tokens took {rows[0]['seconds']:.1f} s", rows)]
     exponents = {kind: _exponent(rows, kind) for kind in _KINDS}
-    work = max(exponents["flops"], exponents["elements"])
-    context.facts["work_exponent"], context.facts["memory_exponent"] = round(work, 4), round(exponents["saved"], 4)
+    work, memory = max(exponents["flops"], exponents["elements"]), max(exponents["bytes"], exponents["saved"])
+    context.facts["work_exponent"], context.facts["memory_exponent"] = round(work, 4), round(memory, 4)
     span = rows[-1]["length"] - rows[-2]["length"]
     launched = max(0.0, (rows[-1]["operations"] - rows[-2]["operations"]) / span)
     context.facts["ops_per_token"] = round(launched, 3)
-    for kind, name in _KINDS.items():
-        if exponents[kind] > options.exponent:
-            what = f"{name} grow as length^{exponents[kind]:.2f}, more than length^{options.exponent:g}"
-            return [_refuse(context, what, rows)]
+    refusal = _too_steep(context, rows, exponents, "train")
+    if refusal is not None:
+        return [refusal]
     if launched > options.refuse_operations:
         context.slow = True
         what = f"{launched:.0f} operations are launched per added token, more than {options.refuse_operations:g}"
         return [_refuse(context, what, rows)]
+    evaluated = _rows(context, train=False, lengths=EVAL_LENGTHS)
+    if len(evaluated) > 1:
+        refusal = _too_steep(context, evaluated, {kind: _exponent(evaluated, kind) for kind in _KINDS}, "eval")
+        if refusal is not None:
+            return [refusal]
     outcome = passed(NAME, f"work grows as length^{work:.2f}; {launched:.2g} operations per added token")
     if launched > options.warn_operations:
         what = f"{launched:.1f} operations are launched per added token: a loop over tokens is slow; work in chunks"
         return [outcome, warned(NAME, what, {"table": _table(rows)})]
     return [outcome]
+
+
+def _rows(context: Context, *, train: bool, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+    options = context.options
+    meta = {
+        "spec": context.spec(90, dtype=context.dtype, train=train),
+        "width": options.width,
+        "lengths": lengths,
+        "operations": MOST_OPERATIONS,
+        "saved": MOST_SAVED,
+        "seconds": options.seconds / 6,
+    }
+    rows: list[dict[str, Any]] = context.worker.call("count", meta)[0]["rows"]
+    return rows
+
+
+def _too_steep(
+    context: Context, rows: list[dict[str, Any]], exponents: dict[str, float], mode: str
+) -> CheckOutcome | None:
+    limit = context.options.exponent
+    for kind, name in _KINDS.items():
+        if exponents[kind] > limit:
+            what = f"{name} grow as length^{exponents[kind]:.2f} in {mode} mode, more than length^{limit:g}"
+            return _refuse(context, what, rows)
+    return None
 
 
 def _facts(context: Context, rows: list[dict[str, Any]]) -> None:
@@ -64,9 +99,8 @@ def _facts(context: Context, rows: list[dict[str, Any]]) -> None:
     same = (options.profile_width, options.profile_heads) == (options.width, options.heads)
     known = [row for row in rows if same and row["length"] == options.profile_length]
     if not known:
-        spec = context.spec(
-            90, dtype=context.dtype, train=True, hidden_size=options.profile_width, num_heads=options.profile_heads
-        )
+        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads}
+        spec = context.spec(90, dtype=context.dtype, train=True, given=size)
         lengths = [options.profile_length]
         reply, _ = context.worker.call("count", {"spec": spec, "width": options.profile_width, "lengths": lengths})
         known = reply["rows"]
@@ -74,16 +108,19 @@ def _facts(context: Context, rows: list[dict[str, Any]]) -> None:
 
 
 def _exponent(rows: list[dict[str, Any]], kind: str) -> float:
-    """The larger of the exponent fitted over all lengths and that of the last doubling."""
-    lengths = np.log([row["length"] for row in rows])
-    amounts = np.log([max(1, row[kind]) for row in rows])
-    fitted = float(np.polyfit(lengths, amounts, 1)[0])
-    last = float((amounts[-1] - amounts[-2]) / (lengths[-1] - lengths[-2]))
-    return max(fitted, last)
+    """The largest of the exponent fitted over all lengths and those of each doubling. A kind that is nowhere a
+    hundredth of the work (a few FLOPs in a program of element work) cannot matter."""
+    amounts = np.array([float(max(1, row[kind])) for row in rows])
+    if kind == "flops":
+        amounts += 0.01 * np.array([float(row["elements"]) for row in rows])
+    lengths, logs = np.log([row["length"] for row in rows]), np.log(amounts)
+    fitted = float(np.polyfit(lengths, logs, 1)[0])
+    return max(fitted, float((np.diff(logs) / np.diff(lengths)).max()))
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, int]]:
-    return [{key: int(row[key]) for key in ("length", "flops", "elements", "saved", "operations")} for row in rows]
+    keys = ("length", "flops", "elements", "bytes", "saved", "operations")
+    return [{key: int(row[key]) for key in keys} for row in rows]
 
 
 def _refuse(context: Context, what: str, rows: list[dict[str, Any]]) -> CheckOutcome:

@@ -1,0 +1,98 @@
+"""The roots of a search in a database that others share: measured alike, stored once, and candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import StoreError
+from common.records import Measurement
+from pipeline.baselines import store_roots
+from pipeline.measured import load_baseline, seeds_of
+from pipeline.sample import sample
+from pipeline.verdict import against_baseline, between_runs
+from tests.database.db_service import Service
+from tests.pipeline.labs import database, loop, opened
+from training.architectures import SEEDS
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with database(tmp_path_factory.mktemp("database")) as service:
+        yield service
+
+
+@pytest.fixture
+def url(server: Service) -> str:
+    server.delete("/elements/all")
+    return server.url
+
+
+def test_a_root_is_the_mean_of_its_calibration_runs(tmp_path: Path, url: str) -> None:
+    with opened(tmp_path, url) as (lab, trainer):
+        (root,) = lab.database.runs(2)
+        assert root.heldout_loss is not None and root.benchmark_mean is not None
+        assert root.heldout_loss.value == pytest.approx(4.0) and root.benchmark_mean.value == pytest.approx(0.35)
+        assert root.train_loss["20"] == pytest.approx(4.0) and seeds_of(root) == [0, 1]
+        assert trainer.trained == []
+        loop(lab).run()
+        run = lab.database.runs(3)[-1]
+        pair, base = between_runs(run, root, lab.baseline), against_baseline(root, lab.baseline)
+        assert pair is not None and base is not None and lab.baseline.loss_sd is not None
+        assert pair.value == pytest.approx(0.001) and pair.se == pytest.approx(lab.baseline.loss_sd * 1.5**0.5)
+        assert base.se == pytest.approx(lab.baseline.loss_sd)
+
+
+def test_roots_are_stored_once_a_baseline_and_become_candidates_beside_others(tmp_path: Path, url: str) -> None:
+    with opened(tmp_path / "a", url, "key-1") as (first, _):
+        store_roots(first)
+        assert [element.index for element in first.database.all_elements().elements] == [1, 2]
+    with opened(tmp_path / "b", url, "key-2") as (second, _):
+        found = load_baseline(second.workspace.root)
+        assert found is not None and [root.index for root in found.roots] == [3, 4]
+        assert all(root.run.baseline_key == "key-2" for root in found.roots)
+        assert {element.index for element in second.database.candidates()} == {1, 2, 3, 4}
+
+
+def test_roots_are_candidates_in_a_store_with_imported_elements(tmp_path: Path, server: Service, url: str) -> None:
+    for number in range(4):
+        server.add(f"imported_{number}")
+    with opened(tmp_path, url) as (lab, _):
+        assert {element.index for element in lab.database.candidates()} == {5, 6}
+
+
+def test_an_empty_candidate_set_is_one_clear_error(tmp_path: Path, server: Service, url: str) -> None:
+    with opened(tmp_path, url) as (lab, _):
+        server.delete("/candidates/all")
+        with pytest.raises(StoreError, match="candidate set"):
+            sample(lab, None)  # type: ignore[arg-type]
+
+
+def test_an_own_root_is_a_candidate_at_once_and_stays_a_root(tmp_path: Path, url: str) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(SEEDS["delta_net"].read_text() + "# mine\n")
+    with opened(tmp_path / "run", url) as (lab, _):
+        loop(lab).run()
+    with opened(tmp_path / "run", url, run={"seed_program": [own]}) as (lab, trainer):
+        assert len(trainer.trained) == 1
+        assert 4 in {element.index for element in lab.database.candidates()}
+    with opened(tmp_path / "run", url) as (lab, _):
+        found = load_baseline(lab.workspace.root)
+        assert found is not None and [root.index for root in found.roots] == [1, 2, 4]
+
+
+def test_a_full_candidate_set_may_refuse_an_own_root(tmp_path: Path, url: str) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(SEEDS["delta_net"].read_text() + "# mine\n")
+    with opened(tmp_path / "run", url, run={"experiments": 2}) as (lab, trainer):
+        loop(lab).run()
+        for index in (3, 4):
+            lab.database.add_candidate(index)
+        trainer.train_answer = lambda program: {"heldout_loss": Measurement(value=5.0, n=1000, se=0.01)}
+        run = lab.settings.run.model_copy(update={"seed_program": [own]})
+        lab.settings = lab.settings.model_copy(update={"run": run})
+        store_roots(lab)
+        assert lab.database.element(5) is not None
+        assert {element.index for element in lab.database.candidates()} == {1, 2, 3, 4}

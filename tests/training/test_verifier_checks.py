@@ -1,0 +1,146 @@
+"""Each check on its own, on programs with one planted fault: all in one sandboxed process, loaded one after another.
+
+The whole verifier, with a process for each program, is tested in test_verifier_verdicts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import verifier_assets as assets
+
+from common.records import CheckOutcome
+from training.programs import Program
+from training.reports import failure_text
+from training.sandbox import choose
+from training.scorer.client import Worker
+from training.scorer.verifier import CHECKS, Options
+from training.scorer.verifier.context import Context
+from training.scorer.verifier.source import chunk_sizes, own_switches, raises_at
+
+BEST = choose("auto")
+pytestmark = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(BEST, Program("base", assets.BASE)) as started:
+        yield started
+
+
+def judged(
+    worker: Worker, text: str, *checks: str, options: Options | None = None
+) -> tuple[Context, list[CheckOutcome]]:
+    """The outcomes of these checks of a program that is taken to run in float64 and both training precisions."""
+    worker.program = Program("p", text)
+    context = Context(worker, worker.program, options or Options(), precise="float64", lowest="float64")
+    context.dtypes = ("float32", "bfloat16")
+    worker.load()
+    found: list[CheckOutcome] = []
+    for check in checks:
+        found += CHECKS[check](context)
+    return context, found
+
+
+def refusal(found: list[CheckOutcome]) -> CheckOutcome:
+    (first, *_) = [outcome for outcome in found if not outcome.passed and outcome.severity == "refuse"]
+    assert first.detail and first.counterexample and len(str(first.counterexample)) < 3000, first
+    return first
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "group"),
+    [
+        ("construct", "seven_heads_at_most", assets.CONSTRUCT),
+        ("construct", "breaks_behind_a_switch", assets.CONSTRUCT),
+        ("cost", "quadratic_in_eval_mode", assets.COST),
+        ("gradients", "unused_parameters", assets.GRADIENTS),
+        ("causality", "leak_1e-4", assets.CAUSALITY),
+        ("causality", "zero_gated_leak", assets.CAUSALITY),
+        ("causality", "under_autocast_only", assets.CAUSALITY),
+        ("causality", "data_dependent_length", assets.CAUSALITY),
+        ("causality", "sorted_ranks", assets.CAUSALITY),
+        ("batch", "first_row_leaks", assets.BATCH),
+        ("state", "remembers_content", assets.STATE),
+        ("state", "module_remembers_content", assets.STATE),
+        ("state", "running_mean", assets.STATE),
+        ("state", "noise_in_eval_mode", assets.STATE),
+        ("state", "fixes_the_seed", assets.STATE),
+        ("state", "draws_for_nothing", assets.STATE),
+        ("state", "drifts", assets.STATE),
+        ("gradients", "frozen", assets.GRADIENTS),
+        ("batch", "five_rows_and_more", assets.BATCH),
+        ("learns", "no_memory", assets.LEARNS),
+        ("length", "huge", assets.LENGTH),
+        ("length", "sum_over_time", assets.LENGTH),
+        ("length", "hidden_growth", assets.LENGTH),
+        ("length", "table_of_positions", assets.LENGTH),
+        ("learns", "gradient_turned_around", assets.LEARNS),
+    ],
+)
+def test_a_planted_fault_is_refused(worker: Worker, check: str, name: str, group: dict[str, str]) -> None:
+    _, found = judged(worker, group[name], check)
+    assert refusal(found).name == check
+
+
+@pytest.mark.parametrize("name", ["reference_switch", "own_switch", "later_layers"])
+def test_a_leak_behind_a_switch_is_refused_as_a_leak(worker: Worker, name: str) -> None:
+    _, found = judged(worker, assets.SWITCHES[name], "construct", "switches")
+    first = refusal(found)
+    assert first.name == "causality" and first.counterexample and first.counterexample["with"] in first.detail
+
+
+def test_what_a_program_raises_itself_is_unsupported_and_no_fault(worker: Worker) -> None:
+    context, found = judged(worker, assets.UNSUPPORTED, "construct", "switches")
+    assert all(outcome.passed for outcome in found), found
+    assert context.facts["unsupported"] == ["expand_v=2.0", "qk_norm='sum'"]
+    assert "unsupported: expand_v=2.0" in found[0].detail
+
+
+@pytest.mark.parametrize("name", assets.COUNTS)
+def test_what_only_counts_calls_or_changes_speed_is_a_warning(worker: Worker, name: str) -> None:
+    _, found = judged(worker, assets.COUNTS[name], *(("shapes",) if "module" in name else ()), "state")
+    failed = [outcome for outcome in found if not outcome.passed]
+    assert failed and all(outcome.severity == "warn" for outcome in failed), found
+
+
+def test_decoding_is_reported_only_where_it_holds(worker: Worker) -> None:
+    context, found = judged(worker, assets.DECODING, "decode")
+    assert found[0].passed and context.facts == {"decode": True, "state_bytes": 64 * 8}
+    for name, text in assets.DECODE.items():
+        context, (outcome,) = judged(worker, text, "decode")
+        assert outcome.severity == "warn" and not outcome.passed, name
+        assert context.facts == {"decode": False, "state_bytes": None}
+    context, (outcome,) = judged(worker, assets.BASE, "decode")
+    assert outcome.passed and context.facts["decode"] is None
+
+
+def test_size_beside_the_baseline_is_recorded(worker: Worker) -> None:
+    options = Options(baseline_mixer_parameters=10_000, baseline_flops_per_token=None)
+    context = Context(worker, Program("p", assets.BASE), options, facts={"mixer_parameters": 20_000})
+    (outcome,) = CHECKS["matched"](context)
+    assert outcome.passed and context.facts["parameter_ratio"] == 2.0 and context.facts["flops_ratio"] is None
+
+
+def test_a_counterexample_reads_as_text(worker: Worker) -> None:
+    from common.records import CheckReport
+
+    _, found = judged(worker, assets.CAUSALITY["mask_includes_next"], "causality")
+    text = failure_text(CheckReport(program="p", accepted=False, checks=found))
+    assert text.startswith("causality refuses: ") and "\n  t: " in text and "\n  seed: " in text
+
+
+def test_the_text_suggests_what_to_try() -> None:
+    assert chunk_sizes("CHUNK = 48\ndef f(x, chunk_size=48, width=7):\n    return g(x, window=20)\n") == [48, 20]
+    text = (
+        "class DeltaNet:\n    def __init__(self, mode='chunk', ahead=False, num_heads=4, **kwargs):\n"
+        "        if mode == 'all':\n            raise ValueError(\n                'no')\n"
+        "        self.extra = kwargs.get('extra', True)\n"
+    )
+    assert own_switches(text) == {
+        "mode='all'": {"mode": "all"},
+        "ahead=True": {"ahead": True},
+        "extra=False": {"extra": False},
+    }
+    assert raises_at(text, 5) and not raises_at(text, 6) and not raises_at("not python (", 1)

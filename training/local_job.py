@@ -1,0 +1,249 @@
+"""Jobs that are processes of this machine: started by bubblewrap, or as a limited process.
+
+Killing reaches everything of a job. With bubblewrap all of it lives in one pid namespace, which the kernel ends with
+its first process; with a cgroup one write kills it; in the limited process, whatever left the group by a daemon's
+double fork is found by a variable that only this job has in its environment (it can hide by starting a program without
+it, which is one reason why that backend runs trusted programs only).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from common.errors import AsiError
+from training.cgroup import Group
+from training.sandbox_job import MAX_ENTRIES
+from training.usage import Usage, disk_usage, oom_kills, tree_usage
+
+__all__ = ["Local", "copy_readable", "make_folder", "start_confined", "start_limited"]
+
+Run = Callable[..., subprocess.Popen[bytes]]
+"""Starts a process in a thread that lives as long as its jobs: a parent-death signal follows the thread."""
+_TAG = "ASI_JOB"
+_FOLDER = "asi-arch-job-"
+
+
+class Local:
+    """The handle of a job that is a process here; see `training.sandbox_job.Handle`.
+
+    Args:
+        first: host pid of the first process of its pid namespace, if it has one.
+        tag: value of the variable that marks its processes, if they have no pid namespace.
+        folder: its temporary folder on the host, removed with it.
+        copies: folder with copies of what it reads, removed with it.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        group: Group | None,
+        first: int | None = None,
+        tag: str = "",
+        folder: Path | None = None,
+        copies: Path | None = None,
+    ) -> None:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        self._process, self._group, self._tag, self._folder, self._copies = process, group, tag, folder, copies
+        self.pid = process.pid
+        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+        self._oom_kills, self._starved = oom_kills(), False
+        self._first = -1
+        if first is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._first = os.pidfd_open(first)
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self._first >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._first, signal.SIGKILL)
+        if self._group is not None:
+            self._group.kill()
+
+    def usage(self) -> Usage:
+        return tree_usage(self.pid)
+
+    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
+        if self._folder is not None:
+            return [disk_usage(self._folder, pids, MAX_ENTRIES + 1)]
+        found = []
+        for place in ("tmp", "dev/shm"):
+            for pid in reversed(pids[1:]):
+                with contextlib.suppress(OSError):
+                    path = f"/proc/{pid}/root/{place}"
+                    # Until the sandbox is built, its processes still see the host's folder.
+                    if os.stat(path).st_dev != os.stat(f"/{place}").st_dev:  # noqa: PTH116 - ten times a second
+                        facts = os.statvfs(path)
+                        found.append((0, facts.f_files - facts.f_ffree))  # their sizes are limits of the mounts
+                        break
+        return found
+
+    def starved(self) -> bool:
+        return self._starved or oom_kills() > self._oom_kills
+
+    def clean(self) -> None:
+        if self._first >= 0:
+            # Readable once the first process is gone, and that goes after all others of its namespace.
+            poller = select.poll()
+            poller.register(self._first, select.POLLIN)
+            poller.poll(5000)
+            os.close(self._first)
+            self._first = -1
+        if self._tag:
+            _kill_tagged(self._tag)
+        if self._group is not None:
+            self._starved = self._group.starved()
+            self._group.remove()
+        for path in (self._folder, self._copies):
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def start_confined(
+    run: Run,
+    command: Callable[[int | None, int], list[str]],
+    code: bytes | None,
+    group: Group | None,
+    copies: Path | None = None,
+) -> Local:
+    """Starts a bubblewrap job.
+
+    Args:
+        command: from the descriptor of the system call filter (None: no filter) and of the pipe for bubblewrap's own
+            report, the command line.
+        code: the filter.
+        copies: folder to remove at the end.
+
+    Raises:
+        OSError, SandboxError: the command cannot be started.
+    """
+    told, tell = os.pipe()
+    inherited = [tell]
+    loaded: int | None = None
+    try:
+        if code is not None:
+            loaded, fill = os.pipe()  # far smaller than a pipe's buffer
+            inherited.append(loaded)
+            os.write(fill, code)
+            os.close(fill)
+        line = command(loaded, tell)
+        process = run(group.entered(line) if group is not None else line, {"PATH": os.defpath}, inherited)
+    except (AsiError, OSError):
+        os.close(told)
+        _give_up(group, copies)
+        raise
+    finally:
+        for descriptor in inherited:
+            os.close(descriptor)
+    return Local(process, group, _first_process(told), copies=copies)
+
+
+def _give_up(group: Group | None, folder: Path | None) -> None:
+    if group is not None:
+        group.remove()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_limited(run: Run, line: Sequence[str], env: Mapping[str, str], group: Group | None) -> Local:
+    """Starts a limited process with a temporary folder of its own.
+
+    Raises:
+        OSError: the command cannot be started.
+    """
+    folder = make_folder()
+    tag = secrets.token_hex(16)
+    env = {**env, "HOME": str(folder), "TMPDIR": str(folder), _TAG: tag}
+    try:
+        process = run(group.entered(list(line)) if group is not None else list(line), env, ())
+    except OSError:
+        _give_up(group, folder)
+        raise
+    return Local(process, group, tag=tag, folder=folder)
+
+
+def make_folder() -> Path:
+    """A new temporary folder of this host process. Those of host processes that were killed are removed."""
+    _sweep(tempfile.gettempdir())
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+
+
+def copy_readable(paths: Sequence[Path]) -> tuple[dict[Path, Path], Path | None]:
+    """For a job with another uid: path -> where it finds it, and the folder with copies of those which only their
+    owner may read (None when there is none). As root only: a job must not get root's uid to read them.
+    """
+    places, folder = {path: path for path in paths}, None
+    for number, path in enumerate(paths):
+        mode = path.stat().st_mode
+        if mode & 0o004 and (mode & 0o001 or not path.is_dir()):
+            continue
+        folder = folder or make_folder()
+        places[path] = copy = folder / str(number)
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copyfile(path, copy)
+        for found in (copy, *copy.rglob("*")):
+            found.chmod(0o755 if found.is_dir() else 0o644)
+    return places, folder
+
+
+def _first_process(told: int) -> int | None:
+    """The pid in bubblewrap's report, None when it failed before it made the namespace. Closes the descriptor."""
+    report = b""
+    with contextlib.suppress(OSError):
+        poller = select.poll()
+        poller.register(told, select.POLLIN)
+        deadline = time.monotonic() + 10
+        while poller.poll(max(0, int(1000 * (deadline - time.monotonic())))):
+            part = os.read(told, 4096)
+            report += part
+            if not part or b"}" in part:
+                break
+    os.close(told)
+    try:
+        return int(json.loads(report)["child-pid"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@functools.cache
+def _sweep(place: str) -> None:
+    """Removes temporary folders of jobs whose host process was killed before it could. Once a process."""
+    for folder in Path(place).glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_tagged(tag: str) -> None:
+    """Kills every process that has the tag in its environment, until there is none (a daemon may be forking)."""
+    wanted = f"{_TAG}={tag}".encode()
+    for _ in range(50):
+        found = False
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes():
+                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                    if state not in "ZX":
+                        found = True
+                        os.kill(int(entry.name), signal.SIGKILL)
+        if not found:
+            return
+        time.sleep(0.002)

@@ -1,0 +1,256 @@
+"""A running job of any backend: its pipes, its limits as the host enforces them, and the reason why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol, get_args
+
+from common.errors import SandboxError
+from training.usage import Usage, disk_usage, own_memory
+
+__all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess", "read_result"]
+
+Ending = Literal["finished", "crashed", "timeout", "memory", "output", "disk", "processes", "killed"]
+"""How a job ended: by itself with status 0, by itself otherwise, over its limit of time, memory, output, disk or
+processes, or ended by us."""
+REASONS: tuple[Ending, ...] = get_args(Ending)
+
+_TAIL = 16384
+_POLL = 0.1
+_START_BYTES = 768 << 20
+"""Memory that Python and torch themselves hold (measured: 0.6 GB on CPU), beyond the limit of a job."""
+MAX_ENTRIES = 10_000
+"""Files and folders that a job may make: each costs memory of the kernel that nothing else counts."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may use.
+
+    Attributes:
+        seconds: wall time, enforced by the host.
+        cpu_seconds: CPU time of the whole tree, enforced by the host; one process is also stopped by the kernel.
+        memory_mb: memory beyond what the interpreter and torch map at start (CPU only; None: no limit). Of the whole
+            tree where the kernel counts it (cgroup v2, docker); else of each process, and the host, which looks ten
+            times a second, ends a tree that holds more.
+        file_mb: size of one file; also the size of its temporary folder, and of all that it has in `work`, where the
+            host looks ten times a second.
+        output_mb: bytes on standard error.
+        processes: processes and threads. Counted by the kernel for each uid, so only a real sandbox enforces it at
+            once; elsewhere the host ends a job that has more.
+        files: open files.
+    """
+
+    seconds: float = 600.0
+    cpu_seconds: float = 600.0
+    memory_mb: int | None = 4096
+    file_mb: int = 256
+    output_mb: int = 4
+    processes: int = 64
+    files: int = 256
+
+
+class Handle(Protocol):
+    """What a backend gives for a started job."""
+
+    pid: int
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal, once it ended."""
+
+    def kill(self) -> None:
+        """Ends everything of the job with SIGKILL. Returns at once; repeating it does nothing."""
+
+    def usage(self) -> Usage:
+        """What it uses now. `pids` is empty where the host cannot see them."""
+
+    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Bytes and entries of each of its temporary folders."""
+
+    def starved(self) -> bool:
+        """Whether the kernel ended something of it for lack of memory."""
+
+    def clean(self) -> None:
+        """Called once after the end: waits until nothing of it lives, and removes what it left."""
+
+
+class SandboxedProcess:
+    """A running job: pipes to its stdin and stdout, its usage, its end. Thread-safe; close it with `kill`.
+
+    Args:
+        work: the folder it writes to, whose size is limited.
+        owner: kept alive as long as the job, since the job may end with it.
+    """
+
+    def __init__(self, handle: Handle, limits: Limits, work: Path | None = None, owner: object = None) -> None:
+        self._handle, self.limits, self._work, self._owner = handle, limits, work, owner
+        self.stdin, self.stdout = handle.stdin, handle.stdout
+        self.pid = handle.pid
+        self.started = time.monotonic()
+        self._cpu, self._peak_bytes = 0.0, 0
+        self._code: int | None = None
+        self._reason: Ending | None = None
+        self._exited, self._ended = threading.Event(), threading.Event()
+        self._tail = bytearray()
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._drain, name=f"sandbox-stderr-{self.pid}", daemon=True)
+        self._reader.start()
+        for target in (self._reap, self._watch):
+            threading.Thread(target=target, name=f"sandbox{target.__name__}-{self.pid}", daemon=True).start()
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the whole tree so far, read by the host; after the end, the last reading."""
+        self._look()
+        return self._cpu
+
+    def stderr_tail(self) -> str:
+        """The last 16 KB of what it wrote to standard error."""
+        return self._tail.decode("utf-8", "replace")
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Its exit status (negative: a signal), or None when it still runs after `timeout` seconds."""
+        self._ended.wait(timeout)
+        return self._code if self._ended.is_set() else None
+
+    def kill(self, reason: Ending = "killed") -> None:
+        """Ends the whole group and waits for it. The first reason given is the one that `ending` tells."""
+        self._end(reason)
+        self._ended.wait(10)
+        for pipe in (self.stdin, self.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def ending(self) -> Ending | None:
+        """Why it ended; None while it runs."""
+        if not self._ended.is_set():
+            return None
+        if self._reason is not None:
+            return self._reason
+        if self._code == 0:
+            return "finished"
+        by_signal: dict[int, Ending] = {signal.SIGXCPU: "timeout", signal.SIGXFSZ: "disk"}
+        for number, reason in by_signal.items():
+            if self._code in (-number, 128 + number):
+                return reason
+        tail = self.stderr_tail()
+        said = any(words in tail for words in ("bad_alloc", "MemoryError", "out of memory"))
+        return "memory" if said or (self.killed_from_outside() and self._short_of_memory()) else "crashed"
+
+    def killed_from_outside(self) -> bool:
+        """Whether it ended by a SIGKILL that was not ours: of the kernel, of somebody else, or of its own."""
+        killed = self._code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return self._ended.is_set() and self._reason is None and killed
+
+    def _short_of_memory(self) -> bool:
+        """Whether the kernel killed for lack of memory meanwhile, or the job was seen near its limit."""
+        limit = self.limits.memory_mb
+        return self._handle.starved() or (limit is not None and self._peak_bytes > 0.9 * (limit << 20))
+
+    def _end(self, reason: Ending) -> None:
+        with self._lock:
+            if not self._exited.is_set() and self._reason is None:
+                self._reason = reason
+        self._handle.kill()
+
+    def _look(self) -> Usage:
+        if self._exited.is_set():
+            return Usage(self._cpu)
+        usage = self._handle.usage()
+        self._cpu, self._peak_bytes = max(self._cpu, usage.seconds), max(self._peak_bytes, usage.held)
+        return usage
+
+    def _drain(self) -> None:
+        total = 0
+        with self._handle.stderr as pipe:
+            while part := os.read(pipe.fileno(), 65536):
+                total += len(part)
+                self._tail = (self._tail + part)[-_TAIL:]
+                if total > self.limits.output_mb << 20 and self._reason is None:
+                    self._end("output")
+
+    def _reap(self) -> None:
+        """Waits for the end, apart from the looks at its usage, so that a short job is not held up by them."""
+        self._code = self._handle.wait()
+        self._exited.set()
+        self._handle.kill()
+        self._handle.clean()
+        self._reader.join(5)
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._exited.wait(_POLL):
+            with contextlib.suppress(OSError, ValueError):
+                reason = self._over(self._look())
+                if reason is not None:
+                    self._end(reason)
+
+    def _over(self, usage: Usage) -> Ending | None:
+        """The limit that it is over now."""
+        limits = self.limits
+        if time.monotonic() - self.started > limits.seconds or self._cpu > limits.cpu_seconds:
+            return "timeout"
+        if limits.memory_mb is not None:
+            allowed = (limits.memory_mb << 20) + _START_BYTES
+            if usage.held > allowed and (not usage.pids or own_memory(usage.pids) > allowed):
+                return "memory"
+        if usage.tasks > limits.processes + 8:  # the sandbox itself has a few
+            return "processes"
+        used = self._handle.scratch(usage.pids)
+        if self._work is not None:
+            used.append(disk_usage(self._work, usage.pids, MAX_ENTRIES + 1))
+        if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
+            return "disk"
+        return None
+
+
+def read_result(work: Path, name: str, max_bytes: int) -> bytes:
+    """Reads a file that a job left in its folder, without being led anywhere else.
+
+    The job owns the folder and may have put anything there under the expected name: a link to a secret, a second
+    name of another file, a pipe that blocks whoever opens it, a folder, or more than anybody wants to read.
+
+    Args:
+        name: one file name, no path.
+
+    Raises:
+        SandboxError: it is missing, no plain file with one name, or larger than `max_bytes`.
+    """
+
+    def refuse(what: str) -> SandboxError:
+        return SandboxError(f"expected a plain file {name!r} in {work}, got {what}", "do not trust this job")
+
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise SandboxError(f"expected a file name without a path, got {name!r}", "name a file of the job's folder")
+    folder = descriptor = -1
+    try:
+        folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise refuse("something else")
+        if facts.st_nlink != 1:
+            raise refuse(f"a file with {facts.st_nlink} names")
+        parts, left = [], max_bytes + 1
+        while left > 0 and (part := os.read(descriptor, min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from error
+    finally:
+        for opened in (descriptor, folder):
+            if opened >= 0:
+                os.close(opened)
+    if left <= 0:
+        raise refuse(f"one of more than {max_bytes} bytes")
+    return b"".join(parts)
