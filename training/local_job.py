@@ -233,8 +233,10 @@ def _sweep(place: str) -> None:
 
 
 def _kill_tagged(tag: str) -> None:
-    """Kills every process that has the tag in its environment, until there is none (a daemon may be forking)."""
+    """Kills every process that has the tag in its environment, until two looks find none: a daemon may fork and end
+    between the list of processes and the look at it."""
     wanted = f"{_TAG}={tag}".encode()
+    empty = 0
     for _ in range(50):
         found = False
         for entry in Path("/proc").glob("[0-9]*"):
@@ -244,6 +246,7 @@ def _kill_tagged(tag: str) -> None:
                     if state not in "ZX":
                         found = True
                         os.kill(int(entry.name), signal.SIGKILL)
-        if not found:
+        empty = 0 if found else empty + 1
+        if empty == 2:
             return
         time.sleep(0.002)

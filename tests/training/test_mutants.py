@@ -50,17 +50,14 @@ def test_the_same_programs_are_made_in_every_call() -> None:
 
 
 @sandboxed
-def test_a_sample_of_mutants_is_refused_and_a_good_design_accepted() -> None:
-    # A leak and a good design run all checks; the faults of form are refused by the first ones, which is fast.
+def test_a_sample_of_mutants_is_refused() -> None:
+    # Good designs run all checks and are seen to pass in other tests; the faults of form are refused by the first ones, which is fast.
     rng = random.Random(1)
     quick = [item for item in form.mutants() if "static" in item.expected or item.expected == {"shapes"}]
     chosen = [*rng.sample(edges.mutants(), 1), *rng.sample(quick, 3)]
     rows = [(item.name, item.text, item.fault, item.expected) for item in chosen if not documented(item)]
-    (good,) = [item for item in good_designs(0) if item.name == "channel_decay"]
-    result = report.check_all("sample", [*rows, (good.name, good.text, good.about, frozenset())], 2)
-    *planted, honest = result.verdicts
-    assert all(verdict.accepted is False and verdict.intended for verdict in planted), report.text(result)
-    assert honest.accepted, honest
+    result = report.check_all("sample", rows, 2)
+    assert all(verdict.accepted is False and verdict.intended for verdict in result.verdicts), report.text(result)
 
 
 def test_the_figures_name_what_was_missed() -> None:

@@ -191,7 +191,7 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
 
 
 def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
-    """{spec, width, lengths, batch, operations, saved, seconds} -> {rows: [{length, flops, elements, bytes,
+    """{spec, width, lengths, batch, grad, operations, saved, seconds} -> {rows: [{length, flops, elements, bytes,
     operations, saved, seconds}]}.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
@@ -207,7 +207,7 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
         shape = (int(meta.get("batch", 1)), length, int(meta["width"]))
         x = to_tensor(np.random.default_rng(0).standard_normal(shape), spec, state.device)
         begun = time.perf_counter()
-        with autocast(spec, state.device):
+        with autocast(spec, state.device), (_enable_grad if meta.get("grad", True) else _no_grad)():
             row = counting.count(functools.partial(call, mixer, x, spec))
         now = time.perf_counter()
         rows.append({"length": length, **row, "seconds": now - begun})

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def limit(kind: int, value: float) -> None:
-    """Sets soft and hard limit, never above the hard limit that holds already."""
+def limit(kind: int, value: float, more: int = 0) -> None:
+    """Sets the soft limit, and the hard one `more` above it, never above the hard limit that holds already."""
     hard = resource.getrlimit(kind)[1]
-    wanted = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+    wanted, most = (int(v) if hard == resource.RLIM_INFINITY else min(int(v), hard) for v in (value, value + more))
     try:  # noqa: SIM105 - the module for it costs a third of this program's start
-        resource.setrlimit(kind, (wanted, wanted))
+        resource.setrlimit(kind, (wanted, most))
     except (ValueError, OSError):  # macOS refuses some of them
         pass
 
@@ -39,7 +39,8 @@ def apply(spec: Mapping[str, str]) -> None:
         ("tasks", "RLIMIT_NPROC"),
     ):
         if key in spec and hasattr(resource, name):
-            limit(getattr(resource, name), int(spec[key]))
+            # At the hard CPU limit the kernel kills without the signal that says why.
+            limit(getattr(resource, name), int(spec[key]), 1 if key == "cpu" else 0)
     for name in ("RLIMIT_MSGQUEUE", "RLIMIT_MEMLOCK", "RLIMIT_RTPRIO", "RLIMIT_NICE"):
         # A CUDA driver pins memory, so only jobs with a memory limit lose the right to.
         if hasattr(resource, name) and (name != "RLIMIT_MEMLOCK" or "memory" in spec):

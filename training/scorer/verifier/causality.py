@@ -99,7 +99,7 @@ def _prefix(context: Context, sizes: Sequence[int], *, jitter: bool) -> CheckOut
 def _situations(context: Context) -> Iterator[tuple[str, dict[str, Any], int, str, int]]:
     """(name, spec, length, kind of input, how many cuts) for the tests of many cuts at once."""
     yield "as initialised", context.spec(20), 50, "noise", 49
-    yield "moved", context.spec(21, jitter=True), 81, "noise", 80
+    yield "moved", context.spec(21, jitter=True), 129, "noise", 128
     yield "repeated tokens", context.spec(22, jitter=True), 48, "tokens", 12
     yield "partly zero", context.spec(23, jitter=True), 51, "sparse", 12
     yield "after many calls", {**context.spec(24, jitter=True), "before": CALLS}, 34, "noise", 6

@@ -49,18 +49,19 @@ def run(context: Context) -> list[CheckOutcome]:
     span = rows[-1]["length"] - rows[-2]["length"]
     launched = max(0.0, (rows[-1]["operations"] - rows[-2]["operations"]) / span)
     context.facts["ops_per_token"] = round(launched, 3)
-    refusal = _too_steep(context, rows, exponents, "train")
+    refusal = _too_steep(context, rows, exponents, "train mode")
     if refusal is not None:
         return [refusal]
     if launched > options.refuse_operations:
         context.slow = True
         what = f"{launched:.0f} operations are launched per added token, more than {options.refuse_operations:g}"
         return [_refuse(context, what, rows)]
-    evaluated = _rows(context, train=False, lengths=EVAL_LENGTHS)
-    if len(evaluated) > 1:
-        refusal = _too_steep(context, evaluated, {kind: _exponent(evaluated, kind) for kind in _KINDS}, "eval")
-        if refusal is not None:
-            return [refusal]
+    for what, grad, layer in (("eval mode", True, 0), ("eval mode without gradients at layer 3", False, 3)):
+        evaluated = _rows(context, train=False, lengths=EVAL_LENGTHS, grad=grad, layer=layer)
+        if len(evaluated) > 1:
+            refusal = _too_steep(context, evaluated, {kind: _exponent(evaluated, kind) for kind in _KINDS}, what)
+            if refusal is not None:
+                return [refusal]
     outcome = passed(NAME, f"work grows as length^{work:.2f}; {launched:.2g} operations per added token")
     if launched > options.warn_operations:
         what = f"{launched:.1f} operations are launched per added token: a loop over tokens is slow; work in chunks"
@@ -68,10 +69,13 @@ def run(context: Context) -> list[CheckOutcome]:
     return [outcome]
 
 
-def _rows(context: Context, *, train: bool, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+def _rows(
+    context: Context, *, train: bool, lengths: tuple[int, ...], grad: bool = True, layer: int = 0
+) -> list[dict[str, Any]]:
     options = context.options
     meta = {
-        "spec": context.spec(90, dtype=context.dtype, train=train),
+        "spec": context.spec(90, dtype=context.dtype, train=train, given={"layer_idx": layer}),
+        "grad": grad,
         "width": options.width,
         "lengths": lengths,
         "operations": MOST_OPERATIONS,
@@ -88,7 +92,7 @@ def _too_steep(
     limit = context.options.exponent
     for kind, name in _KINDS.items():
         if exponents[kind] > limit:
-            what = f"{name} grow as length^{exponents[kind]:.2f} in {mode} mode, more than length^{limit:g}"
+            what = f"{name} grow as length^{exponents[kind]:.2f} in {mode}, more than length^{limit:g}"
             return _refuse(context, what, rows)
     return None
 
