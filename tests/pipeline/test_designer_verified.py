@@ -36,7 +36,7 @@ def verify_and_train(names: list[str], train: list[str], out: Path) -> None:
 
 
 def test_a_few_mechanisms_are_verified_and_trained(tmp_path: Path) -> None:
-    names = random.Random(7).sample(NAMES, 2)
+    names = random.Random(7).sample(NAMES, 1)
     verify_and_train(names, names[:1], tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -12,16 +13,33 @@ from pathlib import Path
 import pytest
 
 from pipeline.designer import fingerprint
-from tests.pipeline.running import ROOT, children, command, elements, run, stage, zombie
+from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, elements, run, stage, zombie
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A data-dir with two finished experiments, and what was printed."""
+    """A data-dir with two finished experiments, and what was printed. Meanwhile both services and the embedding server
+    were killed."""
     data_dir = tmp_path_factory.mktemp("run")
-    done = run(data_dir, 2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return data_dir, done.stdout
+    process = subprocess.Popen(
+        command(data_dir, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    printed, killed = "", 0
+    for line in process.stdout:
+        printed += line
+        if "evolve" in line and not killed:
+            for pid in children(process.pid):
+                words = command_line(pid).split("\0")
+                if any(word.endswith(("mongodb_api.py", "rag_api.py", "embedding_server.py")) for word in words):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+    assert process.wait(120) == 0 and killed == 3, printed
+    return data_dir, printed
+
+
+def test_killed_services_come_back_and_the_run_goes_on(finished: tuple[Path, str]) -> None:
+    assert_whole(finished[0], 2)
 
 
 def test_what_was_stored_is_what_was_trained(finished: tuple[Path, str]) -> None:

@@ -100,27 +100,26 @@ FAST = ("cross_entropy_by_name", "after_training_only")
 """One caught by what was reported, one by the audit; the others are in the slow suite."""
 
 
-def outcomes(names: list[str], out: Path) -> dict[str, tuple[CheckReport, RunRecord | None]]:
+def outcomes(names: list[str], out: Path, check: bool) -> dict[str, tuple[CheckReport | None, RunRecord]]:
     launcher = Launcher(Settings(), load_profile(str(TINY)))
     launcher.prepare()
     programs = [Program(name, FORGERIES[name]) for name in names]
-    reports = dict(zip(names, launcher.check(programs), strict=True))
+    reports = dict(zip(names, launcher.check(programs), strict=True)) if check else dict.fromkeys(names)
 
-    def train(program: Program) -> RunRecord | None:
+    def train(program: Program) -> RunRecord:
         # Trained even where the check refuses: the scorer has to hold by itself.
         report = reports[program.name]
-        return launcher.train(program, seed=0, out=out / program.name, run_id=program.name, checks=report)
+        return launcher.train(program, seed=0, out=out / program.name, run_id=program.name, checks=report or ())
 
     with ThreadPoolExecutor(2) as pool:
         return {name: (reports[name], run) for name, run in zip(names, pool.map(train, programs), strict=True)}
 
 
-def judged(names: list[str], out: Path) -> dict[str, str]:
+def judged(names: list[str], out: Path, check: bool) -> dict[str, str]:
     """Name -> how it ended; asserts that none has a score."""
     said = {}
-    for name, (report, run) in outcomes(names, out).items():
-        refused = report.accepted is False
-        assert run is not None
+    for name, (report, run) in outcomes(names, out, check).items():
+        refused = report is not None and report.accepted is False
         forged = run.reason in ("forged", "refused", "crashed", "leak", "nan")
         said[name] = f"check {'refuses' if refused else 'accepts'}; run {run.status}, {run.reason}: {run.detail[:150]}"
         assert refused or forged, said[name]
@@ -129,7 +128,7 @@ def judged(names: list[str], out: Path) -> dict[str, str]:
 
 
 def test_a_forger_gets_no_score(tmp_path: Path) -> None:
-    said = judged(list(FAST), tmp_path)
+    said = judged(list(FAST), tmp_path, check=False)
     assert "reported a training loss" in said["cross_entropy_by_name"]
     assert "forged" in said["after_training_only"] and "sees the future" in said["after_training_only"]
 
@@ -137,6 +136,6 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_forger_gets_a_score(tmp_path: Path) -> None:
-    for name, how in judged(list(FORGERIES), tmp_path).items():
+    for name, how in judged(list(FORGERIES), tmp_path, check=True).items():
         print(f"{name}: {how}")
     print(f"{len(FORGERIES)} forgeries, none with a score")

@@ -49,12 +49,6 @@ MEAN = HEAD.format(width="hidden_size") + (
 RAISES = HEAD.format(width="hidden_size") + '        raise ValueError("no good at all")\n'
 NAN = HEAD.format(width="hidden_size") + "        return self.out(x) / 0.0, None, None\n"
 FUTURE = HEAD.format(width="hidden_size") + "        return self.out(x + x.mean(1, keepdim=True)), None, None\n"
-MANY_ROWS = HEAD.format(width="hidden_size") + (
-    "        x = self.out(x)\n"
-    "        if not self.training and x.shape[0] > 8:\n"
-    "            x = x + 3 * hidden_states.roll(-1, 1)\n"
-    "        return x, None, None\n"
-)
 HIDES = HEAD.format(width="8000") + (
     "        return self.out(x), None, None\n\n    def parameters(self, recurse=True):\n        return iter(())\n"
 )
@@ -182,9 +176,9 @@ def test_exploits_of_the_scorer_end_without_a_score(launcher: Launcher, tmp_path
         (tmp_path / str(number)).mkdir()
         for name in ("result.json", "test.csv", "stderr.log"):
             (tmp_path / str(number) / name).write_text("of an earlier run")
-    records = train_all(launcher, [program(text) for text in (MANY_ROWS, HIDES)], tmp_path)
-    assert [record.reason for record in records] == ["forged", "refused"]
-    assert "future" in records[0].detail and "over budget" in records[1].detail
+    records = train_all(launcher, [program(HIDES)] * 2, tmp_path)
+    assert [record.reason for record in records] == ["refused"] * 2
+    assert all("over budget" in record.detail for record in records)
     for number, record in enumerate(records):
         assert record.status == "failed" and record.heldout_loss is None and not record.benchmarks
         assert (tmp_path / str(number) / "test.csv").read_text().strip() == "Model\nsample"

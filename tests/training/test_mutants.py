@@ -51,10 +51,10 @@ def test_the_same_programs_are_made_in_every_call() -> None:
 
 @sandboxed
 def test_a_sample_of_mutants_is_refused() -> None:
-    # Good designs run all checks and are seen to pass in other tests; the faults of form are refused by the first ones, which is fast.
+    # Good designs run all checks and are seen to pass in other tests; faults of form are refused by the first ones.
     rng = random.Random(1)
     quick = [item for item in form.mutants() if "static" in item.expected or item.expected == {"shapes"}]
-    chosen = [*rng.sample(edges.mutants(), 1), *rng.sample(quick, 3)]
+    chosen = [*rng.sample(edges.mutants(), 1), *rng.sample(quick, 1)]
     rows = [(item.name, item.text, item.fault, item.expected) for item in chosen if not documented(item)]
     result = report.check_all("sample", rows, 2)
     assert all(verdict.accepted is False and verdict.intended for verdict in result.verdicts), report.text(result)
