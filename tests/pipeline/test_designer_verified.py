@@ -1,8 +1,11 @@
-"""Programs of the designer pass the verifier and train, through the same jobs as in the loop."""
+"""Programs of the designer pass the verifier and train, through the same jobs as in the loop.
+
+Slow: the fast suite sees it of the designs of its whole runs, and trains every mechanism in
+test_designer_mechanisms.
+"""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -33,11 +36,6 @@ def verify_and_train(names: list[str], train: list[str], out: Path) -> None:
         run = launcher.train(programs[name], seed=0, out=out / name, run_id=name, checks=reports[name])
         assert run.status == "finished", (name, run.reason, run.detail)
         assert run.heldout_loss is not None and run.heldout_loss.value < 6.3  # ln 512 = 6.24 before the first step
-
-
-def test_a_few_mechanisms_are_verified_and_trained(tmp_path: Path) -> None:
-    names = random.Random(7).sample(NAMES, 1)
-    verify_and_train(names, names[:1], tmp_path)
 
 
 @pytest.mark.slow

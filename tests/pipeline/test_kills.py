@@ -21,7 +21,7 @@ def kill_until_done(data_dir: Path, experiments: int, kills: int, rng: random.Ra
         process = subprocess.Popen(
             command(data_dir, experiments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
         )
-        time.sleep(rng.uniform(0.5, 10.0))
+        time.sleep(rng.uniform(0.5, 7.0))
         if process.poll() is not None:
             break
         family = children(process.pid)

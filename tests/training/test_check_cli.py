@@ -83,19 +83,20 @@ def test_wrong_use_is_explained() -> None:
     assert done.returncode == 0 and "--sandbox.backend" in done.stdout and "--json" in done.stdout
 
 
-def test_the_limited_process_checks_seeds_and_refuses_strangers(tmp_path: Path) -> None:
+def test_the_limited_process_refuses_strangers(tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.py"
     stranger.write_text(assets.BASE)
-    seed = REPOSITORY / "training" / "architectures" / "delta_net.py"
-    done = check("--json", stranger, seed, ASI_SANDBOX__BACKEND="process")
-    refused, accepted = lines(done)
-    assert (
-        accepted["accepted"] is True
-        and accepted["facts"]["fingerprint"]
-        and refused["accepted"] is False
-        and done.returncode == 1
-    )
+    done = check("--json", stranger, ASI_SANDBOX__BACKEND="process")
+    (refused,) = lines(done)
+    assert refused["accepted"] is False and done.returncode == 1
     assert refused["checks"][-1]["name"] == "sandbox" and "nobody vouches" in refused["checks"][-1]["detail"]
+
+
+@pytest.mark.slow
+def test_the_limited_process_checks_seeds() -> None:
+    seed = REPOSITORY / "training" / "architectures" / "delta_net.py"
+    (accepted,) = lines(check("--json", seed, ASI_SANDBOX__BACKEND="process"))
+    assert accepted["accepted"] is True
 
 
 def test_a_fault_of_ours_is_no_verdict(tmp_path: Path) -> None:
