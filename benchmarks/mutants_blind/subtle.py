@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants_blind_base import delta, mutant, small
+from benchmarks.mutants_blind.base import delta, mutant, small
 
 __all__ = ["subtle_leaks"]
 

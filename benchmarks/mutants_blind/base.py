@@ -16,7 +16,7 @@ ANY = frozenset(
 )
 """Every check: for faults that more than a few of them may see."""
 
-_ARCHITECTURES = Path(__file__).resolve().parent.parent / "training" / "architectures"
+_ARCHITECTURES = Path(__file__).resolve().parents[2] / "training" / "architectures"
 
 _SMALL = '''\
 """A linear-attention mixer with one forgetting rate a head and token, computed by chunks of 32 tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants_blind_base import mutant, small
+from benchmarks.mutants_blind.base import mutant, small
 
 __all__ = ["costs"]
 

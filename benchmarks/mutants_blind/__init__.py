@@ -9,16 +9,16 @@ under the condition that its sentence states; some of these conditions no black 
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants_blind_cost import costs
-from benchmarks.mutants_blind_evasive import evasive
-from benchmarks.mutants_blind_faults import faults
-from benchmarks.mutants_blind_forms import forms
-from benchmarks.mutants_blind_hidden import hidden_leaks
-from benchmarks.mutants_blind_honest import honest_over_time
-from benchmarks.mutants_blind_leaks import leaks
-from benchmarks.mutants_blind_subtle import subtle_leaks
-from benchmarks.mutants_blind_training import training_faults
-from benchmarks.mutants_blind_unusual import honest_in_form
+from benchmarks.mutants_blind.cost import costs
+from benchmarks.mutants_blind.evasive import evasive
+from benchmarks.mutants_blind.faults import faults
+from benchmarks.mutants_blind.forms import forms
+from benchmarks.mutants_blind.hidden import hidden_leaks
+from benchmarks.mutants_blind.honest import honest_over_time
+from benchmarks.mutants_blind.leaks import leaks
+from benchmarks.mutants_blind.subtle import subtle_leaks
+from benchmarks.mutants_blind.training import training_faults
+from benchmarks.mutants_blind.unusual import honest_in_form
 
 __all__ = ["honest", "mutants"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants_blind_base import delta, gated, honest_program, small
+from benchmarks.mutants_blind.base import delta, gated, honest_program, small
 
 __all__ = ["honest_in_form"]
 

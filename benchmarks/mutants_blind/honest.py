@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants_blind_base import delta, designed, honest_program, small
+from benchmarks.mutants_blind.base import delta, designed, honest_program, small
 from pipeline.designer import Genome
 
 __all__ = ["honest_over_time"]
