@@ -71,7 +71,7 @@ ALL = ["progress.png", "training_curves.png", "benchmarks.png", "tree.png", "mec
 
 
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
-    paths = draw_all(rows(60), BASELINE, tmp_path / "report")
+    paths = draw_all(rows(15), BASELINE, tmp_path / "report")
     assert [path.name for path in paths] == ALL
     assert all(500 < width < 4000 and 250 < height < 5000 for width, height in map(size, paths))
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(ALL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.llm_endpoint import FakeEndpoint, planner_answering
 from tests.pipeline.running import elements, run, stage
 
@@ -40,6 +42,7 @@ def test_a_program_from_an_endpoint_is_checked_repaired_trained_and_stored(tmp_p
             assert b"hush-hush" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_stops_the_loop_with_a_clear_error(tmp_path: Path) -> None:
     env = {"ASI_LLM__BACKEND": "openai", "ASI_LLM__BASE_URL": "http://127.0.0.1:9/v1", "ASI_LLM__API_KEY": "hush-hush"}
     done = run(tmp_path, 1, "--llm.retries", "0", env=env)
