@@ -8,9 +8,11 @@ A calibration run is kept in the cache folder under its baseline key (profile, c
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,8 @@ from pipeline.measured import Measured, Root, load_baseline, mean_run, save_base
 from pipeline.workspace import now
 from training.architectures import SEEDS
 from training.baseline import recount
-from training.launcher import Launcher
+from training.environment import VERIFIER_SOURCES, source_hash
+from training.launcher import Event, Launcher
 from training.programs import Program, load
 from training.results import element_result, finished_run
 
@@ -83,6 +86,39 @@ def calibrate(
     """
     key = launcher.baseline_key()
     home = folder / key[:16]
+    with _alone(home, show):
+        return _calibrate(launcher, folder, key, seeds, parallel, show)
+
+
+@contextlib.contextmanager
+def _alone(home: Path, show: Progress) -> Iterator[None]:
+    """Holds the calibration of one key, so that pipelines that start together train it once: the others wait."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        handle = (home / "lock").open("a")
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {home}: {error.strerror}", "free disk space, or set training.cache_dir"
+        ) from error
+    with handle:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    show.progress("baselines", Event("note", "wait", text="another pipeline trains them; waiting"))
+                    told = True
+                if show.cancelled.wait(0.2):
+                    raise Cancelled from None
+        yield
+
+
+def _calibrate(
+    launcher: Launcher, folder: Path, key: str, seeds: Sequence[int], parallel: int, show: Progress
+) -> dict[str, list[RunRecord]]:
+    home = folder / key[:16]
     programs = seed_programs()
     reports = _reports(launcher, programs, home, show)
     jobs = [
@@ -107,7 +143,9 @@ def calibrate(
                 cancel=show.cancelled,
             )
             show.finished(who, run)
-        runs[job.program.name, job.seed] = run
+        # The verifier may know more of the program than when it was trained.
+        print_now = reports[job.program.name].facts.get("fingerprint")
+        runs[job.program.name, job.seed] = run.model_copy(update={"fingerprint": print_now})
 
     in_lanes(jobs, work, parallel, show.cancelled)
     if show.cancelled.is_set():
@@ -132,7 +170,7 @@ class Progress:
 
 
 def _reports(launcher: Launcher, programs: Sequence[Program], home: Path, show: Progress) -> dict[str, CheckReport]:
-    path = home / "checks.json"
+    path = home / f"checks-{source_hash(VERIFIER_SOURCES)[:12]}.json"
     if path.exists():
         found = [CheckReport.model_validate(item) for item in read_json(path)]
         return {report.program: report for report in found}

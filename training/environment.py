@@ -31,6 +31,12 @@ TRAINER_SOURCES = (
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),
 )
 """What a training result depends on besides profile, corpus and program."""
+VERIFIER_SOURCES = tuple(
+    path.relative_to(REPOSITORY).as_posix()
+    for folder in ("training/scorer/verifier", "training/worker")
+    for path in sorted((REPOSITORY / folder).glob("*.py"))
+)
+"""What a check report depends on besides the program."""
 _PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
 MODEL_SOURCE = TRAINER_SOURCES[:1]
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from common.errors import StoreError
-from common.records import Measurement
-from pipeline.baselines import store_roots
+from common.files import write_json
+from common.records import Measurement, RunRecord
+from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.lab import Cancelled
 from pipeline.measured import load_baseline, seeds_of
 from pipeline.sample import sample
 from pipeline.verdict import against_baseline, between_runs
 from tests.database.db_service import Service
-from tests.pipeline.labs import database, loop, opened
+from tests.pipeline.labs import Trainer, database, loop, opened, record
 from training.architectures import SEEDS
+from training.programs import Program
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +102,36 @@ def test_a_full_candidate_set_may_refuse_an_own_root(tmp_path: Path, url: str) -
         store_roots(lab)
         assert lab.database.element(5) is not None
         assert {element.index for element in lab.database.candidates()} == {1, 2, 3, 4}
+
+
+def test_pipelines_that_start_together_train_the_baselines_once(tmp_path: Path) -> None:
+    """The second waits for the first, and reads what it trained; the order to stop ends the wait."""
+    entered, leave, cancelled = threading.Event(), threading.Event(), threading.Event()
+    trained: list[str] = []
+
+    class Slow(Trainer):
+        def baseline_key(self) -> str:
+            return self.key
+
+        def train(self, program: Program, *, seed: int, out: Path, **_: Any) -> RunRecord:  # type: ignore[override]
+            entered.set()
+            leave.wait(20)
+            trained.append(program.name)
+            run = record(program.name, program.text, seed, self.key, 4.0)
+            write_json(out / "result.json", run.model_dump(mode="json"))
+            return run
+
+    def start(stop: threading.Event) -> Future[Any]:
+        show = Progress(lambda *_: None, lambda *_: None, stop)
+        return pool.submit(calibrate, cast(Any, Slow("key")), tmp_path, range(2), 1, show)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = start(threading.Event())
+        assert entered.wait(20)
+        second, third = start(threading.Event()), start(cancelled)
+        cancelled.set()
+        with pytest.raises(Cancelled):
+            third.result(20)
+        leave.set()
+        assert first.result(20).keys() == second.result(20).keys() == {"delta_net", "gated_delta_net"}
+    assert sorted(trained) == ["delta_net", "delta_net", "gated_delta_net", "gated_delta_net"]
