@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import json
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -65,6 +67,9 @@ _NAMESPACES: dict[str, Any] = {
     "torch.random": torch.random,
     "numpy": np,
     "builtins": builtins,
+    "json": json,
+    "random": random,
+    "time": time,
 }
 _OURS = {"torch.compile"}
 """What our own loading of a program replaces."""
