@@ -16,6 +16,7 @@ import verifier_assets as assets
 
 from common.errors import JobError
 from common.process import REPOSITORY
+from tests.pipeline.running import children, command_line
 from training.jobs import run_job
 from training.programs import Program, to_job
 from training.sandbox import choose
@@ -132,21 +133,5 @@ def test_a_scorer_that_fails_is_an_error_with_its_words() -> None:
 
 def _descendants() -> list[str]:
     """Command lines of workers and scorers that descend from this test process."""
-    parents, commands = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                pid = int(entry.name)
-                parents[pid] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                commands[pid] = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
-            except OSError:
-                continue
-
-    def ours(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
-
-    return [line for pid, line in commands.items() if ("training.worker" in line or "scorer" in line) and ours(pid)]
+    lines = [command_line(pid) for pid in children(os.getpid())]
+    return [line for line in lines if "training.worker" in line or "scorer" in line]

@@ -3,7 +3,6 @@ line."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from common.errors import JobError, UsageError
 from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
+from tests.pipeline.running import children, command_line
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
 from training.profiles import load_profile
 from training.programs import Program
@@ -247,22 +247,7 @@ def test_a_program_that_kills_itself_is_not_tried_for_ever(launcher: Launcher, t
 
 def _worker_below(pid: int) -> int:
     """The youngest process of a training worker that descends from `pid`."""
-    parents, found = {}, []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if b"training.worker" in (entry / "cmdline").read_bytes().replace(b"\0", b" "):
-                    found.append(int(entry.name))
-
-    def below(one: int) -> bool:
-        while one in parents:
-            one = parents[one]
-            if one == pid:
-                return True
-        return False
-
-    return max(one for one in found if below(one))
+    return max(one for one in children(pid) if "training.worker" in command_line(one))
 
 
 def test_cancelling_ends_a_run_at_once(launcher: Launcher, tmp_path: Path) -> None:

@@ -95,10 +95,8 @@ class HeldoutAudit:
         if server.vocab > _MOST_COLUMNS:
             self._columns = self._random.choice(server.vocab, _MOST_COLUMNS, replace=False)
         for batch in self._batches():
-            tokens = self._rows[batch[:, 0], : int(batch[:, 1].max()) + 2].copy()
-            for number, place in enumerate(batch[:, 1]):
-                later = tokens.shape[1] - place - 1
-                tokens[number, place + 1 :] = self._random.integers(0, server.vocab, later)
+            shown = self._rows[batch[:, 0], : int(batch[:, 1].max()) + 2]
+            tokens = changed_futures(shown, dict(enumerate(batch[:, 1].tolist())), server.vocab, self._random)
             asked = np.stack([np.arange(len(batch)), batch[:, 1]], axis=1).astype(np.int32)
             for (row, place), logits in zip(batch.tolist(), server.at(tokens, asked), strict=True):
                 self._early[row, place] = self._kept(logits, row, place)

@@ -6,26 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from common.records import CheckOutcome, CheckReport
-from training import sandbox
+from training import docker_config, sandbox
 from training.programs import Program, from_job
 from training.scorer.verifier import Options, verify_many
 
 __all__ = ["run"]
 
 
-def _image(job: dict[str, Any]) -> list[str]:
-    return [str(job["image"])] if "image" in job else []
-
-
 def run(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """{programs, options, backend, device, parallel} -> {reports}.
+    """{programs, options, backend, image, device, parallel} -> {reports}.
 
     Events: {event: "sandbox", backend, note}, {event: "check", program, check}, {event: "report", index, report}.
 
     Raises:
         SandboxError: the backend that was asked for does not work here.
     """
-    box = sandbox.choose(str(job.get("backend", "auto")), str(job.get("device", "cpu")), *_image(job))
+    box = sandbox.choose(
+        str(job.get("backend", "auto")), str(job.get("device", "cpu")), str(job.get("image", docker_config.IMAGE))
+    )
     emit({"event": "sandbox", "backend": box.backend, "note": box.note})
 
     def on_check(program: Program, outcome: CheckOutcome) -> None:

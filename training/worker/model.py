@@ -6,7 +6,7 @@ baseline's number of parameters, whatever the mixer takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -147,38 +147,40 @@ def build_model(
 
 
 def all_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Every parameter registered in `module` and below it, once, in the order of registration.
-
-    Reads the registers themselves: a class may override `parameters` and the methods under it.
-    """
+    """Every parameter registered in `module` and below it, once, in the order of registration."""
     found: dict[int, nn.Parameter] = {}
-    seen: set[int] = set()
-    pending: list[nn.Module] = [module]
-    while pending:
-        current = pending.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        registers = object.__getattribute__(current, "__dict__")
-        found |= {id(p): p for p in registers["_parameters"].values() if p is not None and id(p) not in found}
-        pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
+    for registers in _registers(module):
+        for parameter in registers["_parameters"].values():
+            if parameter is not None:
+                found.setdefault(id(parameter), parameter)
     return list(found.values())
 
 
 def all_tensors(module: nn.Module) -> list[Tensor]:
     """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
     found: dict[int, Tensor] = {id(parameter): parameter.detach() for parameter in all_parameters(module)}
-    pending: list[nn.Module] = [module]
+    for registers in _registers(module):
+        for buffer in registers["_buffers"].values():
+            if buffer is not None:
+                found.setdefault(id(buffer), buffer)
+    return list(found.values())
+
+
+def _registers(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """The attributes of `module` and of every module below it, each once, in the order of registration.
+
+    Reads the registers themselves: a class may override `parameters` and the methods under it.
+    """
     seen: set[int] = set()
+    pending: list[nn.Module] = [module]
     while pending:
         current = pending.pop()
         if id(current) in seen:
             continue
         seen.add(id(current))
         registers = object.__getattribute__(current, "__dict__")
-        found |= {id(b): b for b in registers["_buffers"].values() if b is not None and id(b) not in found}
+        yield registers
         pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
-    return list(found.values())
 
 
 def _count(module: nn.Module) -> int:
