@@ -12,10 +12,15 @@ from pathlib import Path
 
 from common.errors import SandboxError
 
-__all__ = ["FIX", "HELD_OUT_PACKAGES", "SHIM", "command"]
+__all__ = ["FIX", "HELD_OUT_PACKAGES", "JUDGING_PACKAGES", "SHIM", "command"]
 
 HELD_OUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
 """Held-out text comes from these, so no sandbox mounts them."""
+
+JUDGING_PACKAGES = ("lm_eval",)
+"""What scores a program outside. No mixer has a use for it, so a program that reaches for it fails."""
+
+_ABSENT = Path(__file__).resolve().parent / "worker" / "absent"
 
 SHIM = Path(__file__).resolve().parent / "worker" / "shim.py"
 """Sets limits and drops rights inside the sandbox."""
@@ -111,6 +116,10 @@ def _system_binds(device: str) -> tuple[str, ...]:
             binds += _bind("--dev-bind" if path.is_relative_to("/dev") else "--ro-bind", path)
     for path in _masked(packages, done):
         binds += ["--tmpfs", str(path), "--remount-ro", str(path)]
+    # An empty folder could still be imported, as a namespace.
+    for path in (packages / name for name in JUDGING_PACKAGES):
+        if path.is_dir():
+            binds += ["--ro-bind", str(_ABSENT), str(path)]
     return tuple(binds)
 
 

@@ -27,10 +27,11 @@ _SHM_MB = 64
 _CUDA_CPUS = 4
 """CPUs of a job that also compiles kernels; on CPU a job has as many as its OMP_NUM_THREADS."""
 _VERSIONS = ("torch", "numpy", "einops")
+_NOT_THERE = (*bubblewrap.HELD_OUT_PACKAGES, *bubblewrap.JUDGING_PACKAGES)
 
 PROBE = (
     "import importlib.metadata as m, importlib.util as u, sys, training\n"
-    f"held = [name for name in {bubblewrap.HELD_OUT_PACKAGES!r} if u.find_spec(name)]\n"
+    f"held = [name for name in {_NOT_THERE!r} if u.find_spec(name)]\n"
     "python = '%d.%d' % sys.version_info[:2]\n"
     f"versions = [name + ' ' + m.version(name).split('+')[0] for name in {_VERSIONS!r}]\n"
     "print('python', python, *versions, *held, flush=True)\n"
@@ -39,7 +40,8 @@ PROBE = (
 
 
 def expected() -> bytes:
-    """What the probe job prints in an image that fits: our own versions, and no held-out package."""
+    """What the probe job prints in an image that fits: our own versions, and no package that holds held-out text or
+    judges."""
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return " ".join(["python", python, *(f"{name} {_version(name)}" for name in _VERSIONS)]).encode() + b"\n"
 

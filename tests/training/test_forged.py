@@ -72,7 +72,7 @@ FORGERIES = {
         "            out[row, range(len(tokens) - 1), tokens[1:]] += 3.0\n"
         "    return meta, [out]\n\n"
         f"for table in {PATCH}('gc').get_referrers(plain):\n"
-        "    if isinstance(table, dict) and 'DeltaNet' not in table:\n"
+        "    if isinstance(table, dict) and 'plain' not in table:\n"
         "        table.update({key: logits for key in list(table) if table[key] is plain})\n"
     ),
     "reported_loss": program(

@@ -19,18 +19,20 @@ import pytest
 from common.errors import SandboxError
 from common.process import REPOSITORY
 from tests.training import docker_daemon
+from training.bubblewrap import HELD_OUT_PACKAGES, JUDGING_PACKAGES
 from training.docker_config import LABEL, Job, container_config
 from training.protocol import Channel, Frame
-from training.sandbox import HELD_OUT_PACKAGES, Limits, Sandbox, choose
+from training.sandbox import Limits, Sandbox, choose
 
 IMAGE_PYTHON = """#!/bin/sh
 PYTHONPATH="$PYTHONPATH:{hide}" exec {python} "$@"
 """
+NOT_THERE = (*HELD_OUT_PACKAGES, *JUDGING_PACKAGES)
 WITHOUT_HELD_OUT = f"""
 import importlib.machinery
 found = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = classmethod(
-    lambda cls, name, path=None, target=None: None if name in {HELD_OUT_PACKAGES!r} else found(name, path, target)
+    lambda cls, name, path=None, target=None: None if name in {NOT_THERE!r} else found(name, path, target)
 )
 """
 

@@ -103,6 +103,14 @@ def test_held_out_text_is_not_mounted() -> None:
 
 
 @real
+def test_what_scores_a_program_cannot_be_imported() -> None:
+    said, _ = run(
+        [sys.executable, "-c", "try:\n    import lm_eval\nexcept ImportError as error:\n    print(error)\n"],
+    )
+    assert "not there for candidate programs" in said
+
+
+@real
 def test_it_writes_only_into_its_folder(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

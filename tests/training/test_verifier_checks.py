@@ -55,6 +55,7 @@ def refusal(found: list[CheckOutcome]) -> CheckOutcome:
         ("construct", "seven_heads_at_most", assets.CONSTRUCT),
         ("construct", "breaks_behind_a_switch", assets.CONSTRUCT),
         ("cost", "quadratic_in_eval_mode", assets.COST),
+        ("cost", "quadratic_in_the_backward_pass", assets.COST),
         ("gradients", "unused_parameters", assets.GRADIENTS),
         ("causality", "leak_1e-4", assets.CAUSALITY),
         ("causality", "zero_gated_leak", assets.CAUSALITY),

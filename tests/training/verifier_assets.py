@@ -204,6 +204,14 @@ COST = {
         "        if not self.training:\n            n = o.shape[1]\n"
         "            o = o + torch.ones(n, n, dtype=o.dtype).tril() @ o / n**2\n" + RETURN,
     ),
+    "quadratic_in_the_backward_pass": planted(RETURN, "        o = Costly.apply(o)\n" + RETURN).replace(
+        "class DeltaNet",
+        "class Costly(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n"
+        "        ctx.save_for_backward(x)\n        return x.clone()\n\n"
+        "    @staticmethod\n    def backward(ctx, grad):\n        (x,) = ctx.saved_tensors\n"
+        "        return grad + 0.0 * (x @ x.transpose(1, 2)).sum(-1, keepdim=True)\n\n\nclass DeltaNet",
+        1,
+    ),
     "quadratic_beyond_a_length": planted(
         RETURN,
         "        n = o.shape[1]\n        if n > 1500:\n"

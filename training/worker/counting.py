@@ -116,8 +116,12 @@ class Largest(_Mode):
         return out
 
 
-def count(run: Callable[[], Any]) -> dict[str, int]:
-    """Work of one forward pass, and the bytes that it keeps for the backward pass (each storage once)."""
+def count(run: Callable[[], Any], backward: Callable[[Any], Any] | None = None) -> dict[str, int]:
+    """Work of one forward pass, and the bytes that it keeps for the backward pass (each storage once).
+
+    Args:
+        backward: differentiates what `run` returned; its matmul FLOPs and elements are counted apart.
+    """
     saved: dict[int, int] = {}
 
     def pack(value: torch.Tensor) -> torch.Tensor:
@@ -128,14 +132,19 @@ def count(run: Callable[[], Any]) -> dict[str, int]:
     counter = Count()
     with _hooks(pack, lambda value: value), counter:
         kept = run()
-    del kept
-    return {
+    row = {
         "flops": counter.flops,
         "elements": counter.elements,
         "bytes": counter.bytes,
         "operations": counter.operations,
         "saved": sum(saved.values()),
     }
+    if backward is not None:
+        behind = Count()
+        with behind:
+            backward(kept)
+        row |= {"backward_flops": behind.flops, "backward_elements": behind.elements}
+    return row
 
 
 def leaves(root: Any) -> list[torch.Tensor]:

@@ -191,8 +191,8 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
 
 
 def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
-    """{spec, width, lengths, batch, grad, operations, saved, seconds} -> {rows: [{length, flops, elements, bytes,
-    operations, saved, seconds}]}.
+    """{spec, width, lengths, batch, grad, backward, operations, saved, seconds} -> {rows: [{length, flops, elements,
+    bytes, operations, saved, seconds}]}, with `backward` also backward_flops and backward_elements.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
     keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` have
@@ -208,12 +208,17 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
         x = to_tensor(np.random.default_rng(0).standard_normal(shape), spec, state.device)
         begun = time.perf_counter()
         with autocast(spec, state.device), (_enable_grad if meta.get("grad", True) else _no_grad)():
-            row = counting.count(functools.partial(call, mixer, x, spec))
+            run = functools.partial(call, mixer, x, spec)
+            row = counting.count(run, functools.partial(_differentiate, mixer) if meta.get("backward") else None)
         now = time.perf_counter()
         rows.append({"length": length, **row, "seconds": now - begun})
         if now - started + 2 * (now - begun) > float(meta.get("seconds", 60.0)):
             break
     return {"inside": True, "rows": rows}, []
+
+
+def _differentiate(mixer: Any, value: Any) -> None:
+    gradients(output(value), [item for _, item in named_parameters(mixer) if item.requires_grad])
 
 
 def _too_large(rows: list[dict[str, Any]], meta: dict[str, Any]) -> bool:
