@@ -192,7 +192,7 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
 
 def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
     """{spec, width, lengths, batch, grad, backward, operations, saved, seconds} -> {rows: [{length, flops, elements,
-    bytes, operations, saved, seconds}]}, with `backward` also backward_flops and backward_elements.
+    bytes, operations, saved, seconds}]}, with `backward` also backward_flops.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
     keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` have

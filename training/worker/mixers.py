@@ -22,6 +22,7 @@ __all__ = [
     "call",
     "describe_value",
     "gradients",
+    "move",
     "named_parameters",
     "output",
     "to_numpy",
@@ -37,6 +38,7 @@ _getitem, _add_, _is_floating_point = _tensor.__getitem__, _tensor.add_, _tensor
 _set_requires_grad, _copy_ = _tensor.requires_grad_, _tensor.copy_
 _manual_seed, _generator, _randn = torch.manual_seed, torch.Generator, torch.randn
 _from_numpy, _no_grad, _autocast = torch.from_numpy, torch.no_grad, torch.autocast
+_enable_grad = torch.enable_grad
 _ones_like = torch.ones_like
 _float32, _float64, _bfloat16 = torch.float32, torch.float64, torch.bfloat16
 # Below torch.autograd.grad, which looks its own helpers up in a module that a candidate can change.
@@ -47,12 +49,11 @@ def build(state: WorkerState, spec: dict[str, Any]) -> Any:
     """A fresh mixer.
 
     Args:
-        spec: {kwargs, seed, dtype, train, jitter: {seed, scale, shift} or None, fill, rng, anew}. dtype "bfloat16"
-            means float32 parameters under bfloat16 autocast. Jitter adds N(0, scale) to every floating parameter, so
-            that what is zero at first is not, and `shift` to vectors and scalars, for what opens late. fill: {seed,
-            period}, values that depend on a parameter's shape only. rng: the global seed that its forward pass begins
-            with, seed + 1 unless told. anew: the program's file is executed first, so that nothing of its module is
-            shared with earlier mixers.
+        spec: {kwargs, seed, dtype, train, jitter: {seed, scale, shift} or None, fill, frozen, rng, anew}. dtype
+            "bfloat16" means float32 parameters under bfloat16 autocast. jitter: see `move`. fill: {seed, period},
+            values that depend on a parameter's shape only. frozen: no parameter asks for a gradient. rng: the global
+            seed that its forward pass begins with, seed + 1 unless told. anew: the program's file is executed first,
+            so that nothing of its module is shared with earlier mixers.
     """
     if state.cls is None:
         raise LookupError("no program is loaded")
@@ -62,21 +63,29 @@ def build(state: WorkerState, spec: dict[str, Any]) -> Any:
     if not isinstance(mixer, _module):
         raise TypeError(f"expected class DeltaNet to be a torch.nn.Module, got {type(mixer).__name__}")
     mixer = mixer.to(device=state.device, dtype=DTYPES[spec.get("dtype", "float32")])
-    jitter = spec.get("jitter")
-    if jitter:
-        generator = _generator().manual_seed(int(jitter["seed"]))
-        with _no_grad():
-            for _, parameter in named_parameters(mixer):
-                if _is_floating_point(parameter):
-                    noise = _randn(parameter.shape, generator=generator, dtype=_float64)
-                    _add_(parameter, _to(_mul(noise, float(jitter["scale"])), parameter))
-                    if jitter.get("shift") and len(parameter.shape) < 2:
-                        _add_(parameter, float(jitter["shift"]))
+    if spec.get("jitter"):
+        move(mixer, spec["jitter"])
     if spec.get("fill"):
         _fill(mixer, int(spec["fill"]["seed"]), int(spec["fill"]["period"]))
+    if spec.get("frozen"):
+        for _, parameter in named_parameters(mixer):
+            _set_requires_grad(parameter, False)
     mixer.train(bool(spec.get("train", False)))
     _manual_seed(int(spec.get("rng", int(spec.get("seed", 0)) + 1)))
     return mixer
+
+
+def move(mixer: Any, jitter: dict[str, Any]) -> None:
+    """{seed, scale, shift}: adds N(0, scale) to every floating parameter, so that what is zero at first is not, and
+    `shift` to vectors and scalars, for what opens late."""
+    generator = _generator().manual_seed(int(jitter["seed"]))
+    with _no_grad():
+        for _, parameter in named_parameters(mixer):
+            if _is_floating_point(parameter):
+                noise = _randn(parameter.shape, generator=generator, dtype=_float64)
+                _add_(parameter, _to(_mul(noise, float(jitter["scale"])), parameter))
+                if jitter.get("shift") and len(parameter.shape) < 2:
+                    _add_(parameter, float(jitter["shift"]))
 
 
 def _fill(mixer: Any, seed: int, period: int) -> None:
@@ -132,8 +141,12 @@ def autocast(spec: dict[str, Any], device: str) -> AbstractContextManager[Any]:
 
 
 def to_tensor(array: np.ndarray, spec: dict[str, Any], device: str, *, grad: bool = False) -> Any:
-    """A fresh tensor of an array, in the precision of the spec."""
+    """A fresh tensor of an array, in the precision of the spec. spec["history"]: as inside a model, the result of an
+    operation that autograd records."""
     value = _to(_from_numpy(array.copy()), device=device, dtype=DTYPES[spec.get("dtype", "float32")])
+    if spec.get("history"):
+        with _enable_grad():
+            return _mul(_set_requires_grad(value), 1.0)
     return _set_requires_grad(value) if grad else value
 
 

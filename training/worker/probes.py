@@ -20,6 +20,7 @@ from training.worker.mixers import (
     build,
     call,
     gradients,
+    move,
     named_parameters,
     output,
     to_numpy,
@@ -34,7 +35,7 @@ Arrays = list[np.ndarray]
 Reply = tuple[dict[str, Any], Arrays]
 
 _tensor, _no_grad, _enable_grad = torch.Tensor, torch.no_grad, torch.enable_grad
-_from_numpy, _get_rng_state = torch.from_numpy, torch.get_rng_state
+_from_numpy, _get_rng_state, _manual_seed = torch.from_numpy, torch.get_rng_state, torch.manual_seed
 _to, _matmul, _log_softmax, _gather = _tensor.to, _tensor.matmul, _tensor.log_softmax, _tensor.gather
 _mean, _neg, _copy_, _numel = _tensor.mean, _tensor.neg, _tensor.copy_, _tensor.numel
 _element_size, _numpy = _tensor.element_size, _tensor.numpy
@@ -108,10 +109,11 @@ def _by_torch(value: Any) -> bool:
 
 def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
     """{spec}, [x] -> {imported, ran: {settings: {name: [before, now]}, replaced: [names]}, moved: [names], random:
-    {drawn, reseeded, python}}, two outputs of fresh mixers whose forward passes begin with different random states.
+    {constructor, drawn, reseeded, python}}, and two outputs.
 
+    The outputs are of fresh mixers whose forward passes begin with different random states.
     imported is what import and construction did, ran includes forward passes. drawn: a forward pass moved the state;
-    reseeded: the state after it does not depend on the state before.
+    reseeded: the state after it does not depend on the state before; constructor: the same of construction.
     """
     build(state, meta["spec"])
     settings, replaced = _changed(state)
@@ -133,7 +135,12 @@ def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: 
         "imported": imported,
         "ran": {"settings": settings, "replaced": replaced[:20]},
         "moved": moved[:20],
-        "random": {"drawn": drawn, "reseeded": states[0] == states[1], "python": python},
+        "random": {
+            "constructor": _constructed(state, meta["spec"], 11) == _constructed(state, meta["spec"], 12),
+            "drawn": drawn,
+            "reseeded": states[0] == states[1],
+            "python": python,
+        },
     }
     return reply, outputs
 
@@ -152,16 +159,25 @@ def _moved(mixer: Any, state: WorkerState, spec: dict[str, Any], array: np.ndarr
     ]
 
 
+def _constructed(state: WorkerState, spec: dict[str, Any], seed: int) -> bytes:
+    """The global random state after a construction that began with `seed`."""
+    assert state.cls is not None
+    _manual_seed(seed)
+    state.cls(**spec["kwargs"])
+    return _random_state()
+
+
 def _random_state() -> bytes:
     return _numpy(_get_rng_state()).tobytes()
 
 
 def history(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
-    """{spec, anew, same, first}, inputs -> the output for each input, in order, in one process.
+    """{spec, anew, same, first, move}, inputs -> the output for each input, in order, in one process.
 
     Each input gets a fresh mixer, or with `same` all get one; `first` "train": that one is in training mode for its
-    first call. `anew`: the program is executed again before all, so that what its module and classes hold is as after
-    an import; the class that other operations use stays as it was.
+    first call; `move`: its parameters are moved so (see mixers.move) after that. `anew`: the program is executed again
+    before all, so that what its module and classes hold is as after an import; the class that other operations use
+    stays as it was.
     """
     held, spec = state.cls, {**meta["spec"], "anew": False}
     try:
@@ -175,6 +191,8 @@ def history(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit
             mixer.train(meta.get("first") == "train" and index == 0)
             with _no_grad(), autocast(spec, state.device):
                 outputs.append(to_numpy(output(call(mixer, to_tensor(array, spec, state.device), spec))))
+            if meta.get("move") and index == 0:
+                move(mixer, meta["move"])
         return {}, outputs
     finally:
         state.cls = held

@@ -22,6 +22,7 @@ from training.scorer.verifier import (
     learns,
     length,
     matched,
+    reach,
     shapes,
     state,
     static,
@@ -47,9 +48,9 @@ CHECKS: dict[str, Check] = {
     matched.NAME: matched.run,
     fingerprint.NAME: fingerprint.run,
 }
-"""Run in this order after `static`. Without construct and shapes nothing else can run, and what is far too slow is
-not run on; of the others, switches leaves out what was refused before it, and matched and fingerprint use what cost
-counted."""
+"""Run in this order after `static` and `reach`, which only read. Without construct and shapes nothing else can run, and
+what is far too slow is not run on; of the others, switches leaves out what was refused before it, and matched and
+fingerprint use what cost counted."""
 
 _NEEDED = (construct.NAME, shapes.NAME)
 OnCheck = Callable[[Program, CheckOutcome], None]
@@ -115,6 +116,7 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
     yield _timed(first, started)
     if not first.passed:
         return
+    yield _timed(reach.run(program.text), started)
     limits = Limits(
         seconds=options.seconds, cpu_seconds=options.seconds, memory_mb=options.memory_mb, file_mb=options.file_mb
     )

@@ -111,9 +111,11 @@ def _situations(context: Context) -> Iterator[tuple[str, dict[str, Any], int, st
         yield f"vectors moved by {shift:g}", spec, 34, "noise", 6
     yield "as the model's block calls it", {**context.spec(35, jitter=True), "call": "bare"}, 34, "noise", 6
     for number, dtype in enumerate(context.dtypes):
-        yield f"training in {dtype}", context.spec(25 + number, jitter=True, train=True, dtype=dtype), 66, "noise", 18
+        training = context.spec(25 + number, jitter=True, train=True, dtype=dtype)
+        yield f"training in {dtype}", {**training, "history": True}, 66, "noise", 18
         yield f"in {dtype}", context.spec(27 + number, jitter=True, dtype=dtype), 35, "tokens", 10
     yield "training", context.spec(30, jitter=True, train=True), 41, "noise", 8
+    yield "with frozen weights", {**context.spec(40, jitter=True, train=True), "frozen": True}, 34, "noise", 6
 
 
 def _every_cut(context: Context) -> CheckOutcome | None:
@@ -147,10 +149,14 @@ def _many_cuts(
     past = np.arange(length)[None, :] < cuts[:, None]
     leaking = np.flatnonzero(((difference > np.array(allowed)[:, None]) & past).any(axis=1))
     for row in leaking[:3]:
-        found = _one_cut(context, name, spec, x, int(cuts[row]), changed[row : row + 1])
-        if found is not None:
-            return found
-    return None  # what only a batch shows is a matter of the batch check
+        beside = base.copy()
+        beside[row] = changed[row]
+        # Alone; and where only a batch of that size shows it, among rows that stay as they are.
+        for one, other, place in ((x, changed[row : row + 1], 0), (base, beside, row)):
+            found = _one_cut(context, name, spec, one, int(cuts[row]), other, int(place))
+            if found is not None:
+                return found
+    return None  # what depends on how neighbours change is a matter of the batch check
 
 
 def _input(context: Context, seed: int, length: int, kind: str) -> np.ndarray:
@@ -167,16 +173,17 @@ def _input(context: Context, seed: int, length: int, kind: str) -> np.ndarray:
 
 
 def _one_cut(
-    context: Context, name: str, spec: dict[str, Any], x: np.ndarray, cut: int, changed: np.ndarray
+    context: Context, name: str, spec: dict[str, Any], x: np.ndarray, cut: int, changed: np.ndarray, row: int
 ) -> CheckOutcome | None:
+    """Row `row` of `x` and of `changed`, which has another input there from `cut` on and is equal elsewhere."""
     growth = GROWTHS[cut % 3]
     base, output = context.outputs(NAME, spec, [x, changed], grad=spec["train"])
-    difference = np.abs(base[:, :cut] - output[:, :cut]).max(axis=(0, 2))
+    difference = np.abs(base[row, :cut] - output[row, :cut]).max(axis=1)
     tolerance = np.full(cut, context.same_shape_tolerance(base, max(1.0, growth), spec["dtype"]))
     if not (difference > tolerance).any():
         return None
     what = f"the output before token {cut} changes when only the input from token {cut} on changes"
-    place = {**_place(spec, x.shape[1], cut), "situation": name, "future_scale": growth}
+    place = {**_place(spec, x.shape[1], cut), "batch": len(x), "row": row, "situation": name, "future_scale": growth}
     return _found("future", what, difference, tolerance, base, place)
 
 

@@ -3,7 +3,8 @@
 Refuses: a gradient that is NaN or infinite, an output that ignores its input, a learnt tensor that is no registered
 parameter, more than a quarter of all parameters never getting a gradient. Warns: a smaller share, by name (a fifth of
 published programs have some: what starts behind a zero gate is one reason). A parameter counts as reached when any
-run gives it a gradient other than zero: two seeds, at initialisation and after all parameters were moved. How: inside
+run gives it a gradient other than zero: at initialisation and after all parameters were moved; in one run each token
+stands twice, as equal tokens do in text, where distances and ranks have no gradient. How: inside
 the worker, with functions of torch captured before the program; the gradient of the input comes back and is judged
 here. Exact comparisons with zero, so no tolerance. Cannot see: gradients that vanish or explode only during training.
 """
@@ -18,15 +19,18 @@ from training.scorer.verifier.context import Context, failed, not_finite, passed
 __all__ = ["NAME", "run"]
 
 NAME = "gradients"
+RUNS = ((80, 65, False, True, 1), (81, 100, True, True, 1), (82, 65, True, False, 1), (83, 64, False, True, 2))
+"""(seed, length, moved, in train mode, how often each token stands in a row)."""
 
 
 def run(context: Context) -> list[CheckOutcome]:
     """One outcome, or a pass and a warning that names the parameters."""
     reached: dict[str, bool] = {}
     sizes: dict[str, int] = {}
-    for seed, length, jitter, train in ((80, 65, False, True), (81, 100, True, True), (82, 65, True, False)):
+    for seed, length, jitter, train, times in RUNS:
         spec = context.spec(seed, dtype=context.dtype, jitter=jitter, train=train)
         x, weight = context.inputs(seed, 2, length), context.inputs(seed + 1, 2, length)
+        x = np.repeat(x, times, axis=1)[:, :length]
         reply, (gradient,) = context.worker.call("parameter_gradients", {"spec": spec}, [x, weight])
         place = {
             "seed": seed,
@@ -34,6 +38,7 @@ def run(context: Context) -> list[CheckOutcome]:
             "length": length,
             "dtype": spec["dtype"],
             "mode": "train" if train else "eval",
+            **({"each_token_stands": times} if times > 1 else {}),
         }
         place["parameters"] = "moved by N(0, 0.1)" if jitter else "as initialised"
         if not np.isfinite(gradient).all():

@@ -21,6 +21,7 @@ __all__ = ["BATCHES", "LENGTHS", "NAME", "run"]
 NAME = "shapes"
 LENGTHS = (65, 1, 2, 17, 63, 64, 127, 200, 256)
 BATCHES = (2, 1, 3)
+_OUTPUTS = ("float32", "bfloat16", "float16")
 _NAMES = {"float32": "float32", "bfloat16": "bfloat16 autocast"}
 
 
@@ -72,6 +73,9 @@ def _judge(result: dict[str, Any], output: np.ndarray, wanted: list[int], place:
     if list(output.shape) != wanted:
         found = {**place, "expected": wanted, "output": list(output.shape)}
         return failed(NAME, f"{where}: expected output {wanted}, got {list(output.shape)}", found)
+    if result["dtype"] not in _OUTPUTS:
+        what = f"{where}: expected an output in float32 or below, got {result['dtype']}, which no layer after it takes"
+        return failed(NAME, what, {**place, "output_dtype": result["dtype"]})
     if not np.isfinite(output).all():
         return failed(NAME, f"{where}: the output is not finite", {**place, **not_finite(output)})
     return None

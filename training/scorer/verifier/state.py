@@ -3,7 +3,8 @@
 Refuses: a mixer that saw other data of the same shape before (in eval or train mode) answers the same input
 otherwise; so does a fresh mixer after another instance saw other data (a cache of the module or the class); an output
 in eval mode that is drawn from the global random state; a forward pass that draws from that state in eval mode or
-resets it; a parameter that a forward pass changes; a default of torch, or a function of torch, numpy or Python, that
+resets it; a constructor that resets it; a parameter that a forward pass changes; parameters that change between two
+calls and do not count in full; a default of torch, or a function of torch, numpy or Python, that
 is not what it was before the import. Warns: a second identical call gives another output (a step counter, which one
 published program in seven keeps), or a fresh mixer answers otherwise after another instance was called: then a result
 depends on how many calls went before; settings that change speed or rounding only. How: fresh mixers under one seed;
@@ -45,9 +46,16 @@ def _place(seed: int, dtype: str, length: int = LENGTH) -> dict[str, Any]:
     return {"seed": seed, "batch": 2, "length": length, "dtype": dtype, "mode": "eval"}
 
 
+def _inputs(context: Context, seed: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An input, other data, and data that begins as the input does (what is remembered by its first tokens)."""
+    x, one, two = (context.inputs(seed + index, 2, length) for index in range(3))
+    two[:, : length // 2] = x[:, : length // 2]
+    return x, one, two
+
+
 def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | None:
     """One mixer, called before on other data."""
-    x, one, two = (context.inputs(70 + index, 2, LENGTH) for index in range(3))
+    x, one, two = _inputs(context, 70, LENGTH)
     spec = context.spec(70, jitter=True)
     for mode in ("eval", "train"):
         meta = {"spec": spec, "anew": True, "same": True, "first": mode}
@@ -59,6 +67,9 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
             what = f"after a call in {mode} mode with other data of the same shape, the same input gives another output"
             place = _place(70, spec["dtype"]) | {"earlier_call": mode}
             return failed(NAME, f"{what}: by {found['max_difference']:.3g}", {**place, **found})
+    refusal = _stale(context, x, one)
+    if refusal is not None:
+        return refusal
     first, second = context.outputs(NAME, spec, [x], calls=2)
     found = _difference(context, first, second)
     if found:
@@ -67,11 +78,26 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
     return None
 
 
+def _stale(context: Context, x: np.ndarray, before: np.ndarray) -> CheckOutcome | None:
+    """Parameters moved between two calls, against the same two calls with them moved from the start."""
+    spec, moved = context.spec(70), context.spec(70, jitter=True)
+    for mode in ("eval", "train"):
+        meta = {"anew": True, "same": True, "first": mode}
+        late = context.worker.call("history", {**meta, "spec": spec, "move": moved["jitter"]}, [before, x])[1][-1]
+        early = context.worker.call("history", {**meta, "spec": moved}, [before, x])[1][-1]
+        found = _difference(context, early.astype(np.float64), late.astype(np.float64))
+        if found:
+            what = f"parameters that change after a call in {mode} mode do not count in full: something made from them"
+            place = _place(70, spec["dtype"]) | {"earlier_call": mode}
+            return failed(NAME, f"{what} is kept, by {found['max_difference']:.3g}", {**place, **found})
+    return None
+
+
 def _module(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | None:
     """Fresh mixers, after another one saw other data: first as after an import, then one more time without."""
     length = LENGTH + 2
     spec = context.spec(75, jitter=True)
-    x, one, two = (context.inputs(75 + index, 2, length) for index in range(3))
+    x, one, two = _inputs(context, 75, length)
     outputs = {
         name: context.worker.call("history", {"spec": spec, "anew": anew}, arrays)[1][-1].astype(np.float64)
         for name, anew, arrays in (
@@ -124,6 +150,9 @@ def _process(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | N
         what = f"a forward pass changes parameters: {', '.join(names[:4])}; only the optimizer may"
         return failed(NAME, what, {**place, "parameters": names})
     chance = reply["random"]
+    if chance["constructor"]:
+        what = "the constructor resets the global random state: every layer starts equal, whatever the seed"
+        return failed(NAME, f"{what}; use a torch.Generator of your own", {**place, "random_seeds": [11, 12]})
     if chance["reseeded"]:
         what = "a forward pass resets the global random state, so that all later draws of the process repeat"
         return failed(NAME, what, {**place, "random_seeds": [11, 12]})

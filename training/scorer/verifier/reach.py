@@ -1,0 +1,81 @@
+"""Reach: the program keeps to the names that its imports give it.
+
+Refuses: ways around the import list (`__import__`, `eval`, `exec`, `globals`, `__builtins__`, frames, another module's
+`sys` or `os`), hands on torch's dispatcher or its counters, and `.numpy()`: work outside of torch is not counted,
+carries no gradient and does not run on a GPU. A mixer has no use for any of them; programs that behave while they are
+looked at do. How: the syntax tree, as in static; but the other checks run all the same, so that a report also says what
+the program did. Cannot see: names that are put together at run time. It is a lint; the sandbox and the audit after
+training are what holds. Exact, so there is no tolerance.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from common.records import CheckOutcome
+from training.scorer.verifier.context import failed, passed
+
+__all__ = ["NAME", "run"]
+
+NAME = "reach"
+_CALLS = ("__import__", "breakpoint", "compile", "eval", "exec", "globals", "input", "open")
+_NAMES = ("__builtins__", "__loader__", "__spec__")
+_ATTRIBUTES = (
+    "__builtins__",
+    "__closure__",
+    "__code__",
+    "__globals__",
+    "__import__",
+    "__loader__",
+    "__subclasses__",
+    "_getframe",
+    "f_back",
+    "f_builtins",
+    "f_globals",
+    "f_locals",
+    "gi_frame",
+    "tb_frame",
+)
+_MODULES = ("_C", "builtins", "ctypes", "gc", "importlib", "inspect", "os", "subprocess", "sys")
+"""Modules that other modules hold as attributes: torch.sys."""
+_IMPORTS = ("torch._C", "torch.overrides", "torch.utils._python_dispatch", "torch.utils.flop_counter")
+
+Problem = tuple[int, str, str]
+
+
+def run(text: str) -> CheckOutcome:
+    """The outcome for the text of a program that parses; the counterexample names the lines and what to do."""
+    tree = ast.parse(text)
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    problems = sorted({found for node in ast.walk(tree) for found in _problems(node, imported)})
+    if not problems:
+        return passed(NAME, "keeps to what it imports")
+    line, what, fix = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    listed = [{"line": number, "problem": problem, "instead": instead} for number, problem, instead in problems[:8]]
+    return failed(NAME, f"line {line}: {what}{more}; {fix}", {"line": line, "problems": listed})
+
+
+def _problems(node: ast.AST, imported: set[str]) -> Iterator[Problem]:
+    around = "import at the top what a mixer needs: torch, einops, math, fla"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
+        yield node.lineno, f"calls {node.func.id}", around
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "numpy":
+        yield node.lineno, "leaves torch by .numpy()", "compute it with torch: work outside of it cannot be counted"
+    elif isinstance(node, ast.Name) and node.id in _NAMES:
+        yield node.lineno, f"uses {node.id}", around
+    elif isinstance(node, ast.Attribute):
+        owner = node.value.id if isinstance(node.value, ast.Name) else None
+        if node.attr in _ATTRIBUTES or (owner in imported and node.attr in _MODULES):
+            yield node.lineno, f"uses {f'{owner}.' if owner else '.'}{node.attr}", around
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for name in (module + alias.name for alias in node.names):
+            if any(name == denied or name.startswith(denied + ".") for denied in _IMPORTS):
+                yield node.lineno, f"imports {name}", "a mixer computes; how it is run and counted is not its part"
