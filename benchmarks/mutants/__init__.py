@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutant import Mutant
-from benchmarks.mutants import behaviour, edges, form, hidden, learning, over_time
+from benchmarks.mutants import behaviour, edges, form, hidden, learning, occasions, over_time
 from benchmarks.mutants.sweep import SweepMutant, sweep
 
 __all__ = ["SweepMutant", "mutants", "sweep"]
@@ -11,5 +11,5 @@ __all__ = ["SweepMutant", "mutants", "sweep"]
 
 def mutants() -> list[Mutant]:
     """All mutants of set one, in a fixed order, names unique."""
-    modules = (edges, over_time, hidden, behaviour, form, learning)
+    modules = (edges, over_time, hidden, behaviour, form, learning, occasions)
     return [mutant for module in modules for mutant in module.mutants()]

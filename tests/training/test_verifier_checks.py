@@ -15,7 +15,7 @@ from training.programs import Program
 from training.reports import failure_text
 from training.sandbox import choose
 from training.scorer.client import Worker
-from training.scorer.verifier import CHECKS, Options
+from training.scorer.verifier import CHECKS, Options, reach
 from training.scorer.verifier.context import Context
 from training.scorer.verifier.source import chunk_sizes, own_switches, raises_at
 
@@ -57,16 +57,24 @@ def refusal(found: list[CheckOutcome]) -> CheckOutcome:
         ("cost", "quadratic_in_eval_mode", assets.COST),
         ("cost", "quadratic_in_the_backward_pass", assets.COST),
         ("gradients", "unused_parameters", assets.GRADIENTS),
+        ("gradients", "distance_of_equal_tokens", assets.GRADIENTS),
+        ("shapes", "float64_output", assets.SHAPES),
         ("causality", "leak_1e-4", assets.CAUSALITY),
         ("causality", "zero_gated_leak", assets.CAUSALITY),
         ("causality", "under_autocast_only", assets.CAUSALITY),
         ("causality", "data_dependent_length", assets.CAUSALITY),
         ("causality", "sorted_ranks", assets.CAUSALITY),
+        ("causality", "from_eight_rows", assets.CAUSALITY),
+        ("causality", "behind_a_layer_only", assets.CAUSALITY),
+        ("causality", "with_frozen_weights", assets.CAUSALITY),
         ("batch", "first_row_leaks", assets.BATCH),
         ("state", "remembers_content", assets.STATE),
         ("state", "module_remembers_content", assets.STATE),
         ("state", "running_mean", assets.STATE),
         ("state", "noise_in_eval_mode", assets.STATE),
+        ("state", "keeps_weights", assets.STATE),
+        ("state", "remembers_by_first_token", assets.STATE),
+        ("state", "constructor_sets_the_seed", assets.STATE),
         ("state", "fixes_the_seed", assets.STATE),
         ("state", "draws_for_nothing", assets.STATE),
         ("state", "drifts", assets.STATE),
@@ -130,6 +138,26 @@ def test_a_counterexample_reads_as_text(worker: Worker) -> None:
     _, found = judged(worker, assets.CAUSALITY["mask_includes_next"], "causality")
     text = failure_text(CheckReport(program="p", accepted=False, checks=found))
     assert text.startswith("causality refuses: ") and "\n  t: " in text and "\n  seed: " in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.sys.exit",
+        "__import__('os')",
+        "globals()",
+        "torch.zeros(1).numpy()",
+        "(lambda: 0).__globals__",
+        "__builtins__",
+        "torch._C._len_torch_dispatch_stack()",
+    ],
+)
+def test_ways_around_the_import_list_are_named(line: str) -> None:
+    honest = reach.run(assets.BASE)
+    assert honest.passed
+    found = reach.run(f"{assets.BASE}\n\nX = {line}\n")
+    assert not found.passed and found.severity == "refuse"
+    assert found.counterexample and found.counterexample["line"] == assets.BASE.count("\n") + 3
 
 
 def test_the_text_suggests_what_to_try() -> None:

@@ -100,7 +100,7 @@ def test_a_seed_passes_every_check_and_its_cost_is_measured() -> None:
     baseline: dict[str, float] = {"baseline_mixer_parameters": 50_000, "baseline_flops_per_token": 2e5}
     report = verify(program, BEST, Options(profile_width=128, profile_length=256, **baseline))
     assert report.accepted, failure_text(report)
-    assert [check.name for check in report.checks] == ["static", *CHECKS, "sandbox"]
+    assert [check.name for check in report.checks] == ["static", "reach", *CHECKS, "sandbox"]
     facts = report.facts
     assert 0.95 < facts["work_exponent"] < 1.05 and 0.9 < facts["memory_exponent"] < 1.05
     assert facts["mixer_parameters"] > 4 * 128 * 128

@@ -94,6 +94,13 @@ CAUSALITY = {
         "        n = (hidden_states.abs().sum(-1, keepdim=True) > 0).sum(1, keepdim=True)\n"
         "        o = o * (1 + 0.001 * n / o.shape[1])\n" + RETURN,
     ),
+    "from_eight_rows": planted(RETURN, "        o = o + (0.01 * o.roll(-1, 1) if o.shape[0] > 7 else 0)\n" + RETURN),
+    "behind_a_layer_only": planted(
+        RETURN, "        o = o + (0.01 * o.roll(-1, 1) if hidden_states.grad_fn is not None else 0)\n" + RETURN
+    ),
+    "with_frozen_weights": planted(
+        RETURN, "        o = o + (0.01 * o.roll(-1, 1) if not self.scale.requires_grad else 0)\n" + RETURN
+    ),
     "one_edge_of_48": planted(RETURN, "        o[:, 47:48] = o[:, 47:48] + 1e-3 * o[:, 48:49].sum()\n" + RETURN),
     "sorted_ranks": planted(
         RETURN, "        o = o + 1e-3 * hidden_states.argsort(1).argsort(1).to(o) / o.shape[1]\n" + RETURN
@@ -134,6 +141,14 @@ STATE = {
         "        if self.training:\n            self.mean = self.mean + 0.1 * o.detach().mean((0, 1)).to(self.mean)\n"
         "        o = o - self.mean.to(o)\n" + RETURN,
     ),
+    "keeps_weights": planted(
+        RETURN,
+        "        kept = self.__dict__.setdefault('kept', self.scale.detach() + 1)\n        o = o * kept\n" + RETURN,
+    ),
+    "remembers_by_first_token": planted("\n\nclass DeltaNet", "\n\nKEPT = {}\n\n\nclass DeltaNet").replace(
+        RETURN, "        o = KEPT.setdefault((o.shape, float(hidden_states[0, 0, 0])), o)\n" + RETURN
+    ),
+    "constructor_sets_the_seed": planted(CONSTRUCTED, CONSTRUCTED + "        torch.manual_seed(3)\n"),
     "noise_in_eval_mode": planted(RETURN, "        o = F.dropout(o, 0.1)\n" + RETURN),
     "draws_for_nothing": planted(RETURN, "        torch.rand(1)\n" + RETURN),
     "drifts": planted(RETURN, "        self.o.weight.data.mul_(0.99)\n" + RETURN),
@@ -186,9 +201,15 @@ SHAPES = {
     "too_short": planted(RETURN, "        o = o[:, 1:] if o.shape[1] > 100 else o\n" + RETURN),
     "needs_whole_chunks": planted("    pad = -length % chunk\n", "    assert length % chunk == 0\n    pad = 0\n"),
     "one_value": planted(RETURN, "        return o\n"),
+    "float64_output": planted(RETURN, "        o = o.double()\n" + RETURN),
     "fixed_batch": planted(RETURN, "        o = o.reshape(2, -1, o.shape[-1])\n" + RETURN),
 }
 GRADIENTS = {
+    "distance_of_equal_tokens": planted(
+        RETURN,
+        "        gap = (hidden_states[:, 1:] - hidden_states[:, :-1]).square().sum(-1, keepdim=True).sqrt()\n"
+        "        o = torch.cat([o[:, :1], o[:, 1:] + 0.01 * gap], 1)\n" + RETURN,
+    ),
     "unused_parameters": planted(
         CONSTRUCTED, CONSTRUCTED + "        self.extra = nn.Linear(hidden_size, 2 * hidden_size)\n"
     ),

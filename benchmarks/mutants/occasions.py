@@ -1,0 +1,114 @@
+"""Mutants that set two taught: faults that wait for an occasion the checks once did not make, or reach around them."""
+
+from __future__ import annotations
+
+from benchmarks.mutant import Mutant
+from benchmarks.mutants.bases import DELTA, GATED, designed, inserted
+
+__all__ = ["mutants"]
+
+_NEXT = "o = o + 0.1 * torch.cat([x[:, 1:], x[:, :1]], 1)"
+_PAIRS = "o = o + 1e-3 * (x @ x.transpose(1, 2)).tril() @ x"
+
+
+def mutants() -> list[Mutant]:
+    """All of them."""
+    return [*_leaks(), *_kept(), *_values(), *_around()]
+
+
+def _leaks() -> list[Mutant]:
+    c = "causality batch"
+    return [
+        inserted("from_seven_rows", GATED, "the next token is seen in large batches", c, _if("x.shape[0] > 6", _NEXT)),
+        inserted(
+            "behind_another_layer",
+            DELTA,
+            "the next token is seen where the input was computed, as in a model",
+            c,
+            _if("x.grad_fn is not None", _NEXT),
+        ),
+        inserted(
+            "frozen_for_evaluation",
+            GATED,
+            "the next token is seen once the weights are frozen",
+            c,
+            _if("not next(self.parameters()).requires_grad", _NEXT),
+        ),
+    ]
+
+
+def _kept() -> list[Mutant]:
+    return [
+        inserted(
+            "kept_gain",
+            DELTA,
+            "a gain is copied at the first call",
+            "state learns",
+            'if "kept" not in vars(self):\n    self.kept = self.gain.detach().clone()\no = o * self.kept',
+            init="self.gain = nn.Parameter(torch.ones(hidden_size))",
+        ),
+        inserted(
+            "kept_by_beginning",
+            designed(conv="short"),
+            "outputs are kept by the first token of a row",
+            "state",
+            "key = (x.shape, x.dtype, round(float(x[0, 0, 0]), 6))\n"
+            "if not torch.is_grad_enabled():\n    o = KEPT.setdefault(key, o)",
+            top="KEPT = {}",
+        ),
+    ]
+
+
+def _values() -> list[Mutant]:
+    return [
+        inserted(
+            "seeds_all_layers_alike",
+            GATED,
+            "the constructor sets the global seed",
+            "state construct",
+            "",
+            init="torch.manual_seed(7)\nself.spare_scale = nn.Parameter(torch.randn(hidden_size))",
+        ),
+        inserted("wide_output", DELTA, "the output is float64", "shapes", "o = o.double()"),
+        inserted(
+            "distance_of_equal_tokens",
+            GATED,
+            "the gradient of a distance of zero is NaN",
+            "gradients",
+            "gap = (x[:, 1:] - x[:, :-1]).square().sum(-1, keepdim=True).sqrt()\n"
+            "o = torch.cat([o[:, :1], o[:, 1:] + 0.01 * gap], 1)",
+        ),
+    ]
+
+
+def _around() -> list[Mutant]:
+    r = "reach"
+    return [
+        inserted(
+            "asks_the_dispatcher",
+            DELTA,
+            "quadratic where nobody counts",
+            r,
+            _if("dispatch._get_current_dispatch_mode() is None", _PAIRS),
+            top="from torch.utils import _python_dispatch as dispatch",
+        ),
+        inserted(
+            "asks_for_modules",
+            GATED,
+            "the next token is seen where no test runner is loaded",
+            r + " causality",
+            _if('"pytest" not in torch.sys.modules', _NEXT),
+        ),
+        inserted(
+            "pairs_outside_of_torch",
+            DELTA,
+            "all pairs of tokens are multiplied in numpy",
+            r,
+            "pairs = x.detach().float().numpy()\n"
+            "o = o + 1e-3 * torch.from_numpy((pairs @ pairs.swapaxes(1, 2)).cumsum(2)[:, :, :1]).to(o) * 0",
+        ),
+    ]
+
+
+def _if(condition: str, statement: str) -> str:
+    return f"if {condition}:\n    {statement}"
