@@ -6,10 +6,14 @@ Use float64.
 
 from __future__ import annotations
 
+import importlib.metadata
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 __all__ = [
+    "FLA_OPS",
     "delta_product",
     "delta_rule",
     "depthwise_conv",
@@ -22,6 +26,9 @@ __all__ = [
     "rotary",
     "softmax_attention",
 ]
+
+FLA_OPS = Path(str(importlib.metadata.distribution("fla-core").locate_file("fla/ops")))
+"""fla's sources, to be read without importing fla: whatever stands in sys.modules under its name."""
 
 
 def gated_delta_rule(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, log_decay_BTH: Tensor) -> Tensor:

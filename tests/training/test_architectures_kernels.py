@@ -169,9 +169,7 @@ def test_float32_is_exact_where_a_series_for_the_inverse_cancels(name: str, stre
 
 def plain_fla(module: str) -> ModuleType:
     """A pure-torch file of fla executed by itself: importing the package would load Triton kernels for ten seconds."""
-    root = importlib.util.find_spec("fla")
-    assert root is not None and root.submodule_search_locations
-    path = f"{root.submodule_search_locations[0]}/ops/{module}/naive.py"
+    path = oracles.FLA_OPS / module / "naive.py"
     spec = importlib.util.spec_from_file_location(f"plain_fla_{module.replace('/', '_')}", path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
