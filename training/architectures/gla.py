@@ -37,17 +37,12 @@ def decayed_products(rows_RMCK: Tensor, cols_MCK: Tensor, total_MCK: Tensor) -> 
     Entry (i, j) is sum_k rows[i, k] cols[j, k] exp(total[i, k] - total[j, k]) where j <= i, else 0. `total` is the sum
     of log decays since the start of the chunk. exp(total_i) exp(-total_j) overflows where a channel forgets quickly, so
     the decay is measured from a token between j and i: the last of the first half, where j lies in the first half of
-    a block and i in the second, with blocks of 8, 16, ... tokens. Both exponents are then <= 0 at any decay. That token
+    a block and i in the second, with blocks of 2, 4, 8, ... tokens. Both exponents are then <= 0 at any decay. It
     never comes after i, so that not even rounding carries later tokens into earlier rows.
     Source: secondary chunking, arXiv 2312.06635, section 4.3; the halving here.
     """
-    chunk, block = total_MCK.shape[-2], min(4, total_MCK.shape[-2])
-    # Blocks of four tokens pair by pair.
-    rows, cols = rows_RMCK.unflatten(-2, (-1, block)), cols_MCK.unflatten(-2, (-1, block))
-    total = total_MCK.unflatten(-2, (-1, block))
-    later = torch.ones(block, block, dtype=torch.bool, device=total.device).triu(1)[..., None]
-    since = (total[..., :, None, :] - total[..., None, :, :]).masked_fill(later, -torch.inf).exp()
-    found = torch.einsum("rmnik,mnijk->rmnij", rows, since * cols[..., None, :, :])
+    block, chunk = 1, total_MCK.shape[-2]
+    found = (rows_RMCK * cols_MCK).sum(dim=-1)[..., None, None]  # blocks of one token, which nothing has decayed yet
     while block < chunk:
         halves = (-1, 2, block)
         first, second = total_MCK.unflatten(-2, halves).unbind(-3)
