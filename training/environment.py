@@ -13,7 +13,7 @@ from pathlib import Path
 from common.errors import StoreError, UsageError
 from common.files import sha256_text
 from common.process import REPOSITORY
-from training.programs import seed_hashes
+from training.architectures import SEEDS
 
 __all__ = ["MODEL_SOURCE", "TRAINER_SOURCES", "find_device", "git_commit", "seed_programs", "source_hash", "versions"]
 
@@ -61,13 +61,8 @@ def versions() -> dict[str, str]:
 
 
 def seed_programs() -> dict[str, str]:
-    """Name -> hash of the seed architectures; the references are no part of a baseline."""
-    folder = REPOSITORY / "training" / "architectures"
-    return {
-        name: sha
-        for sha, name in sorted(seed_hashes().items(), key=lambda pair: pair[1])
-        if (folder / f"{name}.py").is_file()
-    }
+    """Name -> hash of the seeds of the search; the other shipped programs are no part of a baseline."""
+    return {name: sha256_text(path.read_text(encoding="utf-8")) for name, path in SEEDS.items()}
 
 
 def source_hash(names: Sequence[str]) -> str:

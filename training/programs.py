@@ -40,7 +40,7 @@ class Program:
 
 
 def seed_hashes() -> dict[str, str]:
-    """SHA-256 -> name of each program that we ship: the seed architectures and the references."""
+    """SHA-256 -> name of each program that we ship: the architectures and the references."""
     found = {}
     for folder in ("architectures", "references"):
         for path in sorted((_HERE / folder).glob("*.py")):

@@ -160,11 +160,15 @@ def _whole_sequence() -> list[Mutant]:
             "a second pass runs from the end",
             _C,
             (
-                "o_BTHV = self.o_norm(chunked_gated_delta_rule("
-                "q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH))",
-                "given = (q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH)\n"
-                "            back = chunked_gated_delta_rule(*(item.flip(1) for item in given)).flip(1)\n"
-                "            o_BTHV = self.o_norm(chunked_gated_delta_rule(*given) + 0.1 * back)",
+                "chunked_gated_delta_rule(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH)",
+                "both_ways(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH)",
+            ),
+            (
+                "class RMSNorm(nn.Module):",
+                "def both_ways(*given):\n"
+                "    back = chunked_gated_delta_rule(*(item.flip(1) for item in given)).flip(1)\n"
+                "    return chunked_gated_delta_rule(*given) + 0.1 * back\n\n\n"
+                "class RMSNorm(nn.Module):",
             ),
         ),
         inserted(

@@ -1,8 +1,9 @@
-"""The seed architectures against step-by-step definitions in float64, and the properties that every mixer must have."""
+"""The seeds against step-by-step definitions in float64, and the properties that every mixer of ours must have."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -20,15 +21,19 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.architectures import SEEDS, delta_net, gated_delta_net
-from training.references import REFERENCES, softmax_attention
+from training.architectures import ARCHITECTURES, SEEDS
+from training.environment import seed_programs
+from training.references import REFERENCES
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES: dict[str, ModuleType] = {"delta_net": delta_net, "gated_delta_net": gated_delta_net}
-ALL: dict[str, ModuleType] = {**MODULES, "softmax_attention": softmax_attention}
+ALL: dict[str, ModuleType] = {
+    **{name: importlib.import_module(f"training.architectures.{name}") for name in ARCHITECTURES},
+    **{name: importlib.import_module(f"training.references.{name}") for name in REFERENCES},
+}
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
 
-both = pytest.mark.parametrize("name", list(MODULES))
+both = pytest.mark.parametrize("name", list(SEEDS))
+linear = pytest.mark.parametrize("name", list(ARCHITECTURES))
 every = pytest.mark.parametrize("name", list(ALL))
 
 
@@ -123,42 +128,6 @@ def test_every_option_is_honoured(name: str, config: dict[str, Any], batch: int,
         torch.testing.assert_close(net(x)[0], slow_layer(name, net, x, config), rtol=1e-7, atol=1e-7)
 
 
-def kernel(name: str, parts: list[Tensor]) -> Tensor:
-    if name == "delta_net":
-        return delta_net.chunked_delta_rule(*parts[:4])
-    return gated_delta_net.chunked_gated_delta_rule(*parts)
-
-
-def oracle(name: str, parts: list[Tensor]) -> Tensor:
-    return oracles.delta_rule(*parts[:4]) if name == "delta_net" else oracles.gated_delta_rule(*parts)
-
-
-@both
-@pytest.mark.parametrize("strength", [1.0, 1.9])
-def test_kernel_in_float32_is_exact_where_a_series_for_the_inverse_cancels(name: str, strength: float) -> None:
-    length = 130
-    k = F.normalize(
-        tokens(1, 1, 2, 4) + 0.02 * tokens(1, length, 2, 4, seed=2), dim=-1
-    )  # one direction, again and again
-    parts = [tokens(1, length, 2, 4, seed=3), k, tokens(1, length, 2, 3, seed=4)]
-    parts += [torch.full((1, length, 2), strength, dtype=torch.float64), torch.full((1, length, 2), -0.01).double()]
-    want = oracle(name, parts)
-    error = (kernel(name, [part.float() for part in parts]) - want).abs().max() / want.abs().max()
-    assert error < 1e-4
-
-
-def test_gated_kernel_survives_decays_that_empty_the_memory() -> None:
-    length = 70
-    parts = [tokens(1, length, 2, 4, seed=s, dtype=torch.float32) for s in (1, 2, 3)]
-    parts[1] = F.normalize(parts[1], dim=-1)
-    parts += [torch.rand(1, length, 2), torch.full((1, length, 2), -60.0)]
-    parts = [part.requires_grad_() for part in parts]
-    out = kernel("gated_delta_net", parts)
-    gradients = torch.autograd.grad(out.square().sum(), parts)
-    torch.testing.assert_close(out, oracle("gated_delta_net", parts), rtol=1e-4, atol=1e-5)
-    assert all(gradient.isfinite().all() for gradient in gradients)
-
-
 @every
 def test_a_position_sees_only_itself_and_what_came_before(name: str) -> None:
     net, x = build(name, use_gate=True), tokens(2, 70, 16)
@@ -192,7 +161,8 @@ def test_padding_changes_nothing_for_the_tokens(name: str, side: str) -> None:
     assert torch.autograd.grad(out.sum(), padded)[0].isfinite().all()
 
 
-@both
+# The filter of delta_net_fir counts positions, padding included.
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "delta_net_fir"])
 def test_padding_between_tokens_neither_writes_nor_forgets(name: str) -> None:
     net, x = build(name, use_short_conv=False), tokens(2, 40, 16)
     kept = torch.arange(40) % 3 != 1
@@ -231,11 +201,15 @@ def test_cache_and_flags_pass_through(name: str) -> None:
     torch.testing.assert_close(out, net(x)[0])
 
 
-@both
+WITHOUT = {"mamba2": {"qk_norm"}, "rwkv7": {"qk_norm", "qk_activation", "conv_size"}}
+"""Arguments that a mechanism accepts without effect, whatever their value."""
+
+
+@linear
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_size": 10, "num_heads": 4}, "num_heads must divide .* 10 and 10, got 4"),
+        ({"hidden_size": 10, "num_heads": 4}, "num_heads must divide .* 10 and .*10, got 4"),
         ({"hidden_size": 16, "num_heads": 4, "expand_v": 0.1}, "num_heads must divide"),
         ({"num_heads": 0}, "num_heads must divide"),
         ({"qk_norm": "l3"}, r"qk_norm must be one of \['l2', 'sum'\], got 'l3'"),
@@ -244,13 +218,22 @@ def test_cache_and_flags_pass_through(name: str) -> None:
     ],
 )
 def test_impossible_arguments_are_refused(name: str, config: dict[str, Any], message: str) -> None:
+    if set(config) & WITHOUT.get(name, set()):
+        build(name, **config)
+        return
     with pytest.raises(ValueError, match=message):
         build(name, **config)
 
 
-def test_attention_refuses_odd_keys() -> None:
+@pytest.mark.parametrize("name", ["softmax_attention", "retnet"])
+def test_rotation_refuses_odd_keys(name: str) -> None:
     with pytest.raises(ValueError, match=r"half the key width 6 .* got 2"):
-        build("softmax_attention", hidden_size=6, num_heads=2)
+        build(name, hidden_size=6, num_heads=2)
+
+
+def test_corrections_a_token_are_counted() -> None:
+    with pytest.raises(ValueError, match="num_householder must be at least 1, got 0"):
+        build("gated_delta_product", num_householder=0)
 
 
 @every
@@ -258,6 +241,7 @@ def test_signature_is_the_published_contract(name: str) -> None:
     parameters = inspect.signature(ALL[name].DeltaNet.__init__).parameters
     defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
     assert defaults == {
+        **({"num_householder": 2} if name == "gated_delta_product" else {}),
         "mode": "chunk1",
         "d_model": None,
         "hidden_size": 1024,
@@ -282,15 +266,23 @@ def test_signature_is_the_published_contract(name: str) -> None:
     assert build(name, hidden_size=999, d_model=16)(tokens(1, 2, 16))[0].shape == (1, 2, 16)
 
 
-def test_programs_are_single_files_of_torch_and_einops() -> None:
-    assert list(SEEDS) == ["delta_net", "gated_delta_net"]
-    for path in (*SEEDS.values(), *REFERENCES.values()):
+def test_programs_are_single_files_that_import_fla_only_where_a_kernel_is_called() -> None:
+    for path in (*ARCHITECTURES.values(), *REFERENCES.values()):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        froms = {
-            node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
-        }
-        plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        assert froms | plain <= {"__future__", "typing", "math", "torch", "einops"}
+        kernels = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("fla_")]
+        inside = {id(node) for kernel in kernels for node in ast.walk(kernel)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                allowed = {"fla"} if id(node) in inside else {"__future__", "typing", "math", "torch", "einops"}
+                assert name is not None and name.split(".")[0] in allowed, (path.name, name)
+        assert len(kernels) == (path.stem in ARCHITECTURES), path.name
+
+
+def test_only_the_seeds_are_roots_and_part_of_a_baseline() -> None:
+    assert list(SEEDS) == list(seed_programs()) == ["delta_net", "gated_delta_net"]
+    folder = next(iter(SEEDS.values())).parent
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(ARCHITECTURES)
 
 
 def test_listing_the_programs_needs_no_torch() -> None:
@@ -308,7 +300,7 @@ class _CountCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@both
+@linear
 def test_work_is_linear_in_length_and_sequential_only_between_chunks(name: str) -> None:
     net = build(name, dtype=torch.float32)
     flops, calls = [], []

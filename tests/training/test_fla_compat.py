@@ -97,7 +97,7 @@ def test_convolution_and_its_state(batch: int, length: int, width: int, bias: bo
     with torch.no_grad():
         state, steps = torch.zeros(batch, 6, width, dtype=torch.float64), []
         for t in range(length):  # the state is also updated in place, as a decoder expects
-            steps.append(conv(x[:, t : t + 1], cache=state)[0])
+            steps.append(conv.step(x[:, t : t + 1], None, state)[0])
         same(torch.cat(steps, dim=1), want)
 
 

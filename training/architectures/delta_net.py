@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 32
+FLA_DEVICE = "cuda"
+"""Where fla's Triton kernels run."""
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1.0, "identity": lambda x: x}
 KEY_NORMS = {
     "l2": lambda x: x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6),
@@ -69,6 +71,21 @@ def chunked_delta_rule(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH:
     local_MCV, correction_MCK = torch.bmm(within_MCC, solved).split([value_dim, key_dim], dim=-1)
     o_MCV = torch.baddbmm(local_MCV, q_MCK - correction_MCK, state_MKV)
     return rearrange(o_MCV, "(b h n) c v -> b (n c) h v", b=batch, h=heads)[:, :length]
+
+
+def runs_fla(q_BTHK: Tensor, v_BTHV: Tensor) -> bool:
+    """Whether fla's kernel takes these: 16-bit values on a CUDA device, heads of 16 to 256 channels."""
+    widths = (q_BTHK.shape[-1], v_BTHV.shape[-1])
+    half = v_BTHV.dtype in (torch.bfloat16, torch.float16)
+    return v_BTHV.device.type == FLA_DEVICE and half and min(widths) >= 16 and max(widths) <= 256
+
+
+def fla_delta_rule(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor) -> Tensor:
+    """The same by fla's Triton kernel, in the dtype of v."""
+    from fla.ops.delta_rule import chunk_delta_rule  # without a GPU this import is slow and its kernels fail
+
+    q_BTHK, k_BTHK = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
+    return chunk_delta_rule(q_BTHK, k_BTHK, v_BTHV, beta_BTH, scale=1.0)[0]
 
 
 class RMSNorm(nn.Module):
@@ -219,7 +236,10 @@ class DeltaNet(nn.Module):
                 beta_BTH = beta_BTH * 2.0
             if attention_mask is not None:
                 beta_BTH = beta_BTH * attention_mask[..., None].to(dtype)
-            o_BTHV = self.o_norm(chunked_delta_rule(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH))
+            if runs_fla(q_BTHK, v_BTHV):
+                o_BTHV = self.o_norm(fla_delta_rule(q_BTHK, k_BTHK, v_BTHV, beta_BTH))
+            else:
+                o_BTHV = self.o_norm(chunked_delta_rule(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH))
 
         o_BTV = rearrange(o_BTHV, "b t h v -> b t (h v)").to(x_BTD.dtype)
         if self.use_gate:

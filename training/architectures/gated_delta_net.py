@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK = 32
+FLA_DEVICE = "cuda"
+"""Where fla's Triton kernels run."""
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1.0, "identity": lambda x: x}
 KEY_NORMS = {
     "l2": lambda x: x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6),
@@ -85,6 +87,23 @@ def chunked_gated_delta_rule(
     local_MCV, correction_MCK = torch.bmm(within_MCC, solved).split([value_dim, key_dim], dim=-1)
     o_MCV = torch.baddbmm(local_MCV, q_MCK * since_start_MC1 - correction_MCK, state_MKV)
     return rearrange(o_MCV, "(b h n) c v -> b (n c) h v", b=batch, h=heads)[:, :length]
+
+
+def runs_fla(q_BTHK: Tensor, v_BTHV: Tensor) -> bool:
+    """Whether fla's kernel takes these: 16-bit values on a CUDA device, heads of 16 to 256 channels."""
+    widths = (q_BTHK.shape[-1], v_BTHV.shape[-1])
+    half = v_BTHV.dtype in (torch.bfloat16, torch.float16)
+    return v_BTHV.device.type == FLA_DEVICE and half and min(widths) >= 16 and max(widths) <= 256
+
+
+def fla_gated_delta_rule(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, beta_BTH: Tensor, log_decay_BTH: Tensor
+) -> Tensor:
+    """The same by fla's Triton kernel, in the dtype of v."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # without a GPU this is slow and its kernels fail
+
+    q_BTHK, k_BTHK = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
+    return chunk_gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, g=log_decay_BTH, beta=beta_BTH, scale=1.0)[0]
 
 
 class RMSNorm(nn.Module):
@@ -243,7 +262,12 @@ class DeltaNet(nn.Module):
             if attention_mask is not None:
                 token_BT1 = attention_mask[..., None].to(dtype)
                 beta_BTH, log_decay_BTH = beta_BTH * token_BT1, log_decay_BTH * token_BT1
-            o_BTHV = self.o_norm(chunked_gated_delta_rule(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH))
+            if runs_fla(q_BTHK, v_BTHV):
+                o_BTHV = self.o_norm(fla_gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH))
+            else:
+                o_BTHV = self.o_norm(
+                    chunked_gated_delta_rule(q_BTHK, k_BTHK, v_BTHV.to(dtype), beta_BTH, log_decay_BTH)
+                )
 
         o_BTV = rearrange(o_BTHV, "b t h v -> b t (h v)").to(x_BTD.dtype)
         return self.o_proj(o_BTV * F.silu(self.g_proj(x_BTD))), None, past_key_values

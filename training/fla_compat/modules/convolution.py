@@ -84,3 +84,14 @@ class ShortConvolution(nn.Conv1d):
             cache.copy_(seen_BDT[..., -width:])
             final_state = cache if output_final_state else None
         return y, final_state
+
+    def step(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cache: Tensor | None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The forward pass for one token x [B, 1, D] after the inputs in `cache`; without a cache, after nothing."""
+        return self.forward(x, residual, None, cache, output_final_state, cu_seqlens)

@@ -1,0 +1,68 @@
+"""Each architecture by fla's real Triton kernel, in Triton's interpreter, against its own form: no GPU needed.
+
+The child imports fla (over ten seconds) and interprets kernels operation by operation: one of the slow tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton_interpreter
+from torch import Tensor, nn
+
+from training.architectures import ARCHITECTURES
+
+LENGTH, HIDDEN = 70, 16  # more than one chunk of 64 in the kernels, of 32 in ours; one head of the least width
+
+
+def results(net: nn.Module, mask: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, weights = (torch.randn(1, LENGTH, HIDDEN, generator=generator) for _ in range(2))
+    weights = weights * mask[..., None]
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = net(x, attention_mask=mask)[0].float()
+    return [out * mask[..., None], *torch.autograd.grad((out * weights).sum(), [x, *net.parameters()])]
+
+
+def compare(name: str) -> None:
+    """Raises AssertionError where output or a gradient differ by more than float16 rounds."""
+    module = importlib.import_module(f"training.architectures.{name}")
+    torch.manual_seed(0)
+    net = module.DeltaNet(hidden_size=HIDDEN, num_heads=1, use_gate=True, allow_neg_eigval=True)
+    mask = (torch.arange(LENGTH) >= 5)[None].long()
+    own = results(net, mask)
+    module.FLA_DEVICE = "cpu"
+    called = results(net, mask)
+    names = ["output", "input", *(parameter for parameter, _ in net.named_parameters())]
+    worst = 0.0
+    for what, got, want in zip(names, called, own, strict=True):
+        error = ((got - want).norm() / (want.norm() + 1e-2)).item()
+        assert error < 0.03, (name, what, error)
+        worst = max(worst, error)
+    assert worst > 0, f"{name}: equal to the last bit, so the kernel was not called"
+    print(f"{name}: at most {worst:.1e} apart", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
+def test_architectures_by_the_kernels_of_fla_agree_with_their_own_form() -> None:
+    done = subprocess.run(
+        [sys.executable, __file__], env=triton_interpreter.environment(), capture_output=True, text=True, check=False
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("apart") == len(ARCHITECTURES)
+
+
+if __name__ == "__main__":
+    import fla.ops  # noqa: F401 - every kernel is there before it is prepared
+
+    triton_interpreter.prepare()
+    for architecture in ARCHITECTURES:
+        compare(architecture)

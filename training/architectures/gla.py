@@ -1,0 +1,253 @@
+"""Gated linear attention (GLA): an adding memory that forgets channel by channel, in chunkwise parallel form.
+
+Each head keeps a matrix S of shape [key_dim, value_dim]; every key channel has a decay of its own in (0, 1), which the
+token chooses:
+
+    S_t = Diag(a_t) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t        a_t = sigmoid(W2 W1 x_t + b)^(1/16)
+
+The normalised output is multiplied by SiLU of a projection of the input. Convolutions, features and norms are those of
+DeltaNet here; the paper has no convolution and scales queries instead.
+
+Source: gated linear attention, arXiv 2312.06635, sections 4.2 (decay, equation 3), 4.3 (chunks) and 4.4 (layer).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK = 32
+FLA_DEVICE = "cuda"
+"""Where fla's Triton kernels run."""
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1.0, "identity": lambda x: x}
+DECAY_RANK, DECAY_ROOT = 16, 16.0
+KEY_NORMS = {
+    "l2": lambda x: x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6),
+    "sum": lambda x: F.normalize(x, p=1.0, dim=-1, eps=1e-6),
+}
+
+
+def decayed_products(rows_RMCK: Tensor, cols_MCK: Tensor, total_MCK: Tensor) -> Tensor:
+    """Products of each row with the columns up to it, decayed channel by channel on the way; returns [R, M, C, C].
+
+    Entry (i, j) is sum_k rows[i, k] cols[j, k] exp(total[i, k] - total[j, k]) where j <= i, else 0. `total` is the sum
+    of log decays since the start of the chunk. exp(total_i) exp(-total_j) overflows where a channel forgets quickly, so
+    the decay is measured from a token between j and i: the last of the first half, where j lies in the first half of
+    a block and i in the second, with blocks of 2, 4, 8, ... tokens. Both exponents are then <= 0 at any decay. It
+    never comes after i, so that not even rounding carries later tokens into earlier rows.
+    Source: secondary chunking, arXiv 2312.06635, section 4.3; the halving here.
+    """
+    block, chunk = 1, total_MCK.shape[-2]
+    found = (rows_RMCK * cols_MCK).sum(dim=-1)[..., None, None]  # blocks of one token, which nothing has decayed yet
+    while block < chunk:
+        halves = (-1, 2, block)
+        first, second = total_MCK.unflatten(-2, halves).unbind(-3)
+        middle = first[..., -1:, :]
+        rows = rows_RMCK.unflatten(-2, halves)[..., 1, :, :] * (second - middle).exp()
+        cols = cols_MCK.unflatten(-2, halves)[..., 0, :, :] * (middle - first).exp()
+        above, below = found.unflatten(-3, (-1, 2)).unbind(-3)
+        across = torch.cat([rows @ cols.transpose(-1, -2), below], dim=-1)
+        found = torch.cat([F.pad(above, (0, block)), across], dim=-2)
+        block *= 2
+    return found.squeeze(-3)
+
+
+def chunked_gla(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_decay_BTHK: Tensor) -> Tensor:
+    """Run the recurrence over the whole sequence; returns o_BTHV in the dtype of the arguments (float32 or wider).
+
+    Cost is linear in T: inside a chunk of C = 32 tokens everything is a batched matrix product, between chunks only S
+    is handed on. T need not be a multiple of C: padding with k = 0 and log decay 0 changes nothing. All exponents are
+    <= 0, so that any decay is safe.
+    Source: arXiv 2312.06635, section 4.3.
+    """
+    batch, length, heads = q_BTHK.shape[:3]
+
+    def chunks(x_BTHD: Tensor) -> Tensor:
+        padded = F.pad(x_BTHD, (0, 0, 0, 0, 0, -length % CHUNK)) if length % CHUNK else x_BTHD
+        return rearrange(padded, "b (n c) h d -> (b h n) c d", c=CHUNK).contiguous()
+
+    # M = B * H * N: every chunk of every head is one matrix of a batch.
+    q_MCK, k_MCK, v_MCV = chunks(q_BTHK), chunks(k_BTHK), chunks(v_BTHV)
+    total_MCK = chunks(log_decay_BTHK).cumsum(dim=1)
+    within_MCC = decayed_products(q_MCK[None], k_MCK, total_MCK)[0]
+
+    # Between chunks, with a the decay of the whole chunk and K' the keys decayed to its end: S' = Diag(a) S + K'^T V.
+    until_end_MCK = (total_MCK[:, -1:] - total_MCK).exp()
+    write_ANKV = rearrange(
+        torch.bmm((k_MCK * until_end_MCK).transpose(1, 2), v_MCV), "(a n) k v -> a n k v", a=batch * heads
+    )
+    keep_ANK1 = rearrange(total_MCK[:, -1].exp(), "(a n) k -> a n k 1", a=batch * heads)
+    states = [torch.zeros_like(write_ANKV[:, 0])]
+    for write, keep in zip(write_ANKV.unbind(1)[:-1], keep_ANK1.unbind(1)[:-1], strict=True):
+        states.append(torch.addcmul(write, keep, states[-1]))
+    state_MKV = torch.stack(states, dim=1).flatten(0, 1)
+
+    # With Q' the queries decayed from the start: O = Q' S + P V, where P are the decayed products.
+    o_MCV = torch.baddbmm(torch.bmm(within_MCC, v_MCV), q_MCK * total_MCK.exp(), state_MKV)
+    return rearrange(o_MCV, "(b h n) c v -> b (n c) h v", b=batch, h=heads)[:, :length]
+
+
+def runs_fla(q_BTHK: Tensor, v_BTHV: Tensor) -> bool:
+    """Whether fla's kernel takes these: 16-bit values on a CUDA device, heads of 16 to 256 channels."""
+    widths = (q_BTHK.shape[-1], v_BTHV.shape[-1])
+    half = v_BTHV.dtype in (torch.bfloat16, torch.float16)
+    return v_BTHV.device.type == FLA_DEVICE and half and min(widths) >= 16 and max(widths) <= 256
+
+
+def fla_gla(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_decay_BTHK: Tensor) -> Tensor:
+    """The same by fla's Triton kernel, in the dtype of v."""
+    from fla.ops.gla import chunk_gla  # without a GPU this import is slow and its kernels fail
+
+    q_BTHK, k_BTHK = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
+    return chunk_gla(q_BTHK, k_BTHK, v_BTHV, g=log_decay_BTHK, scale=1.0)[0]
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 or wider (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.dtype == torch.float64 else x.float()
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+class ShortConv(nn.Conv1d):
+    """Depthwise convolution over the last `width` tokens, x_BTD -> y_BTD: position t sees t - width + 1 ... t only."""
+
+    def __init__(self, dim: int, width: int, bias: bool) -> None:
+        super().__init__(dim, dim, kernel_size=width, groups=dim, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BDT = F.pad(rearrange(x_BTD, "b t d -> b d t"), (self.kernel_size[0] - 1, 0))
+        return rearrange(super().forward(x_BDT), "b d t -> b t d")
+
+
+class DeltaNet(nn.Module):
+    """The GLA token mixer (arXiv 2312.06635): projections, short convolutions, gated memory, norm, gate, output.
+
+    Args:
+        mode: name of the kernel that the block asks for; there is one kernel here, chunkwise with 32 tokens a chunk.
+        d_model, hidden_size: width of the input and output; d_model wins where both are given.
+        expand_k, expand_v: width of all keys and of all values as a multiple of hidden_size.
+        num_heads: heads; must divide both widths.
+        use_beta, use_gate, allow_neg_eigval: accepted without effect: writes are full ones, the gate is always there.
+        use_short_conv, conv_size, conv_bias: the causal convolution behind the q, k and v projections.
+        layer_idx: which layer of the model this is; kept for inspection.
+        qk_activation: 'silu', 'relu', 'elu' (ELU + 1) or 'identity'; qk_norm: 'l2' or 'sum' (of magnitudes).
+        norm_eps: epsilon of the output norm.
+        **kwargs: what blocks pass to other mixers; `use_output_norm=False` drops the output norm, others do nothing.
+
+    Raises:
+        ValueError: for arguments that cannot be met, with what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        mode: str = "chunk1",
+        d_model: int | None = None,
+        hidden_size: int = 1024,
+        expand_k: float = 1.0,
+        expand_v: float = 1.0,
+        num_heads: int = 4,
+        use_beta: bool = True,
+        use_gate: bool = False,
+        use_short_conv: bool = True,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        allow_neg_eigval: bool = False,
+        layer_idx: int | None = None,
+        qk_activation: str = "silu",
+        qk_norm: str = "l2",
+        norm_eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        hidden_size = hidden_size if d_model is None else d_model
+        key_dim, value_dim = int(hidden_size * expand_k), int(hidden_size * expand_v)
+        if num_heads < 1 or min(key_dim, value_dim) < 1 or key_dim % num_heads or value_dim % num_heads:
+            raise ValueError(
+                f"num_heads must divide the key and value widths {key_dim} and {value_dim}, got {num_heads}"
+            )
+        if qk_activation not in ACTIVATIONS:
+            raise ValueError(f"qk_activation must be one of {sorted(ACTIVATIONS)}, got {qk_activation!r}")
+        if qk_norm not in KEY_NORMS:
+            raise ValueError(f"qk_norm must be one of {sorted(KEY_NORMS)}, got {qk_norm!r}")
+        if use_short_conv and conv_size < 1:
+            raise ValueError(f"conv_size must be at least 1, got {conv_size}")
+
+        self.mode = mode
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.head_k_dim, self.head_v_dim = key_dim // num_heads, value_dim // num_heads
+        self.use_short_conv, self.layer_idx = use_short_conv, layer_idx
+        self.activation, self.key_norm = ACTIVATIONS[qk_activation], KEY_NORMS[qk_norm]
+
+        # q, k and v side by side: one product and one convolution for all three.
+        self.qkv_dims = [2 * key_dim, value_dim]
+        self.qkv_proj = nn.Linear(hidden_size, sum(self.qkv_dims), bias=False)
+        if use_short_conv:
+            self.qkv_conv = ShortConv(sum(self.qkv_dims), conv_size, conv_bias)
+        # A low-rank map is enough to choose the decays (arXiv 2312.06635, section 4.4).
+        self.a_proj = nn.Sequential(nn.Linear(hidden_size, DECAY_RANK, bias=False), nn.Linear(DECAY_RANK, key_dim))
+        self.g_proj = nn.Linear(hidden_size, value_dim, bias=False)
+        self.o_norm = RMSNorm(self.head_v_dim, norm_eps) if kwargs.get("use_output_norm", True) else nn.Identity()
+        self.o_proj = nn.Linear(value_dim, hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None, Any]:
+        """Mix the tokens of hidden_states [B, T, hidden_size]; returns (o [B, T, hidden_size], None, past_key_values).
+
+        attention_mask: optional [B, T], 1 for a token and 0 for padding on either side. Padding writes
+        nothing and forgets nothing; its own output is meaningless. There is no decoding cache: past_key_values is
+        handed back as it came, use_cache has no effect, and there are no attention weights for output_attentions.
+
+        Raises:
+            ValueError: the mask is not [B, T].
+        """
+        x_BTD = hidden_states
+        if attention_mask is not None:
+            if attention_mask.shape != x_BTD.shape[:2]:
+                raise ValueError(
+                    f"attention_mask must be [B, T] = {list(x_BTD.shape[:2])}, got {list(attention_mask.shape)}"
+                )
+            # Zeros also keep the convolutions of the first real tokens clean when the padding is on the left.
+            x_BTD = x_BTD * attention_mask[..., None].to(x_BTD.dtype)
+
+        qkv = self.qkv_proj(x_BTD)
+        if self.use_short_conv:
+            qkv = self.qkv_conv(qkv)
+        qk, v = qkv.split(self.qkv_dims, dim=-1)
+        qk_2BTHK = rearrange(self.activation(qk), "b t (s h k) -> s b t h k", s=2, h=self.num_heads)
+        v_BTHV = rearrange(F.silu(v), "b t (h v) -> b t h v", h=self.num_heads)
+        a_BTHK = rearrange(self.a_proj(x_BTD), "b t (h k) -> b t h k", h=self.num_heads)
+
+        # The recurrence accumulates over the whole sequence: 16-bit inputs are widened, autocast stays outside.
+        dtype = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
+        with torch.autocast(device_type=x_BTD.device.type, enabled=False):
+            q_BTHK, k_BTHK = self.key_norm(qk_2BTHK.to(dtype)).unbind(0)
+            log_decay_BTHK = F.logsigmoid(a_BTHK.to(dtype)) / DECAY_ROOT
+            if attention_mask is not None:
+                token_BT11 = attention_mask[..., None, None].to(dtype)
+                k_BTHK, log_decay_BTHK = k_BTHK * token_BT11, log_decay_BTHK * token_BT11
+            if runs_fla(q_BTHK, v_BTHV):
+                o_BTHV = self.o_norm(fla_gla(q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK))
+            else:
+                o_BTHV = self.o_norm(chunked_gla(q_BTHK, k_BTHK, v_BTHV.to(dtype), log_decay_BTHK))
+
+        o_BTV = rearrange(o_BTHV, "b t h v -> b t (h v)").to(x_BTD.dtype)
+        return self.o_proj(o_BTV * F.silu(self.g_proj(x_BTD))), None, past_key_values

@@ -1,0 +1,220 @@
+"""Linear attention: a memory that only adds, in chunkwise parallel form.
+
+Softmax attention with the exponential replaced by a product of features is a recurrence over a matrix S of shape
+[key_dim, value_dim] a head:
+
+    S_t = S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+Nothing is forgotten or corrected. The sum of weights that the original divides by is left out: a norm of the output
+takes its place and trains more stably. Convolutions, features and norms are those of DeltaNet here, so that the two
+differ by the delta rule alone.
+
+Sources: linear attention, arXiv 2006.16236; the norm in place of the denominator, arXiv 2210.10340; the chunkwise form,
+arXiv 2312.06635, section 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK = 32
+FLA_DEVICE = "cuda"
+"""Where fla's Triton kernels run."""
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1.0, "identity": lambda x: x}
+KEY_NORMS = {
+    "l2": lambda x: x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6),
+    "sum": lambda x: F.normalize(x, p=1.0, dim=-1, eps=1e-6),
+}
+
+
+def chunked_linear_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
+    """o_t = sum over i <= t of v_i (k_i . q_t); returns o_BTHV in the dtype of the arguments (float32 or wider).
+
+    Cost is linear in T: pairs of tokens are compared inside a chunk of C = 32 only, everything before is in S.
+    T need not be a multiple of C: padding with zeros writes nothing.
+    Source: arXiv 2312.06635, section 2.
+    """
+    batch, length, heads = q_BTHK.shape[:3]
+
+    def chunks(x_BTHD: Tensor) -> Tensor:
+        padded = F.pad(x_BTHD, (0, 0, 0, 0, 0, -length % CHUNK)) if length % CHUNK else x_BTHD
+        return rearrange(padded, "b (n c) h d -> (b h n) c d", c=CHUNK).contiguous()
+
+    # M = B * H * N: every chunk of every head is one matrix of a batch.
+    q_MCK, k_MCK, v_MCV = chunks(q_BTHK), chunks(k_BTHK), chunks(v_BTHV)
+    k_MKC = k_MCK.transpose(1, 2)
+
+    # S before a chunk is the sum of what all earlier chunks wrote.
+    write_ANKV = rearrange(torch.bmm(k_MKC, v_MCV), "(a n) k v -> a n k v", a=batch * heads)
+    state_MKV = F.pad(write_ANKV[:, :-1].cumsum(dim=1), (0, 0, 0, 0, 1, 0)).flatten(0, 1)
+
+    # O = Q S + tril(Q K^T) V.
+    o_MCV = torch.baddbmm(torch.bmm(torch.bmm(q_MCK, k_MKC).tril(), v_MCV), q_MCK, state_MKV)
+    return rearrange(o_MCV, "(b h n) c v -> b (n c) h v", b=batch, h=heads)[:, :length]
+
+
+def runs_fla(q_BTHK: Tensor, v_BTHV: Tensor) -> bool:
+    """Whether fla's kernel takes these: 16-bit values on a CUDA device, heads of 16 to 256 channels."""
+    widths = (q_BTHK.shape[-1], v_BTHV.shape[-1])
+    half = v_BTHV.dtype in (torch.bfloat16, torch.float16)
+    return v_BTHV.device.type == FLA_DEVICE and half and min(widths) >= 16 and max(widths) <= 256
+
+
+def fla_linear_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
+    """The same by fla's Triton kernel, in the dtype of v."""
+    from fla.ops.linear_attn import chunk_linear_attn  # without a GPU this import is slow and its kernels fail
+
+    q_BTHK, k_BTHK = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
+    return chunk_linear_attn(q_BTHK, k_BTHK, v_BTHV, scale=1.0, normalize=False)[0]
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 or wider (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.dtype == torch.float64 else x.float()
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+class ShortConv(nn.Conv1d):
+    """Depthwise convolution over the last `width` tokens, x_BTD -> y_BTD: position t sees t - width + 1 ... t only."""
+
+    def __init__(self, dim: int, width: int, bias: bool) -> None:
+        super().__init__(dim, dim, kernel_size=width, groups=dim, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BDT = F.pad(rearrange(x_BTD, "b t d -> b d t"), (self.kernel_size[0] - 1, 0))
+        return rearrange(super().forward(x_BDT), "b d t -> b t d")
+
+
+class DeltaNet(nn.Module):
+    """The linear attention token mixer (arXiv 2006.16236): projections, short convolutions, memory, norm, output.
+
+    Args:
+        mode: name of the kernel that the block asks for; there is one kernel here, chunkwise with 32 tokens a chunk.
+        d_model, hidden_size: width of the input and output; d_model wins where both are given.
+        expand_k, expand_v: width of all keys and of all values as a multiple of hidden_size.
+        num_heads: heads; must divide both widths.
+        use_beta, allow_neg_eigval: accepted without effect: every write is a full one.
+        use_gate: multiply the normalised output by SiLU of a projection of the input.
+        use_short_conv, conv_size, conv_bias: the causal convolution behind the q, k and v projections.
+        layer_idx: which layer of the model this is; kept for inspection.
+        qk_activation: 'silu', 'relu', 'elu' (ELU + 1) or 'identity'; qk_norm: 'l2' or 'sum' (of magnitudes).
+        norm_eps: epsilon of the output norm.
+        **kwargs: what blocks pass to other mixers; `use_output_norm=False` drops the output norm, others do nothing.
+
+    Raises:
+        ValueError: for arguments that cannot be met, with what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        mode: str = "chunk1",
+        d_model: int | None = None,
+        hidden_size: int = 1024,
+        expand_k: float = 1.0,
+        expand_v: float = 1.0,
+        num_heads: int = 4,
+        use_beta: bool = True,
+        use_gate: bool = False,
+        use_short_conv: bool = True,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        allow_neg_eigval: bool = False,
+        layer_idx: int | None = None,
+        qk_activation: str = "silu",
+        qk_norm: str = "l2",
+        norm_eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        hidden_size = hidden_size if d_model is None else d_model
+        key_dim, value_dim = int(hidden_size * expand_k), int(hidden_size * expand_v)
+        if num_heads < 1 or min(key_dim, value_dim) < 1 or key_dim % num_heads or value_dim % num_heads:
+            raise ValueError(
+                f"num_heads must divide the key and value widths {key_dim} and {value_dim}, got {num_heads}"
+            )
+        if qk_activation not in ACTIVATIONS:
+            raise ValueError(f"qk_activation must be one of {sorted(ACTIVATIONS)}, got {qk_activation!r}")
+        if qk_norm not in KEY_NORMS:
+            raise ValueError(f"qk_norm must be one of {sorted(KEY_NORMS)}, got {qk_norm!r}")
+        if use_short_conv and conv_size < 1:
+            raise ValueError(f"conv_size must be at least 1, got {conv_size}")
+
+        self.mode = mode
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.head_k_dim, self.head_v_dim = key_dim // num_heads, value_dim // num_heads
+        self.use_gate = use_gate
+        self.use_short_conv, self.layer_idx = use_short_conv, layer_idx
+        self.activation, self.key_norm = ACTIVATIONS[qk_activation], KEY_NORMS[qk_norm]
+
+        # q, k and v side by side: one product and one convolution for all three.
+        self.qkv_dims = [2 * key_dim, value_dim]
+        self.qkv_proj = nn.Linear(hidden_size, sum(self.qkv_dims), bias=False)
+        if use_short_conv:
+            self.qkv_conv = ShortConv(sum(self.qkv_dims), conv_size, conv_bias)
+        if use_gate:
+            self.g_proj = nn.Linear(hidden_size, value_dim, bias=False)
+        self.o_norm = RMSNorm(self.head_v_dim, norm_eps) if kwargs.get("use_output_norm", True) else nn.Identity()
+        self.o_proj = nn.Linear(value_dim, hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None, Any]:
+        """Mix the tokens of hidden_states [B, T, hidden_size]; returns (o [B, T, hidden_size], None, past_key_values).
+
+        attention_mask: optional [B, T], 1 for a token and 0 for padding on either side. Padding writes
+        nothing and forgets nothing; its own output is meaningless. There is no decoding cache: past_key_values is
+        handed back as it came, use_cache has no effect, and there are no attention weights for output_attentions.
+
+        Raises:
+            ValueError: the mask is not [B, T].
+        """
+        x_BTD = hidden_states
+        if attention_mask is not None:
+            if attention_mask.shape != x_BTD.shape[:2]:
+                raise ValueError(
+                    f"attention_mask must be [B, T] = {list(x_BTD.shape[:2])}, got {list(attention_mask.shape)}"
+                )
+            # Zeros also keep the convolutions of the first real tokens clean when the padding is on the left.
+            x_BTD = x_BTD * attention_mask[..., None].to(x_BTD.dtype)
+
+        qkv = self.qkv_proj(x_BTD)
+        if self.use_short_conv:
+            qkv = self.qkv_conv(qkv)
+        qk, v = qkv.split(self.qkv_dims, dim=-1)
+        qk_2BTHK = rearrange(self.activation(qk), "b t (s h k) -> s b t h k", s=2, h=self.num_heads)
+        v_BTHV = rearrange(F.silu(v), "b t (h v) -> b t h v", h=self.num_heads)
+
+        # The recurrence accumulates over the whole sequence: 16-bit inputs are widened, autocast stays outside.
+        dtype = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
+        with torch.autocast(device_type=x_BTD.device.type, enabled=False):
+            q_BTHK, k_BTHK = self.key_norm(qk_2BTHK.to(dtype)).unbind(0)
+            if attention_mask is not None:
+                k_BTHK = k_BTHK * attention_mask[..., None, None].to(dtype)
+            if runs_fla(q_BTHK, v_BTHV):
+                o_BTHV = self.o_norm(fla_linear_attention(q_BTHK, k_BTHK, v_BTHV))
+            else:
+                o_BTHV = self.o_norm(chunked_linear_attention(q_BTHK, k_BTHK, v_BTHV.to(dtype)))
+
+        o_BTV = rearrange(o_BTHV, "b t h v -> b t (h v)").to(x_BTD.dtype)
+        if self.use_gate:
+            o_BTV = o_BTV * F.silu(self.g_proj(x_BTD))
+        return self.o_proj(o_BTV), None, past_key_values
