@@ -131,6 +131,12 @@ class RunRecord(Record):
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None
+    parameters_by_part: dict[str, int] = {}
+    """embedding, head (0 where tied), mixers, mlps, norms."""
+    init: str = ""
+    """How weights began: as the program's own code made them, or reset (fla); empty in records of before."""
+    training_flops_per_token: FiniteFloat | None = None
+    """FLOPs of one training step a token: three times the forward pass of the whole model."""
     flops_per_token: FiniteFloat | None = None
     """Counted forward FLOPs of one mixer a token at the training length."""
     work_exponent: FiniteFloat | None = None

@@ -140,6 +140,9 @@ class Training(Section):
     init: Literal["program", "fla"] = Field(
         "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
     )
+    keep_checkpoint: bool = Field(False, description="train.py leaves the last checkpoint in --out after scoring")
+    keep_best: int = Field(5, ge=0, description="stored experiments, by score, whose last checkpoint stays")
+    tensorboard: bool = Field(False, description="also write TensorBoard files into each run's folder")
 
 
 class Monitor(Section):

@@ -2,7 +2,8 @@
 
 Small version: `python training/train.py training/architectures/delta_net.py --profile cpu-smoke --out /tmp/out`
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
-and, where the program printed something, stderr.log.
+and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
+after a kill from the last one.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
 
@@ -29,10 +30,12 @@ from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
+from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
 from training.results import FILES, clear
+from training.run import run_identity
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -114,6 +117,7 @@ def _run(
             if cancel.is_set():
                 return None
             raise
+        refuse_foreign(out / FOLDER, run_identity(launcher, program, seed))
         report: CheckReport | None = None
         try:
             report = launcher.check([program], display.show, cancel)[0]
@@ -133,6 +137,7 @@ def _run(
             on_event=display.show,
             cancel=cancel,
             command=command,
+            keep=settings.training.keep_checkpoint,
         )
     finally:
         for number, handler in previous:

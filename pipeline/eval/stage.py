@@ -92,6 +92,8 @@ def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path,
         counted_tasks=lab.baseline.tasks,
         on_event=lambda event: lab.console.progress(who, event),
         cancel=lab.cancelled,
+        keep=True,
+        foreign="discard",  # of an attempt that was repaired in another way before a kill
     )
 
 
