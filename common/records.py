@@ -15,6 +15,7 @@ __all__ = [
     "BenchmarkScore",
     "CheckOutcome",
     "CheckReport",
+    "Forecast",
     "Measurement",
     "Reason",
     "RunRecord",
@@ -105,6 +106,20 @@ class CheckReport(Record):
         return "; ".join(f"{check.name}: {check.detail}" for check in self.refusals()) or self.error or ""
 
 
+class Forecast(Record):
+    """Why a run was found hopeless: what earlier runs say of its end. `spared`: it was let through all the same."""
+
+    step: int
+    loss: FiniteFloat
+    """Mean training loss of the column that ends at `step`."""
+    predicted: FiniteFloat
+    low: FiniteFloat
+    """The held-out loss is above it with 97.5 % confidence."""
+    threshold: FiniteFloat
+    peers: int
+    spared: bool
+
+
 class RunRecord(Record):
     """result.json: one program, checked, trained and scored once. Written by training, stored with its element."""
 
@@ -155,6 +170,8 @@ class RunRecord(Record):
     git_commit: str | None = None
     command: str = ""
     reference: bool = False
+    forecast: Forecast | None = None
+    """Set where the monitor found the run hopeless."""
     design: dict[str, Any] | None = None
     """How the program came about: operator, genome, mechanisms, what changed. Filled by the pipeline."""
 

@@ -153,6 +153,12 @@ class Monitor(Section):
     leak_margin: float = Field(
         0.25, gt=0, lt=1, description="end a run whose loss is below the best peer's by this share"
     )
+    hopeless_after: float = Field(
+        0.4, gt=0, le=1, description="share of the steps before which no run is ended as hopeless"
+    )
+    hopeless_spared: float = Field(
+        0.1, ge=0, le=1, description="share of hopeless runs that go on, so that wrong endings are counted; 1: all"
+    )
     stall_seconds: float = Field(120.0, gt=0, description="end a run that reports nothing for so long")
 
 

@@ -218,6 +218,8 @@ def settle(folder: Path, keep: bool) -> None:
             prune(folder, 1)
         elif folder.exists():
             shutil.rmtree(folder)
+    except FileNotFoundError:
+        return  # another thread was faster
     except OSError as error:
         raise StoreError(f"cannot remove the checkpoints in {folder}: {error.strerror}", f"remove {folder}") from error
 

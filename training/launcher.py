@@ -168,6 +168,7 @@ class Launcher:
         command: str = "",
         keep: bool = False,
         foreign: Literal["refuse", "discard"] = "refuse",
+        threshold: float | None = None,
     ) -> RunRecord:
         """Trains and scores one program, without checking it, and writes metrics.jsonl, train.csv, test.csv,
         stderr.log (where the program printed something and was not stopped) and result.json.
@@ -183,6 +184,7 @@ class Launcher:
             cancel: once set, the run ends within a second as stopped, interrupted; its checkpoints stay.
             keep: a finished run's last checkpoint stays, and those that end a stable phase.
             foreign: what to do with checkpoints of another run in `out`.
+            threshold: held-out loss above which a run is hopeless; None: none is.
 
         Returns:
             The record. A fault of the program is a status and a reason in it.
@@ -193,6 +195,7 @@ class Launcher:
         """
         corpus = self.prepare(on_event, cancel)
         run = Run(self, program, seed, out, run_id, checks, counted_tasks, command, keep, foreign)
+        run.threshold = threshold
         return run.execute(corpus, peers, on_event or _ignore, cancel)
 
     def _measure(self, tell: OnEvent, cancel: threading.Event | None) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UsageError
-from common.files import write_atomic, write_json
-from common.records import BenchmarkScore, CheckOutcome, CheckReport, Measurement, RunRecord
+from common.files import sha256_text, write_atomic, write_json
+from common.records import BenchmarkScore, CheckOutcome, CheckReport, Forecast, Measurement, RunRecord
 from common.text import printable
 from training import checkpoints
 from training.checkpoints import Identity
@@ -97,6 +97,8 @@ class Run:
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out, launcher.settings.training.tensorboard)
+        self.threshold: float | None = None
+        self.forecast: Forecast | None = None
 
     def execute(
         self, corpus: Corpus, peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
@@ -157,13 +159,17 @@ class Run:
         """What the scorer says of one try, or why it was ended from here."""
         self.reports = []
         self.metrics.begin()
-        monitor = Monitor(self.launcher.settings.monitor, self.profile.train.steps, peers)
+        rules = self.launcher.settings.monitor
+        spared = _share(self.program, self.seed) < rules.hopeless_spared
+        monitor = Monitor(rules, self.profile.train.steps, peers, threshold=self.threshold, spared=spared)
         try:
             answer = run_job(
                 job, lambda event: self._event(event, monitor, tell), cancel, 2 * self.profile.limits.seconds + 120
             )
         except _StoppedError as ended:
             return {"status": "stopped", "reason": ended.stop.reason, "detail": ended.stop.detail}
+        finally:
+            self.forecast = monitor.forecast
         if answer == CANCELLED:
             return {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
         return answer
@@ -272,8 +278,14 @@ class Run:
             command=self.command
             or f"python training/train.py PROGRAM --profile {profile.name} --seed {self.seed} --out DIR",
             reference=self.program.reference,
+            forecast=self.forecast,
             **sizes,
         )
+
+
+def _share(program: Program, seed: int) -> float:
+    """A number in [0, 1) that nobody chose, the same each time the run is started."""
+    return int(sha256_text(f"spared {program.sha256} {seed}")[:12], 16) / 16**12
 
 
 def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
