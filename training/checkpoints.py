@@ -46,6 +46,7 @@ __all__ = [
     "FOLDER",
     "Checkpoint",
     "Identity",
+    "describe",
     "kept",
     "newest",
     "prune",
@@ -64,13 +65,18 @@ _STEP, _STABLE = "step", "stable"
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose run it is. The hashes are compared; the names are for people."""
+    """Whose run it is. The hashes are compared; the names are for people.
+
+    Attributes:
+        lineage: hash of all but the schedule, so that a run under another schedule can go on from it.
+    """
 
     program_sha256: str
     baseline_key: str
     seed: int
     program: str = ""
     profile: str = ""
+    lineage: str = ""
 
     def same_run(self, other: Identity) -> bool:
         return (self.program_sha256, self.baseline_key, self.seed) == (
@@ -189,9 +195,9 @@ def refuse_foreign(folder: Path, identity: Identity) -> None:
         UsageError: one is of another program, profile or seed.
     """
     for path in _files(folder):
-        found = _identity(path)
-        if found is not None:
-            _require(found, identity, folder)
+        facts = _facts(path)
+        if facts is not None:
+            _require(Identity(**facts["identity"]), identity, folder)
 
 
 def kept(folder: Path) -> list[Path]:
@@ -240,13 +246,27 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (path.stem.partition("-")[2], path.stem), reverse=True)
 
 
-def _identity(path: Path) -> Identity | None:
+def describe(path: Path) -> tuple[Identity, int]:
+    """(Whose it is, steps that are done), from the header alone.
+
+    Raises:
+        UsageError: it is no checkpoint.
+    """
+    facts = _facts(path)
+    if facts is None:
+        raise UsageError(f"{path} is no checkpoint, or a damaged one", "name a file of a run's checkpoints folder")
+    return Identity(**facts["identity"]), int(facts["step"])
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
     """From the header alone, without reading the tensors; None where it is damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))
         if length <= _LARGEST_HEADER:
-            facts = json.loads(json.loads(handle.read(length))["__metadata__"]["asi_arch"])
-            return Identity(**facts["identity"])
+            facts: dict[str, Any] = json.loads(json.loads(handle.read(length))["__metadata__"]["asi_arch"])
+            Identity(**facts["identity"])
+            int(facts["step"])
+            return facts
     return None
 
 

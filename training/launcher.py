@@ -37,6 +37,10 @@ from training.run import Event, OnEvent, Run, refused_record
 __all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "refused_record", "versions"]
 
 
+_SCHEDULE = ("steps", "lr", "schedule", "warmup", "decay", "final_lr", "report_every", "micro_batch", "recompute")
+"""Keys of a profile's train section that may differ where a run branches off a checkpoint."""
+
+
 class Launcher:
     """Checks and trains programs at the scale of one profile.
 
@@ -88,20 +92,33 @@ class Launcher:
             self._key = self._baseline_key(corpus)
         return self._key
 
+    def lineage(self) -> str:
+        """Hash of all that training depends on but the schedule."""
+        profile, corpus = self.profile, self.prepare()
+        sections = profile.model_dump(mode="json", include={"model", "data", "tasks"})
+        train = profile.train.model_dump(mode="json", exclude=set(_SCHEDULE))
+        facts = {**self._facts(corpus), "sections": sections, "train": train}
+        return sha256_text(json.dumps(facts, sort_keys=True))
+
     def _baseline_key(self, corpus: Corpus) -> str:
         facts = {
             "profile": self.profile.fingerprint(),
+            "seeds": seed_programs(),
+            "lm-eval": importlib.metadata.version("lm-eval"),
+            **self._facts(corpus),
+        }
+        return sha256_text(json.dumps(facts, sort_keys=True))
+
+    def _facts(self, corpus: Corpus) -> dict[str, str]:
+        return {
             "corpus": corpus.sha256,
             "tokenizer": corpus.tokenizer_sha256,
-            "seeds": seed_programs(),
             "trainer": source_hash(TRAINER_SOURCES),
             "init": self.settings.training.init,
             "torch": importlib.metadata.version("torch"),
-            "lm-eval": importlib.metadata.version("lm-eval"),
             "device": self.device,
             "dtype": self.dtype,
         }
-        return sha256_text(json.dumps(facts, sort_keys=True))
 
     def check(
         self,
@@ -169,6 +186,7 @@ class Launcher:
         keep: bool = False,
         foreign: Literal["refuse", "discard"] = "refuse",
         threshold: float | None = None,
+        origin: Path | None = None,
     ) -> RunRecord:
         """Trains and scores one program, without checking it, and writes metrics.jsonl, train.csv, test.csv,
         stderr.log (where the program printed something and was not stopped) and result.json.
@@ -185,17 +203,18 @@ class Launcher:
             keep: a finished run's last checkpoint stays, and those that end a stable phase.
             foreign: what to do with checkpoints of another run in `out`.
             threshold: held-out loss above which a run is hopeless; None: none is.
+            origin: a checkpoint to branch off, of this program and seed under another schedule (training/branch.py).
 
         Returns:
             The record. A fault of the program is a status and a reason in it.
 
         Raises:
-            UsageError: `out` holds checkpoints of another run, and they are to be refused.
+            UsageError: `out` holds checkpoints of another run, and they are to be refused; or `origin` does not fit.
             JobError, SandboxError: a fault of ours. StoreError: `out` cannot be written.
         """
         corpus = self.prepare(on_event, cancel)
         run = Run(self, program, seed, out, run_id, checks, counted_tasks, command, keep, foreign)
-        run.threshold = threshold
+        run.threshold, run.origin = threshold, origin
         return run.execute(corpus, peers, on_event or _ignore, cancel)
 
     def _measure(self, tell: OnEvent, cancel: threading.Event | None) -> int:

@@ -90,10 +90,13 @@ class ModelSpec(Spec):
 class DataSpec(Spec):
     """Where text comes from, and how it is cut."""
 
-    source: Literal["docstrings", "fineweb"] = "docstrings"
+    source: Literal["docstrings", "fineweb", "shards"] = Field(
+        "docstrings", description="packages' docstrings, a dataset of the hub, or shards made by training/prepare.py"
+    )
     train: list[str] = Field([], description="packages whose docstrings are trained on")
     heldout: list[str] = Field([], description="packages whose docstrings are held out")
     dataset: str = Field("", description="Hugging Face dataset and configuration, as NAME:CONFIG")
+    shards: str = Field("", description="folder of the shards")
     tokenizer: str = Field("bpe", description="bpe: trained on the training text; else a name on the Hugging Face hub")
     train_chars: int = Field(ge=10_000, description="characters of training text kept, the same share of every package")
     heldout_chars: int = Field(ge=5_000, description="characters of held-out text kept")
@@ -108,7 +111,9 @@ class DataSpec(Spec):
                 )
             if not self.train or set(self.train) & set(self.heldout):
                 raise ValueError(f"data.train must name packages that are not held out, got {self.train}")
-        elif ":" not in self.dataset:
+        elif self.source == "shards" and not self.shards:
+            raise ValueError("data.source = 'shards' needs data.shards, the folder that training/prepare.py wrote")
+        elif self.source == "fineweb" and ":" not in self.dataset:
             raise ValueError(f"data.dataset must read NAME:CONFIG, got {self.dataset!r}")
         return self
 

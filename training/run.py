@@ -18,6 +18,7 @@ from common.files import sha256_text, write_atomic, write_json
 from common.records import BenchmarkScore, CheckOutcome, CheckReport, Forecast, Measurement, RunRecord
 from common.text import printable
 from training import checkpoints
+from training.branch import require_lineage
 from training.checkpoints import Identity
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
@@ -98,6 +99,7 @@ class Run:
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out, launcher.settings.training.tensorboard)
         self.threshold: float | None = None
+        self.origin: Path | None = None
         self.forecast: Forecast | None = None
 
     def execute(
@@ -111,6 +113,8 @@ class Run:
             if self.foreign == "refuse":
                 raise
             checkpoints.settle(folder, keep=False)
+        if self.origin is not None:
+            require_lineage(self.origin, identity)
         clear(self.out)
         started = time.perf_counter()
         with self.metrics:
@@ -128,7 +132,11 @@ class Run:
             "items": str(corpus.items),
             "tokenizer": str(corpus.tokenizer),
             "end": corpus.end,
-            "checkpoints": {"folder": str(folder.absolute()), "identity": asdict(identity)},
+            "checkpoints": {
+                "folder": str(folder.absolute()),
+                "identity": asdict(identity),
+                "origin": str(self.origin.absolute()) if self.origin else None,
+            },
         }
         return job
 
@@ -290,7 +298,8 @@ def _share(program: Program, seed: int) -> float:
 
 def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
     """Whose checkpoints those of this run are. Prepares the corpus when that is not done."""
-    return Identity(program.sha256, launcher.baseline_key(), seed, program.name, launcher.profile.name)
+    key, name = launcher.baseline_key(), launcher.profile.name
+    return Identity(program.sha256, key, seed, program.name, name, launcher.lineage())
 
 
 def refused_record(

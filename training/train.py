@@ -30,6 +30,7 @@ from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
+from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
@@ -61,11 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="a kept checkpoint of this program and seed to go on from"
+    )
+    parser.add_argument(
+        "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
+    )
     short = ("run.profile", "run.seed", "training.text")
     try:
         sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
         profile = load_profile(settings.run.profile)
+        if arguments.start_from is not None:
+            profile = branched(profile, arguments.start_from, arguments.decay_steps)
+        elif arguments.decay_steps is not None:
+            raise UsageError("--decay-steps says how to go on from a checkpoint", "name it with --start-from FILE")
         name = Path(arguments.file).stem
         program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
     with _Display() as display:
         try:
-            record = _run(launcher, program, settings, arguments.out, command, display)
+            record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
         except AsiError as error:
             display.line(f"error: {error}", error=True)
             return error.exit_code
@@ -98,7 +109,13 @@ def exit_status(record: RunRecord) -> int:
 
 
 def _run(
-    launcher: Launcher, program: Program, settings: Settings, out: Path, command: str, display: _Display
+    launcher: Launcher,
+    program: Program,
+    settings: Settings,
+    out: Path,
+    origin: Path | None,
+    command: str,
+    display: _Display,
 ) -> RunRecord | None:
     """The record, which lies in `out` too; None where Ctrl-C came before there was a corpus to name in it."""
     cancel = threading.Event()
@@ -117,7 +134,10 @@ def _run(
             if cancel.is_set():
                 return None
             raise
-        refuse_foreign(out / FOLDER, run_identity(launcher, program, seed))
+        identity = run_identity(launcher, program, seed)
+        refuse_foreign(out / FOLDER, identity)
+        if origin is not None:
+            require_lineage(origin, identity)
         report: CheckReport | None = None
         try:
             report = launcher.check([program], display.show, cancel)[0]
@@ -138,6 +158,7 @@ def _run(
             cancel=cancel,
             command=command,
             keep=settings.training.keep_checkpoint,
+            origin=origin,
         )
     finally:
         for number, handler in previous:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ from common.settings import load
 from tests.pipeline.running import children, command_line
 from tests.training.test_launcher import MEAN, SLEEPS
 from training import checkpoints
+from training.branch import branched
 from training.checkpoints import FOLDER, Checkpoint, Identity
 from training.launcher import Event, Launcher
-from training.profiles import load_profile
+from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
 from training.scorer.heldout import ForgedError
 from training.scorer.saving import Place, Saver
@@ -224,7 +226,7 @@ def test_a_run_whose_process_was_killed_goes_on_and_gives_the_same_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_command_goes_on_after_kills_at_random_moments(text_file: Path, tmp_path: Path) -> None:
     profile = tmp_path / "tiny-saving.toml"
     profile.write_text(TINY.read_text().replace("[eval]", "[checkpoint]\nsteps = 1\n\n[eval]"))
@@ -277,3 +279,32 @@ def test_an_interrupted_run_keeps_its_checkpoints_and_another_program_is_refused
     assert any("is damaged" in note for note in notes) and any("goes on from" in note for note in notes)
     fresh = launcher.train(other, seed=0, out=tmp_path, run_id="i", foreign="discard")
     assert fresh.status == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stable_end_is_extended_to_the_longer_run_and_decayed(launcher: Launcher, tmp_path: Path) -> None:
+    def variant(stable: list[float], **train: Any) -> Launcher:
+        spec = launcher.profile.train.model_copy(update={"schedule": "wsd", **train})
+        keeping = CheckpointSpec(stable=stable)
+        return Launcher(launcher.settings, launcher.profile.model_copy(update={"train": spec, "checkpoint": keeping}))
+
+    def train(one: Launcher, name: str, **options: Any) -> RunRecord:
+        return one.train(Program("sample", MEAN, trust="user"), seed=0, out=tmp_path / name, run_id=name, **options)
+
+    short, long = variant([0.5, 1.0], decay=10), variant([], steps=40, decay=10)
+    assert train(short, "short", keep=True).status == "finished"
+    half, end = sorted(path for path in checkpoints.kept(tmp_path / "short" / FOLDER) if "stable" in path.name)
+    assert [checkpoints.describe(path)[1] for path in (half, end)] == [10, 20]
+    whole = train(long, "long")
+    assert numbers(train(long, "extended", origin=end)) == numbers(whole)
+    decayed = train(Launcher(launcher.settings, branched(short.profile, half, 6)), "decayed", origin=half)
+    assert decayed.status == "finished" and list(decayed.train_loss)[-1] == "16"
+    rates = [json.loads(line).get("lr") for line in (tmp_path / "decayed" / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-2] == pytest.approx(0.1 * launcher.profile.train.lr)
+    with pytest.raises(UsageError, match="cannot be gone on from"):
+        long.train(Program("sample", MEAN, trust="user"), seed=1, out=tmp_path / "x", run_id="x", origin=end)
+    with pytest.raises(UsageError, match="ends at step 20"):
+        branched(
+            short.profile.model_copy(update={"train": short.profile.train.model_copy(update={"steps": 20})}), end, None
+        )

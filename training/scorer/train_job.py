@@ -45,8 +45,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     Args:
         job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
-            files of the corpus; and optionally checkpoints: {folder, identity}, where the run goes on from what it
-            finds in the folder.
+            files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
+            it finds in the folder, at first from the file `origin` (None: from the beginning).
         emit: told {event: "stage", name}, {event: "metrics", step, loss, task_loss, lr, grad_norm, tokens,
             seconds, tokens_per_second, memory_mb, cpu_seconds}, {event: "resumed", step} before the reports that a
             checkpoint holds are told again, {event: "note", text} and, once a second, {event: "pulse", cpu_seconds,
@@ -67,7 +67,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "seconds": {},
     }
     place = _place(job, profile)
-    found = checkpoints.newest(place.folder, place.identity, partial(_note, emit)) if place is not None else None
+    found = _found(job, place, emit)
     # What a killed run has used counts, or a program that kills itself could train for longer.
     limits = Limits(
         seconds=max(1.0, profile.limits.seconds - (found.seconds if found else 0.0)),
@@ -199,6 +199,13 @@ def _place(job: dict[str, Any], profile: Profile) -> Place | None:
         profile.checkpoint.last,
         frozenset(profile.stable_steps()),
     )
+
+
+def _found(job: dict[str, Any], place: Place | None, emit: Emit) -> Checkpoint | None:
+    """What the run goes on from: its own last checkpoint, or at first the one that it branches off."""
+    found = checkpoints.newest(place.folder, place.identity, partial(_note, emit)) if place is not None else None
+    origin = job.get("checkpoints", {}).get("origin")
+    return checkpoints.read(Path(origin)) if found is None and origin is not None else found
 
 
 def _note(emit: Emit, text: str) -> None:
