@@ -27,7 +27,11 @@ def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[st
     Raises:
         JobError: the dataset or the tokenizer can be reached neither on the hub nor in the local cache.
     """
-    tokenizer.fetch(profile.data.tokenizer).save(str(folder / "tokenizer.json"))
+    if profile.data.tokenizer == "bpe":
+        made = tokenizer.train(documents(profile.data.dataset), profile.model.vocab, profile.tasks.symbols)
+    else:
+        made = tokenizer.fetch(profile.data.tokenizer)
+    made.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
     digest = hashlib.sha256()
     counts = {"train": 0, "heldout": 0}
