@@ -15,6 +15,7 @@ __all__ = [
     "BenchmarkScore",
     "CheckOutcome",
     "CheckReport",
+    "Forecast",
     "Measurement",
     "Reason",
     "RunRecord",
@@ -105,6 +106,20 @@ class CheckReport(Record):
         return "; ".join(f"{check.name}: {check.detail}" for check in self.refusals()) or self.error or ""
 
 
+class Forecast(Record):
+    """Why a run was found hopeless: what earlier runs say of its end. `spared`: it was let through all the same."""
+
+    step: int
+    loss: FiniteFloat
+    """Mean training loss of the column that ends at `step`."""
+    predicted: FiniteFloat
+    low: FiniteFloat
+    """The held-out loss is above it with 97.5 % confidence."""
+    threshold: FiniteFloat
+    peers: int
+    spared: bool
+
+
 class RunRecord(Record):
     """result.json: one program, checked, trained and scored once. Written by training, stored with its element."""
 
@@ -131,6 +146,12 @@ class RunRecord(Record):
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None
+    parameters_by_part: dict[str, int] = {}
+    """embedding, head (0 where tied), mixers, mlps, norms."""
+    init: str = ""
+    """How weights began: as the program's own code made them, or reset (fla); empty in records of before."""
+    training_flops_per_token: FiniteFloat | None = None
+    """FLOPs of one training step a token: three times the forward pass of the whole model."""
     flops_per_token: FiniteFloat | None = None
     """Counted forward FLOPs of one mixer a token at the training length."""
     work_exponent: FiniteFloat | None = None
@@ -149,6 +170,8 @@ class RunRecord(Record):
     git_commit: str | None = None
     command: str = ""
     reference: bool = False
+    forecast: Forecast | None = None
+    """Set where the monitor found the run hopeless."""
     design: dict[str, Any] | None = None
     """How the program came about: operator, genome, mechanisms, what changed. Filled by the pipeline."""
 

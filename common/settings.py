@@ -140,6 +140,9 @@ class Training(Section):
     init: Literal["program", "fla"] = Field(
         "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
     )
+    keep_checkpoint: bool = Field(False, description="train.py leaves the last checkpoint in --out after scoring")
+    keep_best: int = Field(5, ge=0, description="stored experiments, by score, whose last checkpoint stays")
+    tensorboard: bool = Field(False, description="also write TensorBoard files into each run's folder")
 
 
 class Monitor(Section):
@@ -149,6 +152,12 @@ class Monitor(Section):
     diverge_nats: float = Field(2.0, gt=0, description="end a run whose loss rises so far above its best")
     leak_margin: float = Field(
         0.25, gt=0, lt=1, description="end a run whose loss is below the best peer's by this share"
+    )
+    hopeless_after: float = Field(
+        0.4, gt=0, le=1, description="share of the steps before which no run is ended as hopeless"
+    )
+    hopeless_spared: float = Field(
+        0.1, ge=0, le=1, description="share of hopeless runs that go on, so that wrong endings are counted; 1: all"
     )
     stall_seconds: float = Field(120.0, gt=0, description="end a run that reports nothing for so long")
 

@@ -141,6 +141,7 @@ def _calibrate(
                 checks=report,
                 on_event=lambda event: show.progress(who, event),
                 cancel=show.cancelled,
+                keep=True,
             )
             show.finished(who, run)
         # The verifier may know more of the program than when it was trained.

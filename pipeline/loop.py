@@ -21,6 +21,7 @@ from pipeline.eval.stage import evaluate
 from pipeline.evolve.stage import claim_structure, evolve
 from pipeline.experiment import Experiment, proposal_from
 from pipeline.failure import ExperimentFailed
+from pipeline.keeping import keep_best
 from pipeline.lab import Cancelled, Lab
 from pipeline.sample import build_context, sample
 from pipeline.verdict import verdict
@@ -106,6 +107,7 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
 
     updated = _stage(experiment, "update", update_stage)
     lab.remember(experiment.number, proposal, run, updated["gain"])
+    keep_best(lab.workspace.experiments, lab.settings.training.keep_best)
     score = "no score" if updated["score"] is None else f"score {updated['score']:.3f}"
     lab.console.line(who, "update", f"stored as element {updated['index']}, {score}", updated["seconds"])
 

@@ -19,6 +19,7 @@ from common.errors import AsiError, UsageError
 from common.process import exit_with_parent
 from pipeline.console import make_console
 from pipeline.figures import ReportRow, draw_all
+from pipeline.hopeless import hopeless_text
 from pipeline.measured import load_baseline
 from pipeline.summary import Row, load_rows, print_summary
 from pipeline.verdict import verdict
@@ -55,6 +56,9 @@ def report(root: Path, out: Path) -> int:
     baseline = found.baseline
     rows = load_rows(root)
     print_summary(make_console(), root)
+    tried = [run for row in rows for run in (*row.ended, *([row.run] if row.run else []))]
+    if (said := hopeless_text(tried)) is not None:
+        print(said)
     shown = [ReportRow(one.index, one.name, None, "root", one.run, one.score, "root", "") for one in found.roots]
     shown += [_report_row(row, verdict(row.run, baseline) if row.run else "") for row in rows if row.index is not None]
     for path in draw_all(shown, baseline, out):

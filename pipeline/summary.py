@@ -51,6 +51,8 @@ class Row:
     seconds: dict[str, float]
     motivation: str = ""
     analysis: str = ""
+    ended: tuple[RunRecord, ...] = ()
+    """Runs of its attempts that did not finish."""
 
 
 def load_rows(root: Path) -> list[Row]:
@@ -94,6 +96,11 @@ def _row(experiment: Experiment, names: dict[int, str]) -> Row:
         seconds=_seconds({**stages, failed["stage"]: failed} if failed else stages),
         motivation=proposal.get("motivation", ""),
         analysis=stages["analyse"].get("analysis", ""),
+        ended=tuple(
+            RunRecord.model_validate(attempt["run"])
+            for attempt in (failed or stages["evaluate"]).get("attempts", [])
+            if "run" in attempt
+        ),
     )
 
 

@@ -11,11 +11,13 @@ from common.records import Baseline, BenchmarkScore, RunRecord
 from training.profiles import Profile
 from training.results import benchmark_mean
 
-__all__ = ["PROGRAM", "build_baseline", "counted_tasks", "recount"]
+__all__ = ["PROGRAM", "build_baseline", "candidate_threshold", "counted_tasks", "recount"]
 
 PROGRAM = "delta_net"
 """Name of the program that every candidate is compared with."""
 LEAST_CLIP = 0.1
+CANDIDATE_MARGIN = 0.1
+"""A candidate's loss lies within so much of the baseline's."""
 SPREADS = 8
 """Seed standard deviations that a clip width spans: below that, a fitness term would follow seed noise."""
 
@@ -118,6 +120,11 @@ def pooled_sd(groups: Iterable[Sequence[float]]) -> float | None:
     repeated = [values for values in groups if len(values) > 1]
     dof = sum(len(values) - 1 for values in repeated)
     return math.sqrt(sum(statistics.variance(values) * (len(values) - 1) for values in repeated) / dof) if dof else None
+
+
+def candidate_threshold(baseline: Baseline) -> float:
+    """Held-out loss above which a run is no candidate, whatever else it can do."""
+    return baseline.loss * (1 + CANDIDATE_MARGIN)
 
 
 def _clip(mean: float | None, sd: float | None) -> float:

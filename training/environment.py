@@ -19,7 +19,10 @@ __all__ = ["MODEL_SOURCE", "TRAINER_SOURCES", "find_device", "git_commit", "seed
 
 TRAINER_SOURCES = (
     "training/worker/model.py",
+    "training/worker/batches.py",
+    "training/worker/optimizer.py",
     "training/worker/program.py",
+    "training/worker/snapshot.py",
     "training/worker/state.py",
     "training/worker/train.py",
     "training/data/packing.py",

@@ -2,13 +2,20 @@
 
     nan        a reported loss is not finite
     diverged   the loss stands `monitor.diverge_nats` above its best, in two reports running
-    leak       the mean loss of a column is below the best peer's by `monitor.leak_margin` of it, in two columns running
+    leak       the mean loss of a column is below the best peer's by more than `monitor.leak_margin` of it and more than
+               eight standard deviations of the peers there, in two columns running. (That a final loss more than 10 %
+               below the baseline's is no candidate is the database's rule.)
+    hopeless   from the curves of earlier runs, the held-out loss will end above the threshold of candidates with 97.5 %
+               confidence (training/forecast.py), in two columns running after `monitor.hopeless_after` of the steps.
+               One in ten (`monitor.hopeless_spared`), chosen by hash, is let through, and its record says so: so the
+               share of runs that would have been ended wrongly is measured
     slow       CPU seconds a step are `monitor.slow_factor` times the median of the peers'
     stalled    no report for `monitor.stall_seconds`
 
 CPU seconds are read by the host, so a program cannot hide its cost, and a busy machine does not make it slow.
-`timeout` and `memory` are limits of the sandbox and end a run there. The training loss that the rules read is the
-worker's own word:
+On a GPU they are those of the process that drives it, which misses what the card does meanwhile: there the limits on
+wall time have to do. `timeout` and `memory` are limits of the sandbox and end a run there; out of memory, it is tried
+once more with half the micro-batch (training/run.py). The training loss that the rules read is the worker's own word:
 a program that forges it gains nothing, since only the held-out loss, computed by the scorer, is scored.
 """
 
@@ -19,13 +26,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.records import Reason, RunRecord
+from common.records import Forecast, Reason, RunRecord
 from common.settings import Monitor as MonitorSettings
+from training.forecast import forecast
 
 __all__ = ["Monitor", "Peer", "Stop", "peer_of"]
 
 LEAST_SHARE = 0.1
 """Share of the steps before which leak is not judged: all curves start alike."""
+LEAK_SDS = 8
 LEAST_STEPS, LEAST_CPU_SECONDS = 20, 3.0
 """What a run must have used before it can be called slow."""
 
@@ -71,15 +80,24 @@ class Monitor:
     Args:
         steps: of the whole run.
         clock: seconds, for `stalled`.
+        threshold: held-out loss above which a run is no candidate; None: no run is hopeless.
+        spared: a run that is found hopeless goes on.
+
+    Attributes:
+        forecast: why the run was found hopeless, spared or not; None while it was not.
     """
 
     settings: MonitorSettings
     steps: int
     peers: Sequence[Peer] = ()
     clock: Callable[[], float] = time.monotonic
+    threshold: float | None = None
+    spared: bool = False
+    forecast: Forecast | None = None
     _best: float | None = None
     _high: int = 0
     _low: int = 0
+    _bad: int = 0
     _window: list[tuple[int, float]] = field(default_factory=list)
     _previous: int = 0
     _first: tuple[int, float] | None = None
@@ -98,7 +116,11 @@ class Monitor:
         self._heard = self.clock()
         if loss is None:
             return Stop("nan", f"the loss was not finite at step {step}")
-        return self._diverged(step, loss) or self._leak(step, loss) or self._slow(step, cpu_seconds)
+        mean = self._column(step, loss)
+        stop = self._diverged(step, loss)
+        if stop is None and mean is not None:
+            stop = self._leak(step, mean) or self._hopeless(step, mean)
+        return stop or self._slow(step, cpu_seconds)
 
     def tick(self) -> Stop | None:
         """Time has passed without a report."""
@@ -121,24 +143,51 @@ class Monitor:
             f"the limit is {self.settings.diverge_nats:g}",
         )
 
-    def _leak(self, step: int, loss: float) -> Stop | None:
+    def _column(self, step: int, loss: float) -> float | None:
+        """Mean loss since the last column, where a column of the peers ends at `step`."""
         self._window.append((step - self._previous, loss))
         self._previous = step
-        rivals = [peer.curve[step] for peer in self.peers if step in peer.curve]
-        if not rivals:
+        if not any(step in peer.curve for peer in self.peers):
             return None
         mean = sum(weight * value for weight, value in self._window) / sum(weight for weight, _ in self._window)
         self._window.clear()
+        return mean
+
+    def _leak(self, step: int, mean: float) -> Stop | None:
         if step < LEAST_SHARE * self.steps:
             return None
-        bound = min(rivals) * (1 - self.settings.leak_margin)
-        self._low = self._low + 1 if mean < bound else 0
+        rivals = [peer.curve[step] for peer in self.peers if step in peer.curve]
+        spread = LEAK_SDS * statistics.stdev(rivals) if len(rivals) > 2 else 0.0
+        margin = max(self.settings.leak_margin * min(rivals), spread)
+        self._low = self._low + 1 if mean < min(rivals) - margin else 0
         if self._low < 2:
             return None
         return Stop(
             "leak",
             f"the mean loss to step {step} was {mean:.3f}, the best of {len(rivals)} peers had {min(rivals):.3f} "
-            f"there; more than {self.settings.leak_margin:.0%} below it is taken for seeing the future",
+            f"there; more than {margin:.2f} below it is taken for seeing the future",
+        )
+
+    def _hopeless(self, step: int, mean: float) -> Stop | None:
+        if self.threshold is None or self.forecast is not None or step < self.settings.hopeless_after * self.steps:
+            return None
+        known = [
+            (peer.curve[step], peer.heldout) for peer in self.peers if step in peer.curve and peer.heldout is not None
+        ]
+        found = forecast(mean, known)
+        self._bad = self._bad + 1 if found is not None and found[1] > self.threshold else 0
+        if found is None or self._bad < 2:
+            return None
+        self.forecast = Forecast(
+            step=step, loss=mean, predicted=found[0], low=found[1], threshold=self.threshold, peers=len(known),
+            spared=self.spared,
+        )  # fmt: skip
+        if self.spared or step >= self.steps:
+            return None
+        return Stop(
+            "hopeless",
+            f"the mean loss to step {step} was {mean:.3f}; by {len(known)} earlier runs it would end at {found[0]:.3f} "
+            f"(97.5 %: above {found[1]:.3f}), candidates end below {self.threshold:.3f}",
         )
 
     def _slow(self, step: int, cpu_seconds: float | None) -> Stop | None:

@@ -19,6 +19,7 @@ from common.files import sha256_text
 __all__ = [
     "HELDOUT_PACKAGES",
     "OWN_TASKS",
+    "CheckpointSpec",
     "DataSpec",
     "EvalSpec",
     "LimitSpec",
@@ -89,10 +90,13 @@ class ModelSpec(Spec):
 class DataSpec(Spec):
     """Where text comes from, and how it is cut."""
 
-    source: Literal["docstrings", "fineweb"] = "docstrings"
+    source: Literal["docstrings", "fineweb", "shards"] = Field(
+        "docstrings", description="packages' docstrings, a dataset of the hub, or shards made by training/prepare.py"
+    )
     train: list[str] = Field([], description="packages whose docstrings are trained on")
     heldout: list[str] = Field([], description="packages whose docstrings are held out")
     dataset: str = Field("", description="Hugging Face dataset and configuration, as NAME:CONFIG")
+    shards: str = Field("", description="folder of the shards")
     tokenizer: str = Field("bpe", description="bpe: trained on the training text; else a name on the Hugging Face hub")
     train_chars: int = Field(ge=10_000, description="characters of training text kept, the same share of every package")
     heldout_chars: int = Field(ge=5_000, description="characters of held-out text kept")
@@ -107,7 +111,9 @@ class DataSpec(Spec):
                 )
             if not self.train or set(self.train) & set(self.heldout):
                 raise ValueError(f"data.train must name packages that are not held out, got {self.train}")
-        elif ":" not in self.dataset:
+        elif self.source == "shards" and not self.shards:
+            raise ValueError("data.source = 'shards' needs data.shards, the folder that training/prepare.py wrote")
+        elif self.source == "fineweb" and ":" not in self.dataset:
             raise ValueError(f"data.dataset must read NAME:CONFIG, got {self.dataset!r}")
         return self
 
@@ -154,10 +160,36 @@ class TrainSpec(Spec):
     clip: float = Field(1.0, gt=0)
     report_every: int = Field(10, ge=1)
     micro_batch: int | None = Field(None, ge=1, description="sequences a forward pass; unset: the whole batch")
+    z_loss: float = Field(0.0, ge=0, description="weight of the squared log-normaliser of the logits; 0: none")
+    aux_loss: float = Field(
+        0.0, ge=0, description="weight of the auxiliary value that a mixer returns second; 0: dropped, as published"
+    )
+    recompute: bool = Field(False, description="activation checkpointing: compute blocks again in the backward pass")
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch * self.seq_len
+
+
+class CheckpointSpec(Spec):
+    """When a run's state is kept. Without either interval there are no checkpoints."""
+
+    steps: int | None = Field(None, ge=1, description="a checkpoint every so many steps")
+    seconds: float | None = Field(None, gt=0, description="a checkpoint every so many seconds")
+    last: int = Field(2, ge=1, description="checkpoints that stay while the run goes on")
+    stable: list[float] = Field(
+        [], description="shares of wsd's stable phase at whose end a checkpoint is kept, to extend or decay from"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> CheckpointSpec:
+        if any(not 0 < share <= 1 for share in self.stable):
+            raise ValueError(f"checkpoint.stable must hold shares in (0, 1], got {self.stable}")
+        return self
+
+    @property
+    def on(self) -> bool:
+        return self.steps is not None or self.seconds is not None
 
 
 class EvalSpec(Spec):
@@ -200,6 +232,7 @@ class Profile(Spec):
     eval: EvalSpec
     search: SearchSpec
     limits: LimitSpec
+    checkpoint: CheckpointSpec = CheckpointSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -213,6 +246,8 @@ class Profile(Spec):
             raise ValueError(f"train.seq_len must be at least {longest} for these tasks, got {self.train.seq_len}")
         if self.train.warmup + self.train.decay > self.train.steps:
             raise ValueError("train.warmup + train.decay must not exceed train.steps")
+        if self.checkpoint.stable and self.train.schedule != "wsd":
+            raise ValueError("checkpoint.stable needs train.schedule = 'wsd': a cosine has no stable phase")
         if self.data.tokenizer == "bpe" and self.model.vocab < 256 + self.tasks.symbols + 16:
             raise ValueError(
                 f"model.vocab must be over {256 + self.tasks.symbols + 16}: bytes and task symbols come first"
@@ -220,8 +255,13 @@ class Profile(Spec):
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything but the description and the constants of the search."""
-        return sha256_text(self.model_dump_json(exclude={"description", "search", "limits"}))
+        """SHA-256 over all that changes a result: not description, search, limits, or when checkpoints are made."""
+        return sha256_text(self.model_dump_json(exclude={"description", "search", "limits", "checkpoint"}))
+
+    def stable_steps(self) -> list[int]:
+        """Steps at which a checkpoint ends a share of the stable phase (warm-up counted in it)."""
+        end = self.train.steps - self.train.decay
+        return sorted({max(1, round(share * end)) for share in self.checkpoint.stable})
 
 
 def task_lengths(tasks: TaskSpec) -> tuple[int, int, int]:

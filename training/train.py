@@ -2,7 +2,8 @@
 
 Small version: `python training/train.py training/architectures/delta_net.py --profile cpu-smoke --out /tmp/out`
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
-and, where the program printed something, stderr.log.
+and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
+after a kill from the last one.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
 
@@ -29,10 +30,13 @@ from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
+from training.branch import branched, require_lineage
+from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
 from training.results import FILES, clear
+from training.run import run_identity
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -58,11 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FILE", help="a kept checkpoint of this program and seed to go on from"
+    )
+    parser.add_argument(
+        "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
+    )
     short = ("run.profile", "run.seed", "training.text")
     try:
         sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
         profile = load_profile(settings.run.profile)
+        if arguments.start_from is not None:
+            profile = branched(profile, arguments.start_from, arguments.decay_steps)
+        elif arguments.decay_steps is not None:
+            raise UsageError("--decay-steps says how to go on from a checkpoint", "name it with --start-from FILE")
         name = Path(arguments.file).stem
         program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
     with _Display() as display:
         try:
-            record = _run(launcher, program, settings, arguments.out, command, display)
+            record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
         except AsiError as error:
             display.line(f"error: {error}", error=True)
             return error.exit_code
@@ -95,7 +109,13 @@ def exit_status(record: RunRecord) -> int:
 
 
 def _run(
-    launcher: Launcher, program: Program, settings: Settings, out: Path, command: str, display: _Display
+    launcher: Launcher,
+    program: Program,
+    settings: Settings,
+    out: Path,
+    origin: Path | None,
+    command: str,
+    display: _Display,
 ) -> RunRecord | None:
     """The record, which lies in `out` too; None where Ctrl-C came before there was a corpus to name in it."""
     cancel = threading.Event()
@@ -114,6 +134,10 @@ def _run(
             if cancel.is_set():
                 return None
             raise
+        identity = run_identity(launcher, program, seed)
+        refuse_foreign(out / FOLDER, identity)
+        if origin is not None:
+            require_lineage(origin, identity)
         report: CheckReport | None = None
         try:
             report = launcher.check([program], display.show, cancel)[0]
@@ -133,6 +157,8 @@ def _run(
             on_event=display.show,
             cancel=cancel,
             command=command,
+            keep=settings.training.keep_checkpoint,
+            origin=origin,
         )
     finally:
         for number, handler in previous:

@@ -12,7 +12,7 @@ from pipeline.agents.roles import DesignContext, Proposal
 from pipeline.evolve.stage import claim_structure, named, program_of
 from pipeline.failure import ExperimentFailed
 from pipeline.lab import Lab
-from training.baseline import recount
+from training.baseline import candidate_threshold, recount
 from training.launcher import peer_of
 from training.programs import Program
 from training.results import element_result, finished_run
@@ -92,6 +92,9 @@ def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path,
         counted_tasks=lab.baseline.tasks,
         on_event=lambda event: lab.console.progress(who, event),
         cancel=lab.cancelled,
+        keep=True,
+        threshold=candidate_threshold(lab.baseline),
+        foreign="discard",  # of an attempt that was repaired in another way before a kill
     )
 
 

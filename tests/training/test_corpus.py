@@ -102,7 +102,7 @@ def test_text_that_does_not_repeat_is_kept_as_it_is() -> None:
 
 def test_heldout_text_is_not_in_the_training_text(corpus: Corpus) -> None:
     codec = tokenizer.Codec(corpus.tokenizer)
-    train, heldout = (codec.decode(np.fromfile(file, np.uint16).tolist()) for file in (corpus.train, corpus.heldout))
+    train, heldout = (codec.decode(np.fromfile(file, np.uint16).tolist()) for file in (corpus.train[0], corpus.heldout))
     seen = {gram for part in train.split(tokenizer.END) for gram in shingles(part)}
     assert corpus.heldout_tokens > 1000
     assert not any(gram in seen for part in heldout.split(tokenizer.END) for gram in shingles(part))
@@ -179,7 +179,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(profile: Profile, tex
 
 def test_a_damaged_cache_is_noticed(profile: Profile, text_file: Path, tmp_path: Path) -> None:
     made = prepare_corpus(profile, tmp_path, [text_file])
-    made.train.write_bytes(made.train.read_bytes()[:-2])
+    made.train[0].write_bytes(made.train[0].read_bytes()[:-2])
     with pytest.raises(StoreError, match="damaged"):
         prepare_corpus(profile, tmp_path, [text_file])
 

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import verifier_assets as assets
 
@@ -24,8 +23,9 @@ from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
+from training.checkpoints import FOLDER, kept
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
-from training.profiles import load_profile
+from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
 from training.results import element_result
 
@@ -61,17 +61,6 @@ SLEEPS = HEAD.format(width="hidden_size") + (
 
 def program(text: str, name: str = "sample") -> Program:
     return Program(name, text, trust="user")
-
-
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    words = np.array(
-        ["gate", "state", "decay", "matrix", "value", "mixer", "chunk", "layer", "token", "width", "model"]
-    )
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_text("\n\n".join(" ".join(random.choice(words, 150)) for _ in range(150)))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +132,10 @@ def test_the_files_say_what_the_record_says(pair: tuple[list[RunRecord], Path, l
     assert RunRecord.model_validate_json((folder / "result.json").read_text()) == record
     assert {name: (folder / f"{name}.csv").read_text() for name in ("train", "test")} == element_result(record)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert record.heldout_loss is not None and lines.pop()["val_loss"] == record.heldout_loss.value
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30]
-    assert all(line["cpu_seconds"] > 0 and line["grad_norm"] > 0 for line in lines)
+    wanted = ("cpu_seconds", "grad_norm", "lr", "tokens_per_second", "memory_mb")
+    assert all(line[name] > 0 for line in lines for name in wanted)
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
 
@@ -221,18 +212,34 @@ def test_a_run_that_beats_every_peer_by_far_is_ended_with_its_partial_curve(laun
     assert (tmp_path / "train.csv").read_text().startswith("step,1,5")
 
 
-def test_a_killed_worker_is_tried_again(launcher: Launcher, tmp_path: Path) -> None:
+def saving(launcher: Launcher) -> Launcher:
+    """The same, with a checkpoint every second step."""
+    made = Launcher(launcher.settings, launcher.profile.model_copy(update={"checkpoint": CheckpointSpec(steps=2)}))
+    assert made.baseline_key() == launcher.baseline_key()
+    return made
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_numbers(
+    launcher: Launcher, pair: tuple[list[RunRecord], Path, list[Event]], tmp_path: Path
+) -> None:
     struck: list[int] = []
+    notes: list[str] = []
 
     def strike(event: Event) -> None:
-        if event.kind == "progress" and not struck:
+        notes.append(event.text)
+        if event.kind == "progress" and (event.step or 0) >= 10 and not struck:
             struck.append(_worker_below(os.getpid()))
             os.kill(struck[0], signal.SIGKILL)
 
-    record = launcher.train(
-        program(SLEEPS.replace("0.3", "0.03")), seed=0, out=tmp_path / "a", run_id="a", on_event=strike
-    )
-    assert struck and record.status == "finished" and record.train_loss["30"] < record.train_loss["1"]
+    record = saving(launcher).train(program(PRINTS), seed=0, out=tmp_path / "a", run_id="a", on_event=strike, keep=True)
+    assert struck and record.status == "finished"
+    assert any("goes on from the checkpoint of step" in note for note in notes)
+    whole = pair[0][0]
+    assert (record.train_loss, record.heldout_loss) == (whole.train_loss, whole.heldout_loss)
+    assert record.benchmarks == whole.benchmarks
+    assert [path.stem for path in kept(tmp_path / "a" / FOLDER)] == ["step-000000030"]
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30, 30]
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.records import RunRecord
 from common.settings import Monitor as MonitorSettings
+from training.forecast import FEWEST, forecast
 from training.monitor import Monitor, Peer, Stop, peer_of
 
 CURVE = {1: 6.9, 50: 6.0, 100: 5.5, 150: 5.2, 200: 5.0}
@@ -78,6 +80,61 @@ def test_slow_is_measured_against_the_median_of_peers() -> None:
 
 def test_a_run_is_not_called_slow_for_its_first_seconds() -> None:
     assert feed(watching(Peer(CURVE, 0.001)), {1: 6.9, 10: 6.8}, 0.2) is None
+
+
+def curves(count: int) -> list[Peer]:
+    """Peers whose held-out loss follows their curve: 0.9 of it at step 100, give or take 0.01."""
+    scales = [0.9 + 0.02 * number for number in range(count)]
+    return [
+        Peer({step: loss * scale for step, loss in CURVE.items()}, None, 4.95 * scale + 0.01 * (-1) ** number)
+        for number, scale in enumerate(scales)
+    ]
+
+
+def judge(
+    scale: float, peers: int = 12, threshold: float | None = 5.5, spared: bool = False
+) -> tuple[Stop | None, Monitor]:
+    monitor = Monitor(MonitorSettings(), 200, curves(peers), Clock(), threshold, spared)
+    return feed(monitor, {step: loss * scale for step, loss in CURVE.items()}), monitor
+
+
+def test_hopeless_is_a_run_whose_end_earlier_runs_tell() -> None:
+    stop, monitor = judge(1.25)
+    assert (
+        stop is not None
+        and stop.reason == "hopeless"
+        and "12 earlier runs" in stop.detail
+        and "step 150" in stop.detail
+    )
+    assert monitor.forecast is not None and monitor.forecast.predicted == pytest.approx(4.95 * 1.25, abs=0.05)
+    assert 5.5 < monitor.forecast.low < monitor.forecast.predicted
+    assert judge(1.0)[0] is None and judge(1.1)[0] is None, "near the threshold it may still become a candidate"
+    assert judge(1.25, peers=5)[0] is None and judge(1.25, threshold=None)[0] is None
+
+
+def test_a_spared_run_goes_on_and_is_known() -> None:
+    stop, monitor = judge(1.25, spared=True)
+    assert stop is None and monitor.forecast is not None and monitor.forecast.spared
+
+
+@given(st.lists(st.tuples(st.floats(3, 7), st.floats(3, 7)), max_size=12), st.floats(3, 7))
+def test_a_forecast_is_never_surer_than_its_peers(peers: list[tuple[float, float]], here: float) -> None:
+    found = forecast(here, peers)
+    assert (found is None) == (len(peers) < FEWEST or len({loss for loss, _ in peers}) == 1)
+    if found is not None:
+        assert found[1] <= found[0] + 1e-9
+
+
+def test_a_forecast_covers_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    low = 0
+    for _ in range(2000):
+        losses = random.normal(5, 0.3, 9)
+        ends = 0.8 * losses + random.normal(0, 0.1, 9)
+        found = forecast(losses[0], list(zip(losses[1:], ends[1:], strict=True)))
+        assert found is not None
+        low += ends[0] < found[1]
+    assert 0.015 < low / 2000 < 0.035
 
 
 def test_stalled() -> None:

@@ -8,7 +8,17 @@ import pytest
 
 from common.errors import UsageError
 from common.process import REPOSITORY
-from training.profiles import HELDOUT_PACKAGES, OWN_TASKS, load_profile, profile_names
+from common.settings import Monitor
+from training.profiles import (
+    HELDOUT_PACKAGES,
+    OWN_TASKS,
+    CheckpointSpec,
+    DataSpec,
+    ModelSpec,
+    TrainSpec,
+    load_profile,
+    profile_names,
+)
 from training.sandbox import HELD_OUT_PACKAGES
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
@@ -73,3 +83,24 @@ def test_the_fingerprint_follows_what_changes_a_result_and_nothing_else() -> Non
     train = profile.train.model_copy(update={"lr": 1e-3})
     assert profile.model_copy(update={"search": search}).fingerprint() == profile.fingerprint()
     assert profile.model_copy(update={"train": train}).fingerprint() != profile.fingerprint()
+
+
+def test_every_profile_key_setting_and_rule_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "training.md").read_text()
+    for name in profile_names():
+        assert f"| `{name}` |" in text, name
+    for spec, prefix in ((ModelSpec, ""), (TrainSpec, ""), (CheckpointSpec, ""), (DataSpec, "data.")):
+        for key in spec.model_fields:
+            assert f"`{prefix}{key}`" in text, f"{spec.__name__}.{key}"
+    for key in Monitor.model_fields:
+        assert f"`{key}`" in text, key
+
+
+def test_scales_of_20_tokens_a_parameter() -> None:
+    for name, millions in (("60m", 60), ("130m", 130)):
+        train = load_profile(name).train
+        assert train.steps * train.tokens_per_step == pytest.approx(20e6 * millions, rel=0.01)
+    long = load_profile("340m-15b").train
+    assert long.steps * long.tokens_per_step == pytest.approx(15e9, rel=1e-3) and long.schedule == "cosine"
+    assert long.warmup * long.tokens_per_step == pytest.approx(0.5e9, rel=1e-3)
+    assert load_profile("20m-v16k").stable_steps() == [400, 800, 1600]

@@ -17,8 +17,9 @@ from common.process import REPOSITORY
 from training.data.packing import row_type, write_stream
 from training.profiles import Profile, load_profile
 from training.worker.model import LanguageModel, OverBudgetError, fit_width
+from training.worker.optimizer import AdamW, learning_rate
 from training.worker.state import WorkerState
-from training.worker.train import OPS, _AdamW, learning_rate
+from training.worker.train import OPS
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
 
@@ -64,17 +65,25 @@ def make(
     return state, OPS["train.build"](state, call, [], lambda _: None)[0]
 
 
-def fit(profile: Profile, state: WorkerState, folder: Path) -> list[dict[str, Any]]:
+def write(profile: Profile, folder: Path) -> dict[str, Any]:
+    """Writes a stream and returns the call that trains on it."""
     tokens = (np.arange(5000) * 7 % 50 + 300).astype(np.uint16)
     write_stream(profile, tokens, 0, folder / "stream")
-    events: list[dict[str, Any]] = []
-    call = {
+    return {
         "stream": str(folder / "stream"),
         "type": row_type(profile.model.vocab).name,
         "train": profile.train.model_dump(mode="json"),
     }
-    OPS["train.run"](state, call, [], events.append)
+
+
+def fit(profile: Profile, state: WorkerState, folder: Path) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    OPS["train.run"](state, write(profile, folder), [], lambda meta, arrays=(): events.append(meta))
     return events
+
+
+def changed(profile: Profile, **train: Any) -> Profile:
+    return profile.model_copy(update={"train": profile.train.model_copy(update=train)})
 
 
 def test_every_mixer_gets_the_same_total_size(profile: Profile) -> None:
@@ -130,9 +139,102 @@ def test_training_learns_and_repeats_bit_for_bit(profile: Profile, tmp_path: Pat
 
 def test_micro_batches_give_the_same_training(profile: Profile, tmp_path: Path) -> None:
     whole = fit(profile, make(profile)[0], tmp_path)
-    split = profile.model_copy(update={"train": profile.train.model_copy(update={"micro_batch": 3})})
+    split = changed(profile, micro_batch=3)
     parts = fit(split, make(split)[0], tmp_path)
     assert [event["loss"] for event in parts] == pytest.approx([event["loss"] for event in whole], rel=1e-4)
+
+
+class Noisy(Mixer):
+    """Draws from torch's generator, keeps a buffer and a frozen weight."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.register_buffer("seen", torch.zeros(3))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        if self.training:
+            self.seen += torch.rand(3)
+            hidden_states = hidden_states + 0.01 * torch.randn_like(hidden_states) + 0.001 * self.seen.mean()
+        return super().forward(hidden_states)
+
+
+@pytest.mark.parametrize("step", [3, 17, 30])
+def test_a_run_that_goes_on_from_a_snapshot_is_the_run_that_was_not_broken_off(
+    profile: Profile, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.worker.snapshot.PIECE", 1 << 12)  # many pieces, sent over many steps
+    call = write(profile, tmp_path)
+    events: list[dict[str, Any]] = []
+    pieces: list[tuple[str, np.ndarray]] = []
+
+    def emit(meta: dict[str, Any], arrays: Any = ()) -> None:
+        if "checkpoint" in meta:
+            pieces.append((meta["checkpoint"]["name"], arrays[0]))
+        else:
+            events.append(meta)
+
+    whole, _ = make(profile, Noisy)
+    OPS["train.run"](whole, {**call, "checkpoint": {"steps": None, "seconds": None, "at": [step]}}, [], emit)
+    assert len(pieces) > 10
+    again, _ = make(profile, Noisy, seed=5)  # nothing of it may matter
+    again.values["seed"] = 0
+    for name, array in pieces:
+        OPS["train.restore"](again, {"name": name}, [array], emit)
+    before, events = events, []
+    answer, _ = OPS["train.run"](again, {**call, "resume": {"step": step, "seconds": 7.0}}, [], emit)
+    fresh = ("seconds", "memory_mb")
+    kept = [[{k: v for k, v in event.items() if k not in fresh} for event in one] for one in (before, events)]
+    assert kept[1] == [event for event in kept[0] if event["step"] > step] and answer["seconds"] > 7
+    tokens = np.arange(40, dtype=np.int32).reshape(2, 20)
+    one, two = (OPS["train.logits"](state, {}, [tokens], lambda _: None)[1][0] for state in (whole, again))
+    assert (one == two).all()
+
+
+def test_a_snapshot_of_another_model_is_refused_and_changes_nothing(profile: Profile, tmp_path: Path) -> None:
+    state, _ = make(profile)
+    OPS["train.restore"](state, {"name": "weights"}, [np.zeros(7, dtype=np.float32)], lambda _: None)
+    answer, _ = OPS["train.run"](
+        state, {**write(profile, tmp_path), "resume": {"step": 3, "seconds": 1.0}}, [], lambda _: None
+    )
+    assert "the model has" in answer["refused"]
+
+
+def test_z_loss_and_auxiliary_loss_are_added_only_by_setting(profile: Profile, tmp_path: Path) -> None:
+    class Auxiliary(Mixer):
+        def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Any, None]:  # type: ignore[override]
+            return super().forward(hidden_states)[0], self.inner.weight.square().sum(), None
+
+    plain_loss = [event["loss"] for event in fit(profile, make(profile)[0], tmp_path)]
+    assert [event["loss"] for event in fit(profile, make(profile, Auxiliary)[0], tmp_path)] == plain_loss
+    added = changed(profile, aux_loss=10.0)
+    with_aux, without = make(added, Auxiliary)[0], make(profile, Auxiliary)[0]
+    fit(added, with_aux, tmp_path), fit(profile, without, tmp_path)
+    sizes = [state.instances["model"].blocks[0].mixer.inner.weight.square().sum() for state in (with_aux, without)]
+    assert sizes[0] < 0.7 * sizes[1]
+    normalisers = []
+    for weight in (0.0, 1.0):
+        spec = changed(profile, z_loss=weight)
+        state, _ = make(spec)
+        fit(spec, state, tmp_path)
+        logits = OPS["train.logits"](state, {}, [np.arange(60, dtype=np.int32).reshape(1, 60)], lambda _: None)[1][0]
+        normalisers.append(float(np.square(np.log(np.exp(logits).sum(-1))).mean()))
+    assert normalisers[1] < 0.7 * normalisers[0]
+
+
+@pytest.mark.slow
+def test_recomputed_activations_give_the_same_training(profile: Profile, tmp_path: Path) -> None:
+    spec = changed(profile, recompute=True)
+    one, two = (fit(each, make(each)[0], tmp_path) for each in (profile, spec))
+    assert [event["loss"] for event in two] == pytest.approx([event["loss"] for event in one], rel=1e-5)
+
+
+def test_sizes_by_part_add_up(profile: Profile) -> None:
+    for tied in (True, False):
+        spec = profile.model_copy(update={"model": profile.model.model_copy(update={"tied": tied})})
+        sizes = make(spec)[1]
+        parts = sizes["mixer_parameters"] + sum(sizes[name] for name in ("embedding", "head", "mlps", "norms"))
+        assert parts == sizes["parameters"] and (sizes["head"] == 0) == tied
 
 
 def test_a_loss_that_is_not_finite_is_reported_as_none(profile: Profile, tmp_path: Path) -> None:
@@ -170,7 +272,7 @@ def test_the_optimiser_is_adamw_with_clipping(profile: Profile) -> None:
     one, two = spec["betas"]
     weights = [p.detach().double().clone() for p in model.parameters()]
     first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
-    optimizer = _AdamW(model, spec)
+    optimizer = AdamW(model, spec)
     for step in range(1, 6):
         optimizer.gradients.zero_()
         (model(torch.randint(0, 40, (2, 12))).square().mean() * 100).backward()

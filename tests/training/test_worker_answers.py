@@ -13,7 +13,16 @@ from training.scorer.answers import model_sizes, peak_memory, prepared_facts, si
 from training.scorer.heldout import ForgedError
 from training.worker.model import all_parameters
 
-GOOD = {"step": 5, "loss": 2.5, "task_loss": None, "lr": 1e-3, "grad_norm": 1, "tokens": 640, "seconds": 0.5}
+GOOD = {
+    "step": 5,
+    "loss": 2.5,
+    "task_loss": None,
+    "lr": 1e-3,
+    "grad_norm": 1,
+    "memory_mb": 2.0,
+    "tokens": 640,
+    "seconds": 0.5,
+}
 
 
 def test_a_report_passes_as_it_is() -> None:
@@ -30,7 +39,11 @@ def test_a_loss_that_is_not_finite_is_none(loss: Any) -> None:
     [
         *({"step": step} for step in (None, 4, 3, 31, 5.0, True, "5", [5], 10**400)),
         *({name: value} for name in ("tokens", "seconds") for value in (None, -1, float("nan"), "1", [1], True)),
-        *({name: value} for name in ("loss", "task_loss", "lr", "grad_norm") for value in ("1", [1], {}, True)),
+        *(
+            {name: value}
+            for name in ("loss", "task_loss", "lr", "grad_norm", "memory_mb")
+            for value in ("1", [1], {}, True)
+        ),
     ],
 )
 def test_a_report_of_another_form_is_forged(change: dict[str, Any]) -> None:
@@ -44,14 +57,13 @@ def test_a_report_without_a_part_is_forged(missing: str) -> None:
         training_report({key: value for key, value in GOOD.items() if key != missing}, 4, 30)
 
 
+SIZES = ("parameters", "mixer_parameters", "ffn_width", "embedding", "head", "mlps", "norms")
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-names = st.sampled_from(
-    [*GOOD, "parameters", "mixer_parameters", "ffn_width", "versions", "hardware", "peak_memory_mb"]
-)
+names = st.sampled_from([*GOOD, *SIZES, "versions", "hardware", "peak_memory_mb"])
 
 
 @settings(max_examples=150, deadline=None)
@@ -65,7 +77,8 @@ def test_no_answer_raises_anything_but_forged(answer: dict[str, Any]) -> None:
 
 
 def test_sizes_off_the_budget_are_refused() -> None:
-    assert model_sizes({"parameters": 9, "mixer_parameters": 0, "ffn_width": 1})["parameters"] == 9
+    sizes = dict.fromkeys(("parameters", "ffn_width", "embedding", "mlps", "norms"), 9)
+    assert model_sizes({**sizes, "mixer_parameters": 0, "head": 0})["parameters"] == 9
     assert size_refusal(1004, 1000, 0.005) is None and size_refusal(5, None, 0.005) is None
     assert "over budget" in (size_refusal(1006, 1000, 0.005) or "")
     assert "under budget" in (size_refusal(994, 1000, 0.005) or "")

@@ -27,9 +27,10 @@ import numpy as np
 from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, sha256_text, write_json
 from common.process import spawn, terminate
-from training.data import extract, tokenizer
+from training.data import extract, shards, tokenizer
 from training.data.dedup import Deduplicator
 from training.data.packing import row_type, write_stream
+from training.data.shards import TokenFiles, read_manifest
 from training.data.tasks import GENERATORS, Item, cloze_items, generate_items
 from training.profiles import Profile
 
@@ -38,7 +39,7 @@ __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 ITEM_SEED = 90210
 """Seed of the scored items: the same for every run of a profile, and never a training seed."""
 Report = Callable[[str], None]
-_CODE = ("extract.py", "dedup.py", "tokenizer.py", "tasks.py", "corpus.py")
+_CODE = ("extract.py", "dedup.py", "tokenizer.py", "tasks.py", "corpus.py", "shards.py")
 
 
 def default_cache() -> Path:
@@ -60,8 +61,11 @@ class Corpus:
     sources: dict[str, str]
 
     @property
-    def train(self) -> Path:
-        return self.folder / "train.bin"
+    def train(self) -> list[Path]:
+        """The files of training tokens, in order: one, or the shards."""
+        listed = self.folder / "shards.json"
+        names = read_json(listed) if listed.is_file() else ["train.bin"]
+        return [self.folder / name for name in names]
 
     @property
     def heldout(self) -> Path:
@@ -92,8 +96,7 @@ class Corpus:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".stream-")
             os.close(handle)
             try:
-                tokens = np.memmap(self.train, dtype=np.uint16, mode="r")
-                write_stream(profile, tokens, seed, Path(name), self.end)
+                write_stream(profile, TokenFiles(self.train), seed, Path(name), self.end)
                 Path(name).chmod(0o644)
                 Path(name).replace(path)
             finally:
@@ -147,9 +150,11 @@ def prepare_corpus(
 def _open(folder: Path) -> Corpus:
     facts = read_json(folder / "corpus.json")
     corpus = Corpus(folder=folder, **facts)
-    for path, size in ((corpus.train, corpus.train_tokens), (corpus.heldout, corpus.heldout_tokens)):
-        if not path.is_file() or path.stat().st_size != 2 * size:
-            raise StoreError(f"the cached corpus {folder} is damaged: {path.name} is incomplete", f"remove {folder}")
+    for paths, tokens in ((corpus.train, corpus.train_tokens), ([corpus.heldout], corpus.heldout_tokens)):
+        if not all(path.is_file() for path in paths) or sum(path.stat().st_size for path in paths) != 2 * tokens:
+            raise StoreError(
+                f"the cached corpus {folder} is damaged: {paths[0].name} is incomplete", f"remove {folder}"
+            )
     return corpus
 
 
@@ -164,6 +169,8 @@ def _key(profile: Profile, text: Sequence[Path]) -> str:
     }
     if text:
         facts["text"] = [_file_hash(path) for path in text]
+    elif profile.data.source == "shards":
+        facts["shards"] = read_manifest(Path(profile.data.shards).expanduser())
     elif profile.data.source == "docstrings":
         packages = [*profile.data.train, *profile.data.heldout]
         facts["packages"] = {name: extract.package_version(name) for name in packages}
@@ -231,6 +238,8 @@ def _build(
             from training.data.fineweb import build as build_fineweb
 
             facts = build_fineweb(profile, temporary, say)
+        elif profile.data.source == "shards" and not text:
+            facts = _build_shards(profile, temporary, say)
         else:
             facts = _build_text(profile, root, temporary, text, say, cancel)
         _go_on(cancel)
@@ -240,6 +249,16 @@ def _build(
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build_shards(profile: Profile, folder: Path, say: Report) -> dict[str, object]:
+    facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile.model.vocab, folder, say)
+    _refuse_short(profile, {"train": int(str(facts["train_tokens"])), "heldout": int(str(facts["heldout_tokens"]))})
+    tokens = np.fromfile(folder / "heldout.bin", dtype=np.uint16)
+    ends = np.flatnonzero(tokens == codec.end)
+    documents = [codec.decode(part[part != codec.end].tolist()) for part in np.split(tokens, ends + 1) if len(part) > 1]
+    write_json(folder / "items.json", _items(profile, documents))
+    return facts
 
 
 def _build_text(

@@ -15,7 +15,7 @@ from common.files import sha256_text, write_json
 from training.data import tokenizer
 from training.profiles import Profile
 
-__all__ = ["build"]
+__all__ = ["build", "documents"]
 
 _BATCH = 1000
 _ONE_IN = 1000
@@ -27,7 +27,11 @@ def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[st
     Raises:
         JobError: the dataset or the tokenizer can be reached neither on the hub nor in the local cache.
     """
-    tokenizer.fetch(profile.data.tokenizer).save(str(folder / "tokenizer.json"))
+    if profile.data.tokenizer == "bpe":
+        made = tokenizer.train(documents(profile.data.dataset), profile.model.vocab, profile.tasks.symbols)
+    else:
+        made = tokenizer.fetch(profile.data.tokenizer)
+    made.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
     digest = hashlib.sha256()
     counts = {"train": 0, "heldout": 0}
@@ -62,22 +66,33 @@ def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[st
     }
 
 
-def _batches(dataset: str) -> Iterator[list[str]]:
+def documents(dataset: str) -> Iterator[str]:
+    """Texts of a Hugging Face dataset, NAME:CONFIG, streamed, in its order.
+
+    Raises:
+        JobError: it can be reached neither on the hub nor in the local cache.
+    """
     name, _, configuration = dataset.partition(":")
     try:
         from datasets import load_dataset
 
-        documents = iter(load_dataset(name, configuration, split="train", streaming=True))
-        first = next(documents)
+        found = iter(load_dataset(name, configuration, split="train", streaming=True))
+        first = next(found)
     except Exception as error:
         raise JobError(
             f"the dataset {name} ({configuration}) is not reachable: {str(error).splitlines()[0]}",
             "connect to huggingface.co, or use --profile cpu, or train on your own files with --training.text FILE",
         ) from error
+    yield str(first["text"])
+    for document in found:
+        yield str(document["text"])
+
+
+def _batches(dataset: str) -> Iterator[list[str]]:
+    """Batches of documents without exact repeats."""
     seen: set[int] = set()
-    batch = [str(first["text"])]
-    for document in documents:
-        text = str(document["text"])
+    batch: list[str] = []
+    for text in documents(dataset):
         identity = hash(text)
         if identity in seen:
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.shards import TokenFiles
 from training.data.tasks import GENERATORS
 from training.profiles import Profile
 
@@ -28,11 +29,11 @@ def row_type(vocab: int) -> np.dtype:
     return np.dtype(np.int16 if vocab < 2**15 else np.uint16)
 
 
-def write_stream(profile: Profile, tokens: np.ndarray, seed: int, target: Path, end: int = 0) -> None:
+def write_stream(profile: Profile, tokens: np.ndarray | TokenFiles, seed: int, target: Path, end: int = 0) -> None:
     """Writes the stream of one run to `target`.
 
     Args:
-        tokens: uint16 [n], the training tokens, at least seq_len + 1 of them.
+        tokens: uint16 [n], the training tokens, at least seq_len + 1 of them; or the files that hold them.
         end: id of the end token.
     """
     length = profile.train.seq_len + 1
@@ -45,10 +46,17 @@ def write_stream(profile: Profile, tokens: np.ndarray, seed: int, target: Path, 
         for start in range(0, rows, _BLOCK):
             count = min(_BLOCK, rows - start)
             starts = places.integers(0, len(tokens) - length + 1, count)
-            block = tokens[starts[:, None] + np.arange(length)].astype(kind)
+            block = _windows(tokens, starts, length).astype(kind)
             for row in np.flatnonzero(choice.random(count) < profile.tasks.share):
                 block[row] = _task_row(profile, generated, length, end)
             block.tofile(handle)
+
+
+def _windows(tokens: np.ndarray | TokenFiles, starts: np.ndarray, length: int) -> np.ndarray:
+    if isinstance(tokens, TokenFiles):
+        return tokens.windows(starts, length)
+    rows: np.ndarray = tokens[starts[:, None] + np.arange(length)]
+    return rows
 
 
 def _task_row(profile: Profile, random: np.random.Generator, length: int, end: int) -> np.ndarray:

@@ -27,7 +27,7 @@ def special_tokens(symbols: int) -> list[str]:
     return [END, *MARKERS, *(f"<|s{number}|>" for number in range(symbols))]
 
 
-def train(documents: Sequence[str], vocab: int, symbols: int) -> Tokenizer:
+def train(documents: Iterable[str], vocab: int, symbols: int) -> Tokenizer:
     """Trains byte-level BPE of `vocab` entries; ids start with the special tokens. Deterministic."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -17,6 +17,7 @@ __all__ = ["model_sizes", "peak_memory", "prepared_facts", "size_refusal", "trai
 LARGEST = 1e9
 """A loss beyond it is no number to average; it counts as not finite."""
 _MOST_FACTS, _LONGEST = 20, 200
+_SIZES = ("parameters", "mixer_parameters", "ffn_width", "embedding", "head", "mlps", "norms")
 
 
 def prepared_facts(meta: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
@@ -29,17 +30,16 @@ def prepared_facts(meta: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
 
 
 def model_sizes(meta: Mapping[str, Any]) -> dict[str, int]:
-    """{parameters, mixer_parameters, ffn_width} of the answer to train.build.
+    """{parameters, mixer_parameters, ffn_width} of the answer to train.build, and {embedding, head, mlps, norms}.
 
     Raises:
-        ForgedError: one of them is missing or no positive integer (mixers may have no parameters).
+        ForgedError: one of them is missing or no positive integer (mixers, and a tied head, may have no parameters).
     """
-    names = ("parameters", "mixer_parameters", "ffn_width")
-    sizes = {name: meta.get(name) for name in names}
+    sizes = {name: meta.get(name) for name in _SIZES}
     for name, value in sizes.items():
-        if not _is_int(value) or not (0 if name == "mixer_parameters" else 1) <= value < 1 << 53:
+        if not _is_int(value) or not (0 if name in ("mixer_parameters", "head") else 1) <= value < 1 << 53:
             raise ForgedError(f"expected a positive integer as {name}, got {_shown(value)}")
-    return {name: int(meta[name]) for name in names}
+    return {name: int(meta[name]) for name in _SIZES}
 
 
 def size_refusal(parameters: int, budget: int | None, tolerance: float) -> str | None:
@@ -53,7 +53,7 @@ def size_refusal(parameters: int, budget: int | None, tolerance: float) -> str |
 
 
 def training_report(meta: Mapping[str, Any], last: int, steps: int) -> dict[str, Any]:
-    """{step, loss, task_loss, lr, grad_norm, tokens, seconds} of one report; what is not finite is None.
+    """{step, loss, task_loss, lr, grad_norm, memory_mb, tokens, seconds} of one report; what is not finite is None.
 
     Args:
         last: step of the report before, 0 at first.
@@ -67,7 +67,7 @@ def training_report(meta: Mapping[str, Any], last: int, steps: int) -> dict[str,
         raise ForgedError(f"expected a step over {last} and at most {steps}, got {_shown(step)}")
     if "loss" not in meta:
         raise ForgedError(f"expected a loss in the report of step {step}, got none")
-    kept = {name: _finite(meta, name) for name in ("loss", "task_loss", "lr", "grad_norm")}
+    kept = {name: _finite(meta, name) for name in ("loss", "task_loss", "lr", "grad_norm", "memory_mb")}
     passed = {name: _finite(meta, name) for name in ("tokens", "seconds")}
     for name, value in passed.items():
         if value is None or value < 0:

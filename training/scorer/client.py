@@ -102,13 +102,13 @@ class Worker:
         arrays: Sequence[np.ndarray] = (),
         *,
         timeout: float | None = None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_event: Callable[[dict[str, Any], list[np.ndarray]], None] | None = None,
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Runs one operation and returns its meta and arrays.
 
         Args:
             timeout: seconds until the worker is ended and `WorkerDied("timeout")` raised.
-            on_event: called with the meta of each event that comes before the reply.
+            on_event: called with the meta and the arrays of each event that comes before the reply.
 
         Raises:
             OperationFailed: it raised; the worker lives. WorkerDied: the worker does not.
@@ -123,7 +123,7 @@ class Worker:
                 if frame.id != number:
                     raise ProtocolError(f"expected an answer to call {number}, got one to {frame.id}")
                 if frame.kind == "event" and on_event is not None:
-                    on_event(frame.meta)
+                    on_event(frame.meta, frame.arrays)
                 if frame.kind == "reply":
                     return frame.meta, frame.arrays
                 if frame.kind == "error":

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from training import checkpoints
+from training.checkpoints import Checkpoint, Identity
 from training.data.packing import row_type
 from training.profiles import Profile
 from training.programs import from_job
@@ -26,6 +28,7 @@ from training.scorer import answers
 from training.scorer.client import CandidateFault, Worker, WorkerDied
 from training.scorer.confirm import write_weights
 from training.scorer.heldout import ForgedError, NotFiniteError
+from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring
 
 __all__ = ["run"]
@@ -34,8 +37,6 @@ Emit = Callable[[dict[str, Any]], None]
 PULSE = 1.0
 """Seconds between two readings of the worker's CPU time."""
 _REASONS = {"timeout": "timeout", "memory": "memory"}
-_REMEMBERED = 5
-"""Words by which an item of the cloze task is recognised in other text."""
 
 
 def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -44,9 +45,12 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     Args:
         job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
-            files of the corpus.
+            files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
+            it finds in the folder, at first from the file `origin` (None: from the beginning).
         emit: told {event: "stage", name}, {event: "metrics", step, loss, task_loss, lr, grad_norm, tokens,
-            seconds, cpu_seconds} and, once a second, {event: "pulse", cpu_seconds, step}.
+            seconds, tokens_per_second, memory_mb, cpu_seconds}, {event: "resumed", step} before the reports that a
+            checkpoint holds are told again, {event: "note", text} and, once a second, {event: "pulse", cpu_seconds,
+            step}.
 
     Returns:
         {status, reason, detail, audit: {passed, detail}, seconds: {start, train, audit, score}, stderr: the end of
@@ -62,9 +66,12 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "sandbox": sandbox.backend,
         "seconds": {},
     }
+    place = _place(job, profile)
+    found = _found(job, place, emit)
+    # What a killed run has used counts, or a program that kills itself could train for longer.
     limits = Limits(
-        seconds=profile.limits.seconds,
-        cpu_seconds=profile.limits.cpu_seconds,
+        seconds=max(1.0, profile.limits.seconds - (found.seconds if found else 0.0)),
+        cpu_seconds=max(1.0, profile.limits.cpu_seconds - (found.cpu_seconds if found else 0.0)),
         memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])) if job["device"] == "cpu" else None,
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
@@ -77,9 +84,9 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         return Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds)
 
     with start(reads) as worker:
-        pulse = _Pulse(worker, emit, profile.train.steps)
+        pulse = _Pulse(worker, emit, profile.train.steps, found)
         try:
-            _phases(job, profile, worker, partial(start, []), pulse, result, started)
+            _phases(job, profile, worker, partial(start, []), pulse, place, result, started)
         except CandidateFault as fault:
             result |= {"status": "failed", "reason": _REASONS.get(fault.reason, "crashed"), "detail": _detail(fault)}
             result["from_outside"] = isinstance(fault, WorkerDied) and fault.from_outside
@@ -100,6 +107,7 @@ def _phases(
     worker: Worker,
     start: Callable[[], Worker],
     pulse: _Pulse,
+    place: Place | None,
     result: dict[str, Any],
     started: float,
 ) -> None:
@@ -121,19 +129,8 @@ def _phases(
         return
     benchmarks = threading.Thread(target=_import_benchmarks, name="import-lm-eval", daemon=True)
     benchmarks.start()
-    pulse.emit({"event": "stage", "name": "train", **{name: result[name] for name in ("parameters", "ffn_width")}})
-    begun = time.perf_counter()
-    call = {
-        "stream": job["stream"],
-        "type": row_type(model.vocab).name,
-        "train": profile.train.model_dump(mode="json"),
-    }
-    cpu = worker.cpu_seconds()
-    answer, _ = worker.call("train.run", call, on_event=pulse.metrics)
-    seconds["train"] = time.perf_counter() - begun
-    tokens = profile.train.steps * profile.train.tokens_per_step
-    result |= {"tokens": tokens, "tokens_per_second": tokens / seconds["train"]}
-    result["train_cpu_seconds"] = worker.cpu_seconds() - cpu
+    pulse.emit({"event": "stage", "name": "train", **{name: result[name] for name in ("parameters", "mlps")}})
+    answer = _train(job, profile, worker, pulse, place, result)
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
     begun = time.perf_counter()
@@ -145,6 +142,74 @@ def _phases(
     scoring.check_reported(*pulse.last)
     scoring.run(benchmarks)
     seconds["score"] = time.perf_counter() - begun
+
+
+def _train(
+    job: dict[str, Any],
+    profile: Profile,
+    worker: Worker,
+    pulse: _Pulse,
+    place: Place | None,
+    result: dict[str, Any],
+) -> dict[str, Any]:
+    """Lets the worker train, from its checkpoint where there is one, and returns its answer."""
+    call = {
+        "stream": job["stream"],
+        "type": row_type(profile.model.vocab).name,
+        "train": profile.train.model_dump(mode="json"),
+    }
+    if place is not None:
+        call["checkpoint"] = {
+            **profile.checkpoint.model_dump(include={"steps", "seconds"}),
+            "at": sorted(place.stable),
+        }
+    found = pulse.found
+    if found is not None:
+        send(worker, found)
+        call["resume"] = {"step": found.step, "seconds": found.seconds}
+    pulse.train()
+    saver = None
+    if place is not None:
+        begun_at = found.step if found else 0
+        saver = Saver(
+            place, result["parameters"], begun_at, profile.train.steps, pulse.facts(place), partial(_note, pulse.emit)
+        )
+    try:
+        answer, _ = worker.call("train.run", call, on_event=partial(pulse.event, saver))
+    finally:
+        if saver is not None:
+            saver.close()
+    if "refused" in answer:
+        raise ForgedError(f"a fresh process builds another model: {str(answer['refused'])[:500]}")
+    result["seconds"]["train"] = pulse.train_seconds()
+    tokens = profile.train.steps * profile.train.tokens_per_step
+    result |= {"tokens": tokens, "tokens_per_second": tokens / result["seconds"]["train"]}
+    result["train_cpu_seconds"] = pulse.train_cpu_seconds()
+    return answer
+
+
+def _place(job: dict[str, Any], profile: Profile) -> Place | None:
+    """Where checkpoints go; None where there are none."""
+    spec = job.get("checkpoints")
+    if spec is None or not (profile.checkpoint.on or profile.checkpoint.stable):
+        return None
+    return Place(
+        Path(spec["folder"]),
+        Identity(**spec["identity"]),
+        profile.checkpoint.last,
+        frozenset(profile.stable_steps()),
+    )
+
+
+def _found(job: dict[str, Any], place: Place | None, emit: Emit) -> Checkpoint | None:
+    """What the run goes on from: its own last checkpoint, or at first the one that it branches off."""
+    found = checkpoints.newest(place.folder, place.identity, partial(_note, emit)) if place is not None else None
+    origin = job.get("checkpoints", {}).get("origin")
+    return checkpoints.read(Path(origin)) if found is None and origin is not None else found
+
+
+def _note(emit: Emit, text: str) -> None:
+    emit({"event": "note", "text": text})
 
 
 def _restored(
@@ -180,22 +245,70 @@ def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> tuple[dict[
 
 
 class _Pulse:
-    """Passes metrics on, and tells the host once a second how much CPU time the worker has used."""
+    """The trusted account of a run, over kills: passes metrics on, and tells the host once a second how much CPU time
+    the worker has used.
 
-    def __init__(self, worker: Worker, emit: Emit, steps: int) -> None:
-        self.emit = emit
+    Args:
+        found: the checkpoint that the run goes on from; what it used before counts here.
+
+    Attributes:
+        last: training loss of the last report, and the steps it stands for.
+    """
+
+    def __init__(self, worker: Worker, emit: Emit, steps: int, found: Checkpoint | None = None) -> None:
+        self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
-        """Training loss of the last report, and the steps it stands for."""
+        self._reports: list[dict[str, Any]] = []
         self._worker, self._steps, self._step = worker, steps, 0
+        self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
+        self._begun, self._cpu = time.perf_counter(), 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
 
-    def metrics(self, meta: dict[str, Any]) -> None:
+    def train(self) -> None:
+        """Training begins now. Reports of the checkpoint are told again, so that whoever listens knows them all."""
+        self._begun, self._cpu = time.perf_counter(), self._worker.cpu_seconds()
+        if self.found is not None:
+            self.emit({"event": "resumed", "step": self.found.step})
+            for report in self.found.reports:
+                self._tell(report)
+
+    def train_seconds(self) -> float:
+        return self._before[0] + time.perf_counter() - self._begun
+
+    def train_cpu_seconds(self) -> float:
+        return self._before[1] + self._worker.cpu_seconds() - self._cpu
+
+    def facts(self, place: Place) -> Callable[[int], Checkpoint]:
+        """What is known of the run when a snapshot of it begins to arrive."""
+        return lambda step: Checkpoint(
+            place.identity, step, self.train_seconds(), self.train_cpu_seconds(), list(self._reports), {}
+        )
+
+    def event(self, saver: Saver | None, meta: dict[str, Any], arrays: list[np.ndarray]) -> None:
+        """One event of the worker: a report, or a piece of a checkpoint."""
+        piece = meta.get("checkpoint")
+        if piece is None:
+            self._report(meta)
+        elif saver is None or not isinstance(piece, dict):
+            raise ForgedError(f"expected a report of training, got {str(meta)[:200]}")
+        else:
+            saver.piece(piece, arrays)
+
+    def _report(self, meta: dict[str, Any]) -> None:
         report = answers.training_report(meta, self._step, self._steps)
+        before = self._reports[-1] if self._reports else {"tokens": 0, "seconds": 0.0}
+        passed = report["seconds"] - before["seconds"]
+        rate = (report["tokens"] - before["tokens"]) / passed if passed > 0 else None
+        cpu = self._worker.cpu_seconds() + self._before[1]
+        self._tell({**report, "tokens_per_second": rate, "cpu_seconds": cpu})
+
+    def _tell(self, report: dict[str, Any]) -> None:
+        self._reports.append(report)
         self.last = report["loss"], report["step"] - self._step
         self._step = report["step"]
-        self.emit({"event": "metrics", **report, "cpu_seconds": self._worker.cpu_seconds()})
+        self.emit({"event": "metrics", **report})
 
     def stop(self) -> None:
         self._stopped.set()
@@ -204,7 +317,8 @@ class _Pulse:
     def _run(self) -> None:
         while not self._stopped.wait(PULSE):
             with suppress(OSError):
-                self.emit({"event": "pulse", "cpu_seconds": self._worker.cpu_seconds(), "step": self._step or None})
+                used = self._worker.cpu_seconds() + self._before[1]
+                self.emit({"event": "pulse", "cpu_seconds": used, "step": self._step or None})
 
 
 def _import_benchmarks() -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def main() -> int:
 
 
 def _answer(channel: Channel, state: WorkerState, operations: dict[str, Op], frame: Frame) -> None:
-    def emit(meta: dict[str, Any]) -> None:
-        channel.send(Frame("event", frame.id, frame.op, meta))
+    def emit(meta: dict[str, Any], arrays: Sequence[np.ndarray] = (), /) -> None:
+        channel.send(Frame("event", frame.id, frame.op, meta, list(arrays)))
 
     try:
         if frame.op not in operations:

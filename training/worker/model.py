@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "all_tensors", "build_model", "fit_width"]
 
@@ -52,7 +53,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)). The mixer's auxiliary value and cache are dropped; it gets no mask."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)). The mixer's cache is dropped; it gets no mask."""
 
     def __init__(self, mixer: nn.Module, width: int, inner: int, eps: float) -> None:
         super().__init__()
@@ -61,14 +62,21 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, inner)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(x_BTD, the mixer's auxiliary value: a scalar, or None)."""
         mixed = self.mixer(self.mixer_norm(x_BTD))
-        x_BTD = x_BTD + (mixed[0] if isinstance(mixed, tuple | list) else mixed)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        several = isinstance(mixed, tuple | list)
+        x_BTD = x_BTD + (mixed[0] if several else mixed)
+        auxiliary = mixed[1] if several and len(mixed) > 1 else None
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), auxiliary if isinstance(auxiliary, Tensor) else None
 
 
 class LanguageModel(nn.Module):
-    """tokens_BT (int64) -> logits. `hidden` gives the states before the head, so that a caller can pick positions."""
+    """tokens_BT (int64) -> logits. `hidden` gives the states before the head, so that a caller can pick positions.
+
+    Attributes:
+        recompute: keep only what each block gets, and compute the inside again in the backward pass.
+    """
 
     def __init__(self, mixers: list[nn.Module], width: int, inner: int, vocab: int, tied: bool, eps: float) -> None:
         super().__init__()
@@ -80,12 +88,22 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
         if tied:
             self.head.weight = self.embedding.weight
+        self.recompute = False
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = self.embedding(tokens_BT)
+        return self.states(tokens_BT)[0]
+
+    def states(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(States before the head [B, T, D], sum of the blocks' auxiliary values, None where no block gives one)."""
+        x_BTD, total = self.embedding(tokens_BT), None
         for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.norm(x_BTD)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD, auxiliary = checkpoint(block, x_BTD, use_reentrant=False)
+            else:
+                x_BTD, auxiliary = block(x_BTD)
+            if auxiliary is not None:
+                total = auxiliary if total is None else total + auxiliary
+        return self.norm(x_BTD), total
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self.head(self.hidden(tokens_BT))
@@ -128,7 +146,8 @@ def build_model(
             model to N(0, 0.02) and zero bias.
 
     Returns:
-        The model on `device`, and {parameters, mixer_parameters, ffn_width}.
+        The model on `device`, and {parameters, mixer_parameters, ffn_width, embedding, head, mlps, norms}: parameters
+        in all and by part; a tied head has none of its own.
 
     Raises:
         OverBudgetError: the budget cannot be met. Anything else: what the mixer raises.
@@ -143,7 +162,8 @@ def build_model(
     if init == "fla":
         _reset(model)
     model.to(device)
-    return model, {"parameters": _count(model), "mixer_parameters": mixer_parameters, "ffn_width": inner}
+    sizes = {"parameters": _count(model), "mixer_parameters": mixer_parameters, "ffn_width": inner}
+    return model, {**sizes, **_parts(model)}
 
 
 def all_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -181,6 +201,15 @@ def _registers(module: nn.Module) -> Iterator[dict[str, Any]]:
         registers = object.__getattribute__(current, "__dict__")
         yield registers
         pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
+
+
+def _parts(model: LanguageModel) -> dict[str, int]:
+    embedding = _count(model.embedding)
+    mlps = sum(_count(block.mlp) for block in model.blocks if isinstance(block, Block))
+    tied = model.head.weight is model.embedding.weight
+    head = 0 if tied else _count(model.head)
+    norms = (2 * len(model.blocks) + 1) * _count(model.norm)
+    return {"embedding": embedding, "head": head, "mlps": mlps, "norms": norms}
 
 
 def _count(module: nn.Module) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 __all__ = ["Emit", "Op", "WorkerState"]
 
-Emit = Callable[[dict[str, Any]], None]
-"""Sends one event with this meta to the trusted side, while the operation runs."""
+
+class Emit(Protocol):
+    """Sends one event with this meta, and arrays, to the trusted side, while the operation runs."""
+
+    def __call__(self, meta: dict[str, Any], arrays: Sequence[np.ndarray] = (), /) -> None: ...
 
 
 @dataclass

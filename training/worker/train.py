@@ -6,26 +6,28 @@ training curve; the scored loss and benchmarks come from logits that the scorer 
 
 from __future__ import annotations
 
-import math
+import resource
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from training.worker.model import LanguageModel, all_parameters, all_tensors, build_model
+from training.worker.batches import Means, Part, batches
+from training.worker.model import LanguageModel, all_tensors, build_model
+from training.worker.optimizer import AdamW, learning_rate
+from training.worker.snapshot import Restored, Snapshot, plain, state_of
 from training.worker.state import Emit, Op, WorkerState
 
-__all__ = ["OPS", "learning_rate"]
+__all__ = ["OPS"]
 
 _PART = 1 << 28
 """Bytes of weights in one answer."""
-_CARRIED = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 
 
 def prepare(
@@ -68,42 +70,134 @@ def build(
     return dict(sizes), []
 
 
+def restore(
+    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """One piece of a checkpoint, put in place by the next `train`. meta: {name}; arrays: one flat piece of it."""
+    state.values.setdefault("restored", Restored()).add(str(meta["name"]), arrays[0])
+    return {}, []
+
+
 def train(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Trains the built model on a packed stream. meta: {stream, type, train: the profile's section}.
+    """Trains the built model on a packed stream.
 
-    Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds} every `report_every` steps: means since the last
-    report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated tasks;
-    loss is None when it is not finite. Returns {tokens, seconds, peak_memory_mb}.
+    Args:
+        meta: {stream, type, train: the profile's section}, and optionally checkpoint: {steps, seconds, at}, the
+            intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds}, from where the
+            restored checkpoint goes on.
+
+    Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds, memory_mb} every `report_every` steps: means since the
+    last report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated
+    tasks; loss is None when it is not finite. Emits {checkpoint: {step, name, last}} with one array for each piece of
+    a snapshot.
+
+    Returns:
+        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit.
     """
     model: LanguageModel = state.instances["model"]
     spec = meta["train"]
     steps, batch, length = int(spec["steps"]), int(spec["batch"]), int(spec["seq_len"])
     micro = min(batch, int(spec["micro_batch"] or batch))
-    optimizer = _AdamW(model, spec)
+    optimizer, means = AdamW(model, spec), Means(state.device)
     rows = np.memmap(meta["stream"], dtype=meta["type"], mode="r", shape=(steps * batch, length + 1))
     torch.manual_seed(state.values["seed"] + 1)
     model.train()
-    started = time.perf_counter()
-    means, every = _Means(state.device), int(spec["report_every"])
-    for step, parts in enumerate(_batches(rows, batch, micro, state.device), start=1):
+    model.recompute = bool(spec["recompute"])
+    done, spent = _resume(state, meta.get("resume"), model, optimizer, means)
+    if isinstance(done, str):
+        return {"refused": done}, []
+    started = time.perf_counter() - spent
+    sender, every = _Sender(meta.get("checkpoint") or {}, emit), int(spec["report_every"])
+    for step, parts in enumerate(batches(rows, batch, micro, state.device, done), start=done + 1):
         rate = learning_rate(step, spec)
         optimizer.gradients.zero_()
         for part in parts:
             with _precision(state):
-                logits = model.head(model.hidden(part.tokens).flatten(0, 1)[part.places])
-            losses = F.cross_entropy(logits.float(), part.targets, reduction="none")
-            (losses @ part.weights).backward()
+                losses, total = _losses(model, part, spec)
+            total.backward()
             means.add(losses.detach(), part)
         norm = optimizer.step(rate)
         if step % every == 0 or step == steps or step == 1:
             finite = norm.item() if norm.isfinite() else None
             passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
-            emit({"step": step, **means.take(), "lr": rate, "grad_norm": finite, **passed})
+            used = {"memory_mb": _memory(state.device)}
+            emit({"step": step, **means.take(), "lr": rate, "grad_norm": finite, **passed, **used})
+        if sender.due(step, steps):
+            sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
+        sender.trickle()
+    sender.flush()
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     return {"tokens": steps * batch * length, "seconds": seconds, "peak_memory_mb": _peak_memory(state.device)}, []
+
+
+def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """(Cross entropy of each predicted place [N], what is minimised: its weighted mean and the terms that the profile
+    adds)."""
+    states, auxiliary = model.states(part.tokens)
+    logits = model.head(states.flatten(0, 1)[part.places]).float()
+    losses = F.cross_entropy(logits, part.targets, reduction="none")
+    total = losses @ part.weights
+    if spec["z_loss"]:
+        total = total + float(spec["z_loss"]) * (logits.logsumexp(-1).square() @ part.weights)
+    if spec["aux_loss"] and auxiliary is not None:
+        # Every part of a batch adds its share of rows, as its losses do.
+        total = total + float(spec["aux_loss"]) * auxiliary.float() * len(part.tokens) / int(spec["batch"])
+    return losses, total
+
+
+def _resume(
+    state: WorkerState, resume: Mapping[str, Any] | None, model: LanguageModel, optimizer: AdamW, means: Means
+) -> tuple[int | str, float]:
+    """(Steps that are done, seconds they took), after putting a restored checkpoint in place; or why it does not
+    fit."""
+    restored: Restored | None = state.values.pop("restored", None)
+    if resume is None or restored is None:
+        return 0, 0.0
+    refused = restored.into(state_of(model, {**optimizer.vectors, **means.state}, state.device), state.device)
+    if refused is not None:
+        return refused, 0.0
+    optimizer.steps = int(resume["step"])
+    return optimizer.steps, float(resume["seconds"])
+
+
+class _Sender:
+    """Decides when a snapshot is taken, and sends it one piece a step."""
+
+    def __init__(self, spec: Mapping[str, Any], emit: Emit) -> None:
+        self._steps, self._seconds = spec.get("steps"), spec.get("seconds")
+        self._at, self._emit = frozenset(spec.get("at", ())), emit
+        self._snapshot: Snapshot | None = None
+        self._taken = time.monotonic()
+
+    def due(self, step: int, steps: int) -> bool:
+        """Also at the last step, where there is any interval at all."""
+        if step in self._at:
+            return True
+        if self._steps is None and self._seconds is None:
+            return False
+        by_step = self._steps is not None and step % int(self._steps) == 0
+        by_time = self._seconds is not None and time.monotonic() - self._taken >= float(self._seconds)
+        return by_step or by_time or step == steps
+
+    def take(self, snapshot: Snapshot) -> None:
+        self.flush()
+        self._snapshot, self._taken = snapshot, time.monotonic()
+
+    def trickle(self) -> bool:
+        """Sends one piece. False when there is none."""
+        piece = self._snapshot.next() if self._snapshot is not None else None
+        if piece is None:
+            self._snapshot = None
+            return False
+        self._emit({"checkpoint": piece[0]}, [piece[1]])
+        return True
+
+    def flush(self) -> None:
+        while self.trickle():
+            pass
 
 
 def logits(
@@ -135,7 +229,7 @@ def read(
     tensors, size = all_tensors(state.instances["model"]), 0
     parts: list[np.ndarray] = []
     for tensor in tensors[int(meta["from"]) :]:
-        array = _plain(tensor).cpu().numpy()
+        array = plain(tensor).cpu().numpy()
         if parts and size + array.nbytes > _PART:
             break
         parts.append(array)
@@ -149,7 +243,7 @@ def write(
     """Gives the tensors from number `from` on these values. meta: {from, total}. Returns {refused} on a mismatch."""
     tensors = all_tensors(state.instances["model"])
     chosen = tensors[int(meta["from"]) : int(meta["from"]) + len(arrays)]
-    shapes = [tuple(_plain(tensor).shape) for tensor in chosen]
+    shapes = [tuple(plain(tensor).shape) for tensor in chosen]
     if len(tensors) != meta["total"] or shapes != [array.shape for array in arrays]:
         return {"refused": f"{len(tensors)} tensors of shapes {shapes[:8]}"}, []
     for tensor, array in zip(chosen, arrays, strict=True):
@@ -158,139 +252,26 @@ def write(
     return {}, []
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """As a dtype that the protocol carries."""
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.resolve_conj())
-    return tensor if tensor.dtype in _CARRIED else tensor.float()
-
-
-def learning_rate(step: int, spec: dict[str, Any]) -> float:
-    """Rate at `step` (from 1): linear warm-up, then cosine to `final_lr` or constant with a linear decay at the end."""
-    peak, final, steps, warmup = float(spec["lr"]), float(spec["final_lr"]), int(spec["steps"]), int(spec["warmup"])
-    if step <= warmup:
-        return peak * step / warmup
-    if spec["schedule"] == "wsd":
-        decay = int(spec["decay"])
-        left = steps - step
-        return peak * (final + (1 - final) * left / decay) if left < decay else peak
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return peak * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
-
-
-class _AdamW:
-    """AdamW (Loshchilov and Hutter 2019) on flat vectors: all weights, gradients and moments are one tensor each, and
-    every parameter and its `.grad` are views into them. Norm, clipping, reset and update are a dozen calls, whatever
-    the model.
-
-    Matrices decay, vectors do not. A parameter that a step does not reach keeps a zero gradient. Not torch.optim's
-    class, whose first use imports the compiler: 1.7 CPU-seconds in each short run.
-    """
-
-    def __init__(self, model: nn.Module, spec: Mapping[str, Any]) -> None:
-        parameters = sorted((p for p in all_parameters(model) if p.requires_grad), key=lambda p: p.dim() < 2)
-        if len({p.dtype for p in parameters}) > 1:
-            model.float()
-        self._decayed = sum(p.numel() for p in parameters if p.dim() >= 2)
-        self._weights = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.gradients = torch.zeros_like(self._weights)
-        self._first, self._second = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
-        self._betas, self._eps = (float(spec["betas"][0]), float(spec["betas"][1])), float(spec["eps"])
-        self._decay, self._clip, self._steps = float(spec["weight_decay"]), float(spec["clip"]), 0
-        at = 0
-        for parameter in parameters:
-            place = slice(at, at + parameter.numel())
-            parameter.data = self._weights[place].view(parameter.shape)
-            parameter.grad = self.gradients[place].view(parameter.shape)
-            at += parameter.numel()
-
-    @torch.no_grad()
-    def step(self, rate: float) -> Tensor:
-        """Clips the gradients to the norm of the profile, updates, and returns their norm before clipping."""
-        norm = self.gradients.norm()
-        self.gradients.mul_((self._clip / (norm + 1e-6)).clamp(max=1.0))
-        self._steps += 1
-        (one, two), steps = self._betas, self._steps
-        self._first.lerp_(self.gradients, 1 - one)
-        self._second.mul_(two).addcmul_(self.gradients, self.gradients, value=1 - two)
-        scale = (self._second / (1 - two**steps)).sqrt_().add_(self._eps)
-        self._weights[: self._decayed].mul_(1 - rate * self._decay)
-        self._weights.addcdiv_(self._first, scale, value=-rate / (1 - one**steps))
-        return norm
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows of one forward pass: tokens int64 [rows, T]; flat places that are predicted, their targets and weights;
-    text: 1 where the place is in a row of text, 0 where it is an answer of a task; counts of both.
-
-    Every row of a batch weighs the same, so the few answers of a task row count as much as a row of text.
-    """
-
-    tokens: Tensor
-    places: Tensor
-    targets: Tensor
-    weights: Tensor
-    text: Tensor
-    counts: tuple[int, int]
-
-
-class _Means:
-    """Mean losses since the last report, summed on the device so that no step waits for a number."""
-
-    def __init__(self, device: str) -> None:
-        self._sums, self._counts = torch.zeros(2, device=device), [0, 0]
-
-    def add(self, losses: Tensor, part: _Part) -> None:
-        text = losses @ part.text
-        self._sums += torch.stack([text, losses.sum() - text])
-        self._counts = [have + more for have, more in zip(self._counts, part.counts, strict=True)]
-
-    def take(self) -> dict[str, float | None]:
-        """{loss, task_loss}, and begins anew. Where there was no row of text, loss is that of the answers."""
-        text, task = self._sums.tolist()
-        means = [total / count if count else None for total, count in zip((text, task), self._counts, strict=True)]
-        self._sums.zero_()
-        self._counts = [0, 0]
-        finite = [mean if mean is not None and math.isfinite(mean) else None for mean in means]
-        return {"loss": finite[0] if means[0] is not None else finite[1], "task_loss": finite[1]}
-
-
-def _batches(rows: np.ndarray, batch: int, micro: int, device: str) -> Iterator[list[_Part]]:
-    """For each step its parts of at most `micro` rows."""
-    for start in range(0, len(rows), batch):
-        parts = []
-        for at in range(start, start + batch, micro):
-            block = np.asarray(rows[at : min(at + micro, start + batch)], dtype=np.int64)
-            predicted = block[:, 1:] >= 0
-            places, inside = np.flatnonzero(predicted), predicted.sum(axis=1)
-            text = np.repeat(inside == predicted.shape[1], inside)
-            weights = np.repeat(1.0 / (batch * np.maximum(inside, 1)), inside)
-            arrays = (
-                np.where(block < 0, -1 - block, block)[:, :-1],
-                places,
-                block[:, 1:].ravel()[places],
-                weights.astype(np.float32),
-                text.astype(np.float32),
-            )
-            tokens, *rest = (torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True) for x in arrays)
-            written = int(text.sum())
-            parts.append(_Part(tokens, rest[0], rest[1], rest[2], rest[3], (written, len(text) - written)))
-        yield parts
-
-
 def _precision(state: WorkerState) -> AbstractContextManager[Any]:
     if state.values.get("dtype") == "bfloat16":
         return torch.autocast(state.device, dtype=torch.bfloat16)
     return nullcontext()
 
 
+def _memory(device: str) -> float | None:
+    """MB in use now, None where it is not known."""
+    if device == "cuda":
+        return round(torch.cuda.memory_allocated() / 2**20, 1)
+    try:
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return round(int(file.read().split()[1]) * resource.getpagesize() / 2**20, 1)
+    except OSError:
+        return None
+
+
 def _peak_memory(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-    import sys
-
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -298,6 +279,7 @@ def _peak_memory(device: str) -> float:
 OPS: dict[str, Op] = {
     "train.prepare": prepare,
     "train.build": build,
+    "train.restore": restore,
     "train.run": train,
     "train.logits": logits,
     "train.read": read,

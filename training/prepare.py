@@ -1,0 +1,156 @@
+"""Makes pre-tokenised shards: `python training/prepare.py --profile cpu --text book.txt --out shards`.
+
+Small version: `python training/prepare.py --profile cpu-smoke --out /tmp/shards` (docstrings of the profile's packages,
+about half a minute). A profile then trains on them with `data.source = "shards"` and `data.shards = "/tmp/shards"`.
+Without --text the documents are those of the profile: docstrings, or a Hugging Face dataset, streamed. Ctrl-C or a
+kill loses at most one shard; the same command goes on. Exit status: 0 done, 2 wrong usage, 3 failed, 4 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from common.errors import AsiError, UsageError
+from common.process import exit_with_parent
+from training.data import extract, tokenizer
+from training.data.sharding import Document, Plan, Side, make_shards
+from training.profiles import Profile, load_profile, profile_names
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    exit_with_parent()
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description="Make pre-tokenised shards.", epilog=f"profiles: {', '.join(profile_names())}"
+    )
+    parser.add_argument("--profile", default="cpu-smoke", metavar="NAME", help="its tokenizer, vocabulary and sources")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    parser.add_argument(
+        "--text", type=Path, nargs="+", default=[], metavar="FILE",
+        help="text files, or .jsonl files of objects with a key text, in place of the profile's source",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenise (default: 1)")
+    parser.add_argument(
+        "--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens from which a shard ends"
+    )
+    parser.add_argument("--train-tokens", type=int, metavar="N", help="end after so many (default: all there are)")
+    parser.add_argument("--heldout-tokens", type=int, default=1_000_000, metavar="N", help="held out at most")
+    parser.add_argument(
+        "--heldout-one-in", type=int, default=100, metavar="N", help="documents of which one is held out"
+    )
+    parser.add_argument("--near", type=float, default=0.8, metavar="J", help="overlap of near-duplicates; 1: keep them")
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(load_profile(arguments.profile), arguments)
+    except AsiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on behind the last finished shard", file=sys.stderr)
+        return 4
+
+
+def _run(profile: Profile, arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1 or arguments.shard_tokens < 1 or arguments.heldout_one_in < 2:
+        raise UsageError("--workers and --shard-tokens must be at least 1, --heldout-one-in at least 2")
+    if not 0 < arguments.near <= 1:
+        raise UsageError(f"expected --near in (0, 1], got {arguments.near}", "0.8 is usual")
+    source, documents = _documents(profile, arguments.text)
+    if profile.data.tokenizer == "bpe":
+        known = (text for text, side in documents() if side != "heldout")
+        first = list(_up_to(known, tokenizer.TRAINING_CHARACTERS))
+        made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols)
+    else:
+        made = tokenizer.fetch(profile.data.tokenizer)
+    plan = Plan(
+        source,
+        shard_tokens=arguments.shard_tokens,
+        train_tokens=arguments.train_tokens,
+        heldout_tokens=arguments.heldout_tokens,
+        heldout_one_in=arguments.heldout_one_in,
+        near=arguments.near if arguments.near < 1 else None,
+        workers=arguments.workers,
+    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("tokenising", total=arguments.train_tokens, text="")
+
+        def show(read: int, tokens: int) -> None:
+            progress.update(task, completed=tokens, text=f"{read:,} documents, {tokens:,} tokens")
+
+        manifest = make_shards(plan, documents(), made.to_str(), arguments.out, show)
+    tokens = sum(shard["tokens"] for shard in manifest["train"])
+    print(
+        f"{arguments.out}: {len(manifest['train'])} shards, {tokens:,} training and {manifest['heldout']['tokens']:,} "
+        f"held-out tokens of {manifest['vocab']:,} ids"
+    )
+    return 0
+
+
+def _documents(profile: Profile, files: Sequence[Path]) -> tuple[dict[str, Any], Callable[[], Iterator[Document]]]:
+    """(What they are, the documents from the beginning).
+
+    Docstrings are held out by package, as the sandbox mounts the others.
+    """
+    if files:
+        return {"text": {str(path): _size(path) for path in files}}, lambda: (
+            (text, None) for path in files for text in _of_file(path)
+        )
+    data = profile.data
+    if data.source == "docstrings":
+        sides: list[tuple[Side, str]] = [("heldout", name) for name in data.heldout]
+        sides += [("train", name) for name in data.train]
+        versions = {name: extract.package_version(name) for _, name in sides}
+        return {"packages": versions}, lambda: (
+            (text, side) for side, name in sides for text in extract.docstrings(name)
+        )
+    if data.source == "fineweb":
+        from training.data.fineweb import documents
+
+        return {"dataset": data.dataset}, lambda: ((text, None) for text in documents(data.dataset))
+    raise UsageError(f"profile {profile.name} trains on shards already", "name text files with --text")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"cannot read the text file {path}: {error.strerror}", "name readable files") from error
+
+
+def _of_file(path: Path) -> Iterator[str]:
+    if path.suffix != ".jsonl":
+        yield from itertools.chain(*extract.file_blocks([path]))
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield str(json.loads(line)["text"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{path}, line {number}: expected a JSON object with a key text: {error}") from error
+
+
+def _up_to(documents: Iterator[str], characters: int) -> Iterator[str]:
+    for document in documents:
+        yield document
+        characters -= len(document)
+        if characters <= 0:
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

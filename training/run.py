@@ -1,0 +1,321 @@
+"""One training run on the host side: what is known of it so far, and how that becomes its record and its files.
+
+metrics.jsonl grows while the run goes on: one object a report, {step, loss, task_loss, lr, grad_norm, tokens, seconds,
+tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, and at the end {step, val_loss, n} of the held-out text.
+The monitor and every plot read these. A run that goes on from a checkpoint tells its reports again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.errors import UsageError
+from common.files import sha256_text, write_atomic, write_json
+from common.records import BenchmarkScore, CheckOutcome, CheckReport, Forecast, Measurement, RunRecord
+from common.text import printable
+from training import checkpoints
+from training.branch import require_lineage
+from training.checkpoints import Identity
+from training.data.corpus import Corpus
+from training.environment import git_commit, versions
+from training.flops import gpu_name, mfu, training_flops
+from training.jobs import CANCELLED, run_job
+from training.metrics import Metrics
+from training.monitor import Monitor, Peer, Stop
+from training.programs import Program
+from training.results import benchmark_mean, clear, csv_text, curve_columns
+
+if TYPE_CHECKING:
+    import threading
+
+    from training.launcher import Launcher
+
+__all__ = ["Event", "OnEvent", "Run", "refused_record", "run_identity"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show while it happens. Missing numbers are None.
+
+    Attributes:
+        kind: "stage" (name: corpus, size, check, start, train, score), "progress" (of training) or "note" (text to
+        show).
+    """
+
+    kind: Literal["stage", "progress", "note"]
+    name: str = ""
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    text: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+class _StoppedError(Exception):
+    """The monitor ends the run."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.detail)
+        self.stop = stop
+
+
+class Run:
+    """One training run: what is known of it so far, and how that becomes its record.
+
+    Args:
+        keep: the last checkpoint stays after scoring.
+        foreign: what to do with checkpoints of another run in `out`: refuse to go on, or discard them.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        program: Program,
+        seed: int,
+        out: Path,
+        run_id: str,
+        checks: CheckReport | Sequence[CheckOutcome],
+        counted: Sequence[str] | None,
+        command: str,
+        keep: bool = False,
+        foreign: Literal["refuse", "discard"] = "refuse",
+    ) -> None:
+        self.launcher, self.program, self.seed, self.out, self.run_id = launcher, program, seed, out, run_id
+        self.checks = checks.checks if isinstance(checks, CheckReport) else list(checks)
+        self.facts: Mapping[str, Any] = checks.facts if isinstance(checks, CheckReport) else {}
+        self.counted, self.command, self.keep, self.foreign = counted, command, keep, foreign
+        self.profile = launcher.profile
+        self.dtype = str(self.facts.get("dtype") or launcher.dtype) if launcher.device == "cpu" else launcher.dtype
+        self.reports: list[tuple[int, float]] = []
+        self.flops: float | None = None
+        self.gpu = gpu_name() if launcher.device == "cuda" else None
+        self.metrics = Metrics(out, launcher.settings.training.tensorboard)
+        self.threshold: float | None = None
+        self.origin: Path | None = None
+        self.forecast: Forecast | None = None
+
+    def execute(
+        self, corpus: Corpus, peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+    ) -> RunRecord:
+        folder = self.out / checkpoints.FOLDER
+        identity = run_identity(self.launcher, self.program, self.seed)
+        try:
+            checkpoints.refuse_foreign(folder, identity)
+        except UsageError:
+            if self.foreign == "refuse":
+                raise
+            checkpoints.settle(folder, keep=False)
+        if self.origin is not None:
+            require_lineage(self.origin, identity)
+        clear(self.out)
+        started = time.perf_counter()
+        with self.metrics:
+            answer = self._tried(self._job(corpus, folder, identity), peers, tell, cancel)
+            record = self._finish(answer, corpus, time.perf_counter() - started)
+        if record.reason != "interrupted":
+            checkpoints.settle(folder, self.keep and record.status == "finished")
+        return record
+
+    def _job(self, corpus: Corpus, folder: Path, identity: Identity) -> dict[str, Any]:
+        job = {
+            **self.launcher.job(self.program, self.seed, self.dtype),
+            "stream": str(corpus.stream(self.profile, self.seed)),
+            "heldout": str(corpus.heldout),
+            "items": str(corpus.items),
+            "tokenizer": str(corpus.tokenizer),
+            "end": corpus.end,
+            "checkpoints": {
+                "folder": str(folder.absolute()),
+                "identity": asdict(identity),
+                "origin": str(self.origin.absolute()) if self.origin else None,
+            },
+        }
+        return job
+
+    def _tried(
+        self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+    ) -> Mapping[str, Any]:
+        """What the scorer says of the run; once more where the worker was killed, or out of memory."""
+        answer = self._answer(job, peers, tell, cancel)
+        if answer.get("from_outside"):
+            # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
+            tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
+            answer = self._answer(job, peers, tell, cancel)
+        elif answer.get("reason") == "memory" and (half := self._half()) is not None:
+            tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
+            train = self.profile.train.model_copy(update={"micro_batch": half})
+            self.profile = self.profile.model_copy(update={"train": train})
+            answer = self._answer({**job, "profile": self.profile.model_dump(mode="json")}, peers, tell, cancel)
+        return answer
+
+    def _half(self) -> int | None:
+        """Half the sequences of a forward pass, None where there is one already."""
+        whole = min(self.profile.train.batch, self.profile.train.micro_batch or self.profile.train.batch)
+        return whole // 2 or None
+
+    def _answer(
+        self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+    ) -> Mapping[str, Any]:
+        """What the scorer says of one try, or why it was ended from here."""
+        self.reports = []
+        self.metrics.begin()
+        rules = self.launcher.settings.monitor
+        spared = _share(self.program, self.seed) < rules.hopeless_spared
+        monitor = Monitor(rules, self.profile.train.steps, peers, threshold=self.threshold, spared=spared)
+        try:
+            answer = run_job(
+                job, lambda event: self._event(event, monitor, tell), cancel, 2 * self.profile.limits.seconds + 120
+            )
+        except _StoppedError as ended:
+            return {"status": "stopped", "reason": ended.stop.reason, "detail": ended.stop.detail}
+        finally:
+            self.forecast = monitor.forecast
+        if answer == CANCELLED:
+            return {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
+        return answer
+
+    def _event(self, event: dict[str, Any], monitor: Monitor, tell: OnEvent) -> None:
+        kind, stop = event["event"], None
+        if kind == "stage":
+            if event["name"] == "train":
+                monitor.started()
+                self.flops = training_flops(self.profile, event, self.facts.get("flops_per_token"))
+            elif event["name"] == "score":
+                monitor.finished()
+            tell(Event("stage", event["name"]))
+        elif kind == "resumed":
+            tell(Event("note", "train", text=f"goes on from the checkpoint of step {event['step']}"))
+        elif kind == "note":
+            tell(Event("note", "train", text=str(event["text"])))
+        elif kind == "metrics":
+            line = {key: value for key, value in event.items() if key != "event"}
+            share = mfu(event.get("tokens_per_second"), self.flops, self.gpu)
+            self.metrics.add(line if share is None else {**line, "mfu": round(share, 4)})
+            step, loss = int(event["step"]), event["loss"]
+            if loss is not None:
+                self.reports.append((step, float(loss)))
+            stop = monitor.report(step, loss, event.get("cpu_seconds"))
+            tell(self._progress(event, step))
+        else:
+            stop = monitor.tick()
+        if stop is not None:
+            raise _StoppedError(stop)
+
+    def _progress(self, event: Mapping[str, Any], step: int) -> Event:
+        steps = self.profile.train.steps
+        seconds = event.get("seconds")
+        rate = event["tokens"] / seconds if seconds else None
+        left = seconds * (steps - step) / step if seconds and step else None
+        return Event("progress", "train", step, steps, event["loss"], rate, left)
+
+    def _finish(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
+        record = self._record(answer, corpus, wall)
+        if record.heldout_loss is not None:
+            held = record.heldout_loss
+            self.metrics.add({"step": self.profile.train.steps, "val_loss": held.value, "n": held.n})
+        write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
+        scores = {name: score.value for name, score in record.benchmarks.items()}
+        write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        if answer.get("stderr"):
+            write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
+        write_json(self.out / "result.json", record.model_dump(mode="json"))
+        return record
+
+    def _record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
+        launcher, profile = self.launcher, self.profile
+        scored = answer.get("benchmarks", {})
+        benchmarks = {
+            name: BenchmarkScore(**score, counted=self.counted is None or name in self.counted)
+            for name, score in scored.items()
+        }
+        heldout = answer.get("heldout_loss")
+        checked = sum(check.seconds or 0.0 for check in self.checks)
+        seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {}), "total": wall}
+        if "train_cpu_seconds" in answer:
+            seconds["train_cpu"] = answer["train_cpu_seconds"]
+        sizes = {
+            key: answer.get(key)
+            for key in ("parameters", "mixer_parameters", "ffn_width", "tokens", "tokens_per_second")
+        }
+        hardware = dict(answer.get("hardware", {}))
+        if profile.train.micro_batch != launcher.profile.train.micro_batch:
+            hardware["micro_batch"] = profile.train.micro_batch
+        parts = {name: answer[name] for name in ("embedding", "head", "mlps", "norms") if name in answer}
+        if "mixer_parameters" in answer:
+            parts["mixers"] = answer["mixer_parameters"]
+        return RunRecord(
+            run_id=self.run_id,
+            name=self.program.name,
+            profile=profile.name,
+            seed=self.seed,
+            status=answer["status"],
+            reason=answer.get("reason"),
+            detail=str(answer.get("detail", "")),
+            program_sha256=self.program.sha256,
+            fingerprint=self.facts.get("fingerprint"),
+            baseline_key=launcher.baseline_key(),
+            heldout_loss=Measurement(**heldout) if heldout else None,
+            benchmarks=benchmarks,
+            benchmark_mean=benchmark_mean(benchmarks),
+            train_loss=curve_columns(self.reports, profile.train.steps),
+            flops_per_token=self.facts.get("flops_per_token"),
+            work_exponent=self.facts.get("work_exponent"),
+            seconds=seconds,
+            checks=[*self.checks, *_audit_outcome(answer.get("audit"))],
+            sandbox=str(answer.get("sandbox", "")),
+            trust=self.program.trust,
+            device=launcher.device,
+            dtype=self.dtype,
+            versions={**versions(), **answer.get("versions", {})},
+            hardware=hardware,
+            init=launcher.settings.training.init,
+            parameters_by_part=parts,
+            training_flops_per_token=training_flops(profile, parts, self.facts.get("flops_per_token"))
+            if "mlps" in parts
+            else None,
+            corpus_sha256=corpus.sha256,
+            git_commit=git_commit(),
+            command=self.command
+            or f"python training/train.py PROGRAM --profile {profile.name} --seed {self.seed} --out DIR",
+            reference=self.program.reference,
+            forecast=self.forecast,
+            **sizes,
+        )
+
+
+def _share(program: Program, seed: int) -> float:
+    """A number in [0, 1) that nobody chose, the same each time the run is started."""
+    return int(sha256_text(f"spared {program.sha256} {seed}")[:12], 16) / 16**12
+
+
+def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
+    """Whose checkpoints those of this run are. Prepares the corpus when that is not done."""
+    key, name = launcher.baseline_key(), launcher.profile.name
+    return Identity(program.sha256, key, seed, program.name, name, launcher.lineage())
+
+
+def refused_record(
+    launcher: Launcher, program: Program, report: CheckReport | None, *, seed: int, run_id: str, command: str
+) -> RunRecord:
+    """The record of a program that was not trained: the check refused it, or was interrupted (`report` None)."""
+    corpus = launcher.prepare()
+    ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
+    if report is not None:
+        ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
+    run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
+    return run._record(ended, corpus, 0.0)
+
+
+def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:
+    """The audit of the scored answers, as one more check of the record."""
+    if audit is None:
+        return []
+    return [CheckOutcome(name="audit", passed=audit["passed"], severity="warn", detail=audit["detail"])]
