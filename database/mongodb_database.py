@@ -10,10 +10,10 @@ next one.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import pymongo
@@ -26,9 +26,9 @@ from pymongo.write_concern import WriteConcern
 
 from common.errors import StoreError
 from database.evaluate_agent.score import evidence_of, parse_table
+from database.group_writer import GroupWriter, Write
 from database.models import NewElement
 from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of
-from database.novelty import shingles, sketch
 from database.store import NewEntry, StoreBusyError, StoreFullError
 
 __all__ = ["MongoStore"]
@@ -52,7 +52,6 @@ class MongoStore:
     def __init__(self, url: str, lock_timeout: float = 10.0) -> None:
         self._lock_timeout = lock_timeout
         self._owner = uuid.uuid4().hex
-        self._writing = threading.Lock()
         with _translated(url):
             self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
                 url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
@@ -65,27 +64,52 @@ class MongoStore:
             hello = self._client.admin.command("hello")
             self._transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
             self._prepare()
+        self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
         with _translated(self._shown):
             return work(MongoSession(self._database))
 
     def write(self, work: Callable[[MongoSession], T]) -> T:
-        # The lease also spares transactions the conflicts that would make the server abort and repeat them.
-        with _translated(self._shown), self._writing, self._lease():
-            if not self._transactions:
-                return work(MongoSession(self._database))
-            with self._client.start_session() as session:
+        return self.submit(work).result()
 
-                def run(session: ClientSession) -> T:
-                    return work(MongoSession(self._database, session))
-
-                return session.with_transaction(
-                    run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
-                )
+    def submit(self, work: Callable[[MongoSession], T]) -> Future[T]:
+        return self._group.submit(work)
 
     def close(self) -> None:
+        self._group.close()
         self._client.close()
+
+    def _commit(self, group: Sequence[Write[MongoSession]]) -> None:
+        """Does a group of writes one by one under one lease, which is given up in between when it runs short."""
+        waiting = list(group)
+        while waiting:
+            with _translated(self._shown), self._lease() as until:
+                while waiting and time.monotonic() < until:
+                    self._do(waiting.pop(0))
+
+    def _do(self, write: Write[MongoSession]) -> None:
+        try:
+            with _translated(self._shown):
+                write.succeed(self._transact(write.work))
+        except BaseException as error:  # it is the outcome of this write, and of no other
+            write.fail(error)
+
+    def _transact(self, work: Callable[[MongoSession], T]) -> T:
+        if not self._transactions:
+            return work(MongoSession(self._database))
+        with self._client.start_session() as session:
+
+            def run(session: ClientSession) -> T:
+                return work(MongoSession(self._database, session))
+
+            # The lease spares transactions the conflicts that would make the server abort and repeat them.
+            return session.with_transaction(
+                run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
+            )
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"{self._shown} is closed", "open it again")
 
     def cache_file(self) -> str | None:
         return None
@@ -113,14 +137,17 @@ class MongoStore:
                 element=element,
                 evidence=evidence_of(element.result.train, element.result.test, None),
                 complete=parse_table(element.result.train).complete and parse_table(element.result.test).complete,
-                sketch=sketch(shingles(element.program)),
             )
             elements.update_one({"_id": found["_id"]}, {"$set": {"asi": document_of(entry, found["index"])["asi"]}})
 
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[None]:
+    def _lease(self) -> Iterator[float]:
         """Holds the right to write: a document that names its holder until a time. A holder that died lets it run
-        out."""
+        out.
+
+        Yields:
+            Until when (time.monotonic) another write may be begun: half of the lease is left for it then.
+        """
         leases = self._database[STATE]
         with contextlib.suppress(mongo_errors.DuplicateKeyError):
             leases.update_one({"_id": "lease"}, {"$setOnInsert": {"owner": "", "until": 0.0}}, upsert=True)
@@ -139,7 +166,7 @@ class MongoStore:
                 )
             time.sleep(0.005)
         try:
-            yield
+            yield time.monotonic() + _LEASE_SECONDS / 2
         finally:
             leases.update_one({"_id": "lease", "owner": token}, {"$set": {"until": 0.0}})
 

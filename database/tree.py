@@ -39,26 +39,23 @@ def facts_of(session: Session, index: int) -> Facts:
 
 def path(session: Session, index: int) -> list[int]:
     """Indices from the root down to `index`."""
-    steps = [index]
+    steps = {index: None}
     parent = facts_of(session, index).parent
     while parent is not None and parent not in steps:
-        steps.append(parent)
+        steps[parent] = None
         parent = facts_of(session, parent).parent
-    return steps[::-1]
+    return [*steps][::-1]
 
 
 def context(session: Session, parent: int) -> Context:
     """What a child of `parent` is compared with: the parent, its own parent, and the parent's two children that have
     most children."""
     above = facts_of(session, parent).parent
-    children = session.facts(Where(parent=parent))
-    counts = session.child_counts([child.index for child in children])
-    strongest = sorted(children, key=lambda child: (-counts.get(child.index, 0), child.index))[:2]
     grandparent = [] if above is None else session.elements([above])
     return Context(
         direct_parent=session.elements([parent])[0],
         grandparent=grandparent[0] if grandparent else None,
-        strongest_siblings=session.elements([child.index for child in strongest]),
+        strongest_siblings=session.elements(session.strongest_children(parent, 2)),
     )
 
 
@@ -117,11 +114,10 @@ def uct_scores(session: Session, c: float) -> list[dict[str, Any]]:
     An element without a benchmark mean has no score and comes last.
     """
     elements = session.facts()
-    children = session.child_counts()
     growth = math.log(max(len(elements) - 1, 1))
     rows: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
     for facts in elements:
-        count = children.get(facts.index, 0)
+        count = facts.children
         term = c * math.sqrt(growth / count) if count else None
         uct = None if term is None or facts.benchmark is None else facts.benchmark + term
         row = {

@@ -90,6 +90,8 @@ class Evaluation(BaseModel):
     """A score and how it came about."""
 
     version: int = SCORE_VERSION
+    revision: int | None = None
+    """Which state of the rules and of the baseline it was computed from, see `database.scores`."""
     score: float | None = None
     loss_term: float | None = None
     benchmark_term: float | None = None

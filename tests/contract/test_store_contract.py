@@ -97,7 +97,7 @@ def test_an_entry_comes_back_whole(store: Store, opened: Callable[[], Store]) ->
         assert evidence is not None and evidence[0].loss is not None and evidence[1] is None
         rows = reader.read(lambda session: session.windows(0, 10))
         assert [row.index for row in rows] == [1] and rows[0].windows.tolist() == np.eye(8)[[0, 7]].tolist()
-        assert reader.read(lambda session: session.sketches(0, 10)) == [(1, entry_of("a").sketch)]
+        assert reader.read(lambda session: session.sketches(0, 10)) == [(1, 1, entry_of("a").sketch)]
     assert store.read(lambda session: session.find_key("k2")) is None
 
 
