@@ -36,6 +36,7 @@ _BODIES = "body of"
 _REQUEST = "request_sha256"
 _PAGE = 100
 _REST_SECONDS = 2.0
+_KEEP_SECONDS = 10.0
 _RESCORED_AT_ONCE = 50
 _SCORE_SECONDS = 12.0
 
@@ -54,22 +55,25 @@ class Memory:
         self.settings = settings
         self.scores = Scores()
         self.candidates = Candidates(settings, self.scores)
-        self.index = VectorIndex(None if cache is None else Path(cache))
+        self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows)
         self.guard = EmbeddingGuard(embedder)
         self.settling = Settling(store, self.guard, self.index, self.scores, self.candidates)
         self._settler = Background("settling", self.settling.step, _REST_SECONDS)
         self._rescorer = Background("scoring", self._rescore_some, _REST_SECONDS)
+        self._keeper = Background("vector index", lambda: self.index.maintain(store.read), _KEEP_SECONDS)
         store.write(self.scores.begin)
 
     def start(self) -> None:
         """Begins to settle pending elements and to compute out-of-date scores in the background."""
         self._settler.start()
         self._rescorer.start()
+        self._keeper.start()
 
     def close(self) -> None:
         self.guard.close()
         self._settler.close()
         self._rescorer.close()
+        self._keeper.close()
         self.index.save()
         self.store.close()
 

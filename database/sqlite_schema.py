@@ -122,10 +122,6 @@ CREATE TABLE totals (records INTEGER NOT NULL, bytes INTEGER NOT NULL, names INT
 
 INSERT INTO totals SELECT COUNT(*), COALESCE(SUM(bytes), 0), COUNT(DISTINCT name) FROM elements
 
-INSERT OR REPLACE INTO state
-    SELECT 'vectors', CAST(COUNT(*) AS TEXT) FROM vectors
-    WHERE model = (SELECT json_extract(value, '$') FROM state WHERE name = 'model')
-
 CREATE TRIGGER elements_added AFTER INSERT ON elements BEGIN
     UPDATE totals SET records = records + 1, bytes = bytes + NEW.bytes,
         names = names + NOT EXISTS (SELECT 1 FROM elements WHERE name = NEW.name AND idx <> NEW.idx);

@@ -30,7 +30,7 @@ _ORDERS: dict[Order, str] = {
 }
 _COLUMNS = (
     "e.idx, e.name, e.time, e.parent, e.summary, e.loss, e.benchmark, e.complete, e.baseline_key, e.score, e.pending,"
-    " e.revision, e.children"
+    " e.revision"
 )
 
 
@@ -165,15 +165,10 @@ class SqliteSession:
             self._run(f"UPDATE elements SET parent = ? WHERE idx IN ({_marks(chunk)})", parent, *chunk)
 
     def delete(self, indices: Sequence[int]) -> None:
-        model = self.state("model")
-        gone = 0
         for chunk in _chunks(indices):
-            marks = _marks(chunk)
-            gone += self._run(f"DELETE FROM vectors WHERE model = ? AND idx IN ({marks})", model, *chunk).rowcount
             for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates"):
-                self._run(f"DELETE FROM {table} WHERE idx IN ({marks})", *chunk)
+                self._run(f"DELETE FROM {table} WHERE idx IN ({_marks(chunk)})", *chunk)
         if indices:
-            self._count_vectors(-gone)
             self._bump("epoch")
 
     def clear(self) -> None:
@@ -224,18 +219,13 @@ class SqliteSession:
 
     def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
         current = self.state("model")
-        replaced = self._run("DELETE FROM vectors WHERE idx = ? AND model = ?", index, model).rowcount
-        self._run("DELETE FROM vectors WHERE idx = ?", index)
+        replaced = self._run("DELETE FROM vectors WHERE idx = ?", index).rowcount
         if replaced or (current is not None and current != model):
             self._bump("epoch")
         if current != model:
             # Vectors of two models are not comparable: all others are pending from now on.
             self.put_state("model", model)
-            known = self._run("SELECT COUNT(*) FROM vectors WHERE model = ?", model).fetchone()[0]
-            self.put_state("vectors", known)
             self._run("UPDATE elements SET pending = 1")
-            replaced = 0
-        self._count_vectors(1 - replaced)
         block = np.ascontiguousarray(windows, dtype="<f4")
         self._run(
             "INSERT INTO vectors (idx, model, dimension, windows) VALUES (?, ?, ?, ?)",
@@ -262,8 +252,7 @@ class SqliteSession:
     def vector_state(self) -> VectorState:
         model = self.state("model")
         sequence = self._run("SELECT MAX(sequence) FROM vectors WHERE model = ?", model).fetchone()[0]
-        elements = int(self.state("vectors") or 0)
-        return VectorState(int(self.state("epoch") or 0), int(sequence or 0), elements, model)
+        return VectorState(int(self.state("epoch") or 0), int(sequence or 0), model)
 
     def vector_sequences(self) -> np.ndarray:
         rows = self._run("SELECT sequence FROM vectors WHERE model = ? ORDER BY sequence", self.state("model"))
@@ -349,30 +338,14 @@ class SqliteSession:
         self.put_state(counter, value)
         return value
 
-    def _count_vectors(self, more: int) -> None:
-        if more:
-            self.put_state("vectors", int(self.state("vectors") or 0) + more)
-
     def _run(self, query: str, *values: Any) -> sqlite3.Cursor:
         return self._connection.execute(query, values)
 
 
 def _facts(row: Sequence[Any]) -> Facts:
-    index, name, time, parent, summary, loss, benchmark, complete, key, score, pending, revision, children = row
+    index, name, time, parent, summary, loss, benchmark, complete, key, score, pending, revision = row
     return Facts(
-        index,
-        name,
-        time,
-        parent,
-        summary,
-        loss,
-        benchmark,
-        bool(complete),
-        key,
-        score,
-        bool(pending),
-        revision,
-        children,
+        index, name, time, parent, summary, loss, benchmark, bool(complete), key, score, bool(pending), revision
     )
 
 

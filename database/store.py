@@ -70,7 +70,6 @@ class Facts:
     """Its motivation has no vectors of the current model yet."""
     revision: int | None
     """Which state of the rules and of its baseline the score was computed from; None before the first time."""
-    children: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,6 @@ class VectorState:
 
     epoch: int
     sequence: int
-    elements: int
     model: str | None
 
 

@@ -114,10 +114,11 @@ def uct_scores(session: Session, c: float) -> list[dict[str, Any]]:
     An element without a benchmark mean has no score and comes last.
     """
     elements = session.facts()
+    children = session.child_counts()
     growth = math.log(max(len(elements) - 1, 1))
     rows: list[tuple[tuple[int, float, int], dict[str, Any]]] = []
     for facts in elements:
-        count = facts.children
+        count = children.get(facts.index, 0)
         term = c * math.sqrt(growth / count) if count else None
         uct = None if term is None or facts.benchmark is None else facts.benchmark + term
         row = {

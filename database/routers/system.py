@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,6 +83,7 @@ def extended_stats(memory: MemoryDep) -> dict[str, Any]:
             "incomplete": session.count(Where(incomplete=True)),
             "embedding_model": session.vector_state().model,
             "embedding_error": memory.guard.last_error,
+            "vector_index": asdict(memory.index.stats(session)),
             "candidates": memory.candidates.stats(session),
         }
 
@@ -135,7 +137,7 @@ def _index_data(memory: Memory) -> dict[str, Any]:
 @router.post("/faiss/clean-orphans", tags=["faiss"])
 def clean_orphans(memory: MemoryDep) -> ApiResponse:
     """Drops vectors of elements that are gone."""
-    found = memory.store.read(memory.index.stats)
+    found = memory.store.read(memory.index.clean)
     return ApiResponse(
         message=f"{found.orphans} vectors dropped",
         data={"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans},
