@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,27 +21,36 @@ __all__ = ["EmbeddingGuard"]
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 12.0
 _REST_SECONDS = 2.0
+_REMEMBERED = 256
 
 
 class EmbeddingGuard:
-    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each write does not
-    wait again."""
+    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each request does not
+    wait again. The texts that were last asked for alone are remembered."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
         self._lock = threading.Lock()
         self._rest_until = 0.0
+        self._known: OrderedDict[str, tuple[str, list[np.ndarray]]] = OrderedDict()
         self.last_error: str | None = None
 
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
+        alone = texts[0] if len(texts) == 1 else None
         with self._lock:
+            if alone is not None and alone in self._known:
+                self._known.move_to_end(alone)
+                return self._known[alone]
             if time.monotonic() < self._rest_until:
                 return None
         future = self._pool.submit(self._ask, list(texts))
         try:
-            return future.result(_WAIT_SECONDS)
+            answer = future.result(_WAIT_SECONDS)
+            if alone is not None:
+                self._remember(alone, answer)
+            return answer
         except FutureTimeoutError:
             self._rest(f"no answer in {_WAIT_SECONDS:g} s")
         except ServiceError as error:
@@ -54,6 +64,15 @@ class EmbeddingGuard:
         found = self._embedder.windows(texts)
         self.last_error = None
         return self._embedder.model, found
+
+    def _remember(self, text: str, answer: tuple[str, list[np.ndarray]]) -> None:
+        with self._lock:
+            # Vectors of two models are not comparable.
+            if any(model != answer[0] for model, _ in self._known.values()):
+                self._known.clear()
+            self._known[text] = answer
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
 
     def _rest(self, why: str) -> None:
         self.last_error = why
