@@ -21,8 +21,8 @@ _WANTED = 1000.0
 
 @dataclass(frozen=True)
 class Inserts:
-    """Acknowledged inserts a second; milliseconds of one; the server's CPU milliseconds of one; milliseconds of an fsync
-    of 20 KB; inserts/s asked for."""
+    """Acknowledged inserts a second; milliseconds of one, and of the server's CPU, and of an fsync of 20 KB; the rate
+    asked for."""
 
     rate: float
     p50: float

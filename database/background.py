@@ -11,6 +11,7 @@ from common.errors import AsiError
 __all__ = ["Background"]
 
 _LOG = logging.getLogger(__name__)
+_GATHER_SECONDS = 0.02
 
 
 class Background:
@@ -48,6 +49,8 @@ class Background:
             if self._again():
                 continue
             self._wanted.wait(self._rest)
+            # What woke it seldom comes alone.
+            self._closing.wait(_GATHER_SECONDS)
             self._wanted.clear()
 
     def _again(self) -> bool:

@@ -36,6 +36,12 @@ class EmbeddingGuard:
         self._known: OrderedDict[str, tuple[str, list[np.ndarray]]] = OrderedDict()
         self.last_error: str | None = None
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is asked now, because the embedder failed a moment ago."""
+        with self._lock:
+            return time.monotonic() < self._rest_until
+
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
         alone = texts[0] if len(texts) == 1 else None

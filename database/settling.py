@@ -20,6 +20,7 @@ from database.embedding_guard import EmbeddingGuard
 from database.errors import NotFoundError
 from database.evaluate_agent.rubric import Novelty
 from database.faiss_manager import VectorIndex
+from database.models import Element
 from database.novelty import Sketches, distance, shingles, sketch
 from database.scores import Scores
 from database.store import Session, Store, Where
@@ -34,16 +35,11 @@ _TURN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A stored element without vectors: `hashes` are its program's shingles."""
+class _Embedded:
+    """A stored element that gets its vectors now: `windows` float32 [w, dimension], `hashes` its program's shingles."""
 
     index: int
-    motivation: str
     hashes: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Embedded(_Waiting):
     model: str
     windows: np.ndarray
 
@@ -104,19 +100,19 @@ class Settling:
 
     def _once(self, limit: int) -> int | None:
         """Settles at most `limit` elements; returns how many, None when they cannot be embedded now."""
-        if not self._turn.acquire(timeout=_TURN_SECONDS):
+        if self._guard.resting or not self._turn.acquire(timeout=_TURN_SECONDS):
             return None
         try:
             waiting = self._store.read(lambda session: _pending(session, limit))
             if not waiting:
                 return 0
-            answer = self._guard.windows([item.motivation[:LONGEST_MOTIVATION] for item in waiting])
+            answer = self._guard.windows([element.motivation[:LONGEST_MOTIVATION] for element in waiting])
             if answer is None:
                 return None
             model, found = answer
             embedded = [
-                _Embedded(item.index, item.motivation, item.hashes, model, windows)
-                for item, windows in zip(waiting, found, strict=True)
+                _Embedded(element.index, shingles(element.program), model, windows)
+                for element, windows in zip(waiting, found, strict=True)
             ]
             novelties = self._store.read(lambda session: [self._novelty(session, item, embedded) for item in embedded])
             self._store.write(lambda session: self._keep(session, embedded, novelties))
@@ -157,8 +153,5 @@ class Settling:
         self._candidates.reconsider(session, kept)
 
 
-def _pending(session: Session, limit: int) -> list[_Waiting]:
-    found = [facts.index for facts in session.facts(Where(pending=True), limit=limit)]
-    return [
-        _Waiting(element.index, element.motivation, shingles(element.program)) for element in session.elements(found)
-    ]
+def _pending(session: Session, limit: int) -> list[Element]:
+    return session.elements([facts.index for facts in session.facts(Where(pending=True), limit=limit)])
