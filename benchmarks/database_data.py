@@ -26,6 +26,7 @@ MODEL = "synthetic"
 _SEED = 7
 _PER_TOPIC = 50
 _BATCH = 1000
+_FORMS = 499
 _LINES = [
     f"        x = x + self.gate_{number}(x) * {number}.25  # mix channel {number} of the state" for number in range(400)
 ]
@@ -62,15 +63,13 @@ def element_of(number: int, parent: int | None, rng: random.Random) -> NewElemen
     )
 
 
-def fill(settings: DatabaseSettings, size: int) -> list[int]:
-    """Fills a new store with `size` elements, their vectors, scores and candidates; returns bytes of each document."""
+def fill(settings: DatabaseSettings, size: int) -> None:
+    """Fills a new store with `size` elements, their vectors, scores and candidates."""
     store = open_store(settings)
     scores = Scores()
     store.write(scores.begin)
     revision = store.read(lambda session: scores.revision(session, None))
-    lengths = []
     for batch in _batches(size):
-        lengths += [len(entry.element.model_dump_json()) for entry, _, _ in batch]
         if isinstance(store, MongoStore):
             _fill_mongodb(store, batch, revision)
         else:
@@ -86,7 +85,6 @@ def fill(settings: DatabaseSettings, size: int) -> list[int]:
 
     store.write(finish)
     store.close()
-    return lengths
 
 
 _Batch = list[tuple[NewEntry, Evidence, Evaluation]]
@@ -95,13 +93,22 @@ _Batch = list[tuple[NewEntry, Evidence, Evaluation]]
 def _batches(size: int) -> Iterator[_Batch]:
     rng = random.Random(_SEED)
     block = vectors(size)
+    forms = []
+    for number in range(min(size, _FORMS)):
+        element = element_of(number, None, rng)
+        evidence = evidence_of(element.result.train, element.result.test, None)
+        forms.append((element, evidence.model_copy(update={"novelty": Novelty(motivation=0.4, motivation_index=1)})))
     sketches = np.random.default_rng(_SEED).integers(0, 2**31, size=(size, 128), dtype=np.uint32)
     for start in range(0, size, _BATCH):
         batch: _Batch = []
         for number in range(start, min(size, start + _BATCH)):
-            element = element_of(number, rng.randint(1, number) if number else None, rng)
-            evidence = evidence_of(element.result.train, element.result.test, None)
-            evidence = evidence.model_copy(update={"novelty": Novelty(motivation=0.4, motivation_index=1)})
+            element, evidence = forms[number % len(forms)]
+            own = {
+                "name": f"delta_net_{number % 70_000}",
+                "parent": rng.randint(1, number) if number else None,
+                "motivation": f"vector {number} {element.motivation.partition(' ')[2]}",
+            }
+            element = element.model_copy(update=own)
             entry = NewEntry(
                 element=element,
                 evidence=evidence,

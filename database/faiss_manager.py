@@ -105,7 +105,8 @@ class VectorIndex:
             vectors = self._vectors
             many = vectors.total - vectors.dead > self._exact
             stale = vectors.dead > max(_MANY_DEAD, vectors.total // 10)
-            stale |= many and vectors.total - vectors.listed > max(_MANY_DEAD, vectors.listed // 4)
+            tail = vectors.total - vectors.listed
+            stale |= many and (not vectors.listed or tail > max(_MANY_DEAD, vectors.listed // 4))
             unsaved = self._unsaved >= max(_SAVE_EVERY, vectors.total // 10)
         if stale:
             self._rebuild_aside(read, many)
@@ -167,15 +168,16 @@ class VectorIndex:
         vectors = self._vectors
         if now.model != self._state.model or now.epoch != self._state.epoch or not vectors.total:
             return True
-        for position in np.unique(np.linspace(vectors.listed, vectors.total - 1, _PROBES).astype(int)).tolist():
-            if position < vectors.listed or not vectors.alive[position]:
+        for position in np.unique(np.linspace(0, vectors.total - 1, _PROBES).astype(int)).tolist():
+            if not vectors.alive[position]:
                 continue
             rows = session.windows(int(vectors.sequences[position]) - 1, 1)
             if not rows or rows[0].sequence != vectors.sequences[position] or rows[0].index != vectors.owners[position]:
                 return False
-            stored = vectors.flat.reconstruct(position - vectors.listed)
-            if not any(np.array_equal(stored, window) for window in rows[0].windows):
-                return False
+            if position >= vectors.listed:
+                stored = vectors.flat.reconstruct(position - vectors.listed)
+                if not any(np.array_equal(stored, window) for window in rows[0].windows):
+                    return False
         return True
 
     def _reset(self) -> None:
