@@ -183,6 +183,20 @@ class Candidates:
         floor = -max(_WIDTH, baseline.benchmark_clip)
         return near and (benchmark <= 0 or (facts.benchmark - benchmark) / benchmark > floor)
 
+    def adopt(self, session: Session, indices: Sequence[int], new_count: int) -> int:
+        """Takes over a set that another service kept, unless this store has had one; returns how many it took.
+
+        Args:
+            new_count: elements stored since that set was last updated.
+        """
+        if session.candidates() or session.state(_MERGED) is not None:
+            return 0
+        known = [facts.index for index in dict.fromkeys(indices) for facts in _one(session, index)]
+        session.put_candidates(known[: self.capacity])
+        newest = session.ranked("newest", limit=1, offset=max(0, new_count))
+        session.put_state(_MERGED, newest[0] if newest else 0)
+        return len(known)
+
     def refresh_all(self, session: Session) -> None:
         """Brings the scores of the whole set up to date."""
         for facts in session.candidates():
@@ -265,6 +279,11 @@ class Candidates:
 
     def _merged(self, session: Session) -> int:
         return int(session.state(_MERGED) or 0)
+
+
+def _one(session: Session, index: int) -> list[Facts]:
+    found = session.facts(Where(after=index - 1), limit=1) if index > 0 else []
+    return [facts for facts in found if facts.index == index]
 
 
 def _rank(score: float | None, index: int) -> tuple[bool, float, int]:

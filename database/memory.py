@@ -20,6 +20,7 @@ from common.records import Baseline, RunRecord
 from common.settings import Database as DatabaseSettings
 from database import tree
 from database.background import Background
+from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
 from database.embedding_guard import EmbeddingGuard
 from database.errors import NotFoundError, RefusedError, key_used
@@ -62,6 +63,9 @@ class Memory:
         self._rescorer = Background("scoring", self._rescore_some, _REST_SECONDS)
         self._keeper = Background("vector index", lambda: self.index.maintain(store.read), _KEEP_SECONDS)
         store.write(self.scores.begin)
+        if settings.candidate_file is not None:
+            indices, new_count = read_candidate_file(settings.candidate_file)
+            store.write(lambda session: self.candidates.adopt(session, indices, new_count))
 
     def start(self) -> None:
         """Begins to settle pending elements and to compute out-of-date scores in the background."""

@@ -51,6 +51,7 @@ _SMALL = {
 _WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
 _TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
 _GUESSES = 20
+_BY_VALUE = ("time", "benchmark", "score")
 
 
 def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
@@ -120,8 +121,10 @@ class MongoSession:
     ) -> list[Facts]:
         if limit == 0 or not _possible(where):
             return []
-        found = self._elements.find(_condition(where), _SMALL, session=self._session).sort(_ORDERS[order])
-        return [_facts(document) for document in found.skip(min(offset, MAX_INDEX)).limit(limit or 0)]
+        found = self._elements.find(_condition(where, order), _SMALL, session=self._session).sort(_ORDERS[order])
+        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
+        # A document that another program keeps here is none of ours.
+        return [_facts(document) for document in page if "asi" in document]
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         known = [index for index in indices if 0 < index <= MAX_INDEX]
@@ -135,8 +138,9 @@ class MongoSession:
         keys = _ORDERS[order]
         # Only what the index holds is asked for: no document is read.
         shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
-        found = self._elements.find({"index": {"$gt": 0}}, shown, session=self._session).sort(keys)
-        return [document["index"] for document in found.skip(min(offset, MAX_INDEX)).limit(limit or 0)]
+        found = self._elements.find(_condition(_EVERYTHING, order), shown, session=self._session).sort(keys)
+        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
+        return [document["index"] for document in page if "index" in document]
 
     def sample(self) -> int | None:
         newest = self.ranked("newest", limit=1)
@@ -156,7 +160,7 @@ class MongoSession:
         return int(self._elements.count_documents(_condition(where), session=self._session, **options))
 
     def unique_names(self) -> int:
-        return len(self._elements.distinct("name", session=self._session))
+        return len(self._elements.distinct("name", {"name": {"$gte": ""}}, session=self._session))
 
     def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
         match: dict[str, Any] = {"$gt": 0} if indices is None else {"$in": list(indices)}
@@ -175,7 +179,8 @@ class MongoSession:
 
     def oldest_leaf(self) -> int | None:
         parents = set(self._elements.distinct("parent", session=self._session))
-        for found in self._elements.find({}, {"_id": 0, "index": 1}, session=self._session).sort("index", 1):
+        known = self._elements.find({"index": {"$gt": 0}}, {"_id": 0, "index": 1}, session=self._session)
+        for found in known.sort("index", 1):
             if found["index"] not in parents:
                 return int(found["index"])
         return None
@@ -204,7 +209,7 @@ class MongoSession:
         self._bump("epoch")
 
     def clear(self) -> None:
-        self._elements.delete_many({}, session=self._session)
+        self._elements.delete_many({"asi": {"$exists": True}}, session=self._session)
         self._database[_ANSWERS].delete_many({}, session=self._session)
         self._database[STATE].delete_many({"_id": {"$nin": ["lease", *KEPT_STATE]}}, session=self._session)
         self._bump("epoch")
@@ -371,6 +376,7 @@ class MongoSession:
 
     def check(self) -> list[str]:
         stages: list[dict[str, Any]] = [
+            {"$match": {"index": {"$gt": 0}}},
             {"$group": {"_id": "$index", "count": {"$sum": 1}}},
             {"$match": {"count": {"$gt": 1}}},
         ]
@@ -386,7 +392,9 @@ class MongoSession:
         if current != model:
             # Vectors of two models are not comparable: all others are pending from now on.
             self.put_state("model", model)
-            self._elements.update_many({}, {"$set": {"asi.pending": True}}, session=self._session)
+            self._elements.update_many(
+                {"asi": {"$exists": True}}, {"$set": {"asi.pending": True}}, session=self._session
+            )
             if current is not None:
                 self._bump("epoch")
         block = np.ascontiguousarray(windows, dtype="<f4")
@@ -407,9 +415,9 @@ def _possible(where: Where) -> bool:
     return where.parent is None or 0 < where.parent <= MAX_INDEX
 
 
-def _condition(where: Where) -> dict[str, Any]:
-    # A document of another program may lack an index: it is none of ours.
-    condition: dict[str, Any] = {"index": {"$gt": min(where.after, MAX_INDEX)}}
+def _condition(where: Where, order: Order = "index") -> dict[str, Any]:
+    """The filter: as few fields as can be, since a server may use one index only."""
+    condition: dict[str, Any] = {}
     if where.name is not None:
         condition["name"] = where.name
     if where.parent is not None:
@@ -430,6 +438,8 @@ def _condition(where: Where) -> dict[str, Any]:
         condition["asi.baseline_key"] = None
     if where.baseline_key is not None:
         condition["asi.baseline_key"] = where.baseline_key
+    if where.after or not (condition or order in _BY_VALUE):
+        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
     return condition
 
 
