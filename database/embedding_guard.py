@@ -26,14 +26,14 @@ _REMEMBERED = 256
 
 class EmbeddingGuard:
     """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each request does not
-    wait again. The texts that were last asked for alone are remembered."""
+    wait again. The queries asked last are remembered."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
         self._lock = threading.Lock()
         self._rest_until = 0.0
-        self._known: OrderedDict[str, tuple[str, list[np.ndarray]]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, np.ndarray]] = OrderedDict()
         self.last_error: str | None = None
 
     @property
@@ -44,24 +44,35 @@ class EmbeddingGuard:
 
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
-        alone = texts[0] if len(texts) == 1 else None
-        with self._lock:
-            if alone is not None and alone in self._known:
-                self._known.move_to_end(alone)
-                return self._known[alone]
-            if time.monotonic() < self._rest_until:
-                return None
+        if self.resting:
+            return None
         future = self._pool.submit(self._ask, list(texts))
         try:
-            answer = future.result(_WAIT_SECONDS)
-            if alone is not None:
-                self._remember(alone, answer)
-            return answer
+            return future.result(_WAIT_SECONDS)
         except FutureTimeoutError:
             self._rest(f"no answer in {_WAIT_SECONDS:g} s")
         except ServiceError as error:
             self._rest(error.message)
         return None
+
+    def query(self, text: str) -> tuple[str, np.ndarray] | None:
+        """As `windows` of one text; those asked for last are remembered."""
+        with self._lock:
+            if text in self._known:
+                self._known.move_to_end(text)
+                return self._known[text]
+        answer = self.windows([text])
+        if answer is None:
+            return None
+        found = answer[0], answer[1][0]
+        with self._lock:
+            # Vectors of two models are not comparable.
+            if any(model != found[0] for model, _ in self._known.values()):
+                self._known.clear()
+            self._known[text] = found
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -70,15 +81,6 @@ class EmbeddingGuard:
         found = self._embedder.windows(texts)
         self.last_error = None
         return self._embedder.model, found
-
-    def _remember(self, text: str, answer: tuple[str, list[np.ndarray]]) -> None:
-        with self._lock:
-            # Vectors of two models are not comparable.
-            if any(model != answer[0] for model, _ in self._known.values()):
-                self._known.clear()
-            self._known[text] = answer
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
 
     def _rest(self, why: str) -> None:
         self.last_error = why

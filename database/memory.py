@@ -270,13 +270,13 @@ class Memory:
         if not self.store.read(lambda session: session.count(limit=1)):
             return [], 0
         remaining = self.settling.settle()
-        answer = self.guard.windows([motivation[:LONGEST_MOTIVATION]])
+        answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
             raise ServiceError(
                 f"motivations cannot be compared now: {self.guard.last_error or 'the embedding server rests'}",
                 "start the embedding server, or ask again in a few seconds",
             )
-        windows = answer[1][0]
+        windows = answer[1]
 
         def work(session: Session) -> list[Element]:
             found = self.index.search(session, windows, k)
