@@ -78,6 +78,12 @@ class Database(Section):
     cold_start: int = Field(200, ge=0, description="experiments that use the initial candidate set")
     update_batch: int = Field(50, ge=1, description="new elements that are merged into the candidate set at once")
     lock_timeout: float = Field(10.0, ge=0, description="seconds to wait for another process that holds the database")
+    candidate_file: Path | None = Field(
+        None, description="candidate file of the published service, taken over by a store without a candidate set"
+    )
+    exact_windows: int = Field(
+        100_000, ge=0, description="windows of motivations up to which similar ones are found exactly; faster beyond"
+    )
 
     @field_validator("store")
     @classmethod

@@ -16,7 +16,8 @@ from typing import Any
 
 from common.settings import Database as DatabaseSettings
 from database.errors import NotFoundError, RefusedError
-from database.evaluate_agent.score import PUBLISHED, baseline_of, evaluate
+from database.evaluate_agent.score import PUBLISHED
+from database.scores import BASELINES, Scores
 from database.store import Facts, Session, Where
 
 __all__ = ["FORCE_NEWEST", "Candidates", "MergeReport"]
@@ -24,7 +25,6 @@ __all__ = ["FORCE_NEWEST", "Candidates", "MergeReport"]
 FORCE_NEWEST = 300
 _WIDTH = 0.1
 _MERGED = "merged_through"
-_BASELINES = "baselines"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Candidates:
     the baseline itself; width is 0.1, or the baseline's clip width where that is wider.
     """
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, scores: Scores) -> None:
+        self._scores = scores
         self.capacity = settings.candidate_capacity
         self.cold_start = settings.cold_start
         self.batch = settings.update_batch
@@ -64,7 +65,7 @@ class Candidates:
     def key(self, session: Session) -> str | None:
         """The baseline of now: the most recently put one that has elements; None, the published constants, without
         one."""
-        for key in reversed(session.state(_BASELINES) or []):
+        for key in reversed(session.state(BASELINES) or []):
             if session.count(Where(baseline_key=key), limit=1):
                 return str(key)
         return None
@@ -73,9 +74,9 @@ class Candidates:
         """Records that this baseline was put last. When that makes it the baseline of now, what was measured against
         it takes its places in the set, once the cold start is over."""
         before = self.key(session)
-        order = session.state(_BASELINES) or []
+        order = session.state(BASELINES) or []
         if order[-1:] != [key]:
-            session.put_state(_BASELINES, [*(one for one in order if one != key), key])
+            session.put_state(BASELINES, [*(one for one in order if one != key), key])
         if self.key(session) != before and self._merged(session):
             self.merge(session, session.facts(order="newest", limit=FORCE_NEWEST), mark=False)
 
@@ -93,8 +94,7 @@ class Candidates:
         """Whether the cold start is over and a batch is full."""
         if session.count(Where(after=self._merged(session)), limit=self.batch) < self.batch:
             return False
-        explored = session.count(Where(), limit=None) - session.count(Where(roots=True))
-        return explored >= self.cold_start
+        return session.count(Where(explored=True), limit=self.cold_start) >= self.cold_start
 
     def after_insert(self, session: Session) -> MergeReport | None:
         """Merges the newest elements when they are due. Part of the transaction that stored the last of them."""
@@ -112,8 +112,8 @@ class Candidates:
             self.merge(session, late, mark=False)
 
     def merge(self, session: Session, newest: list[Facts], *, mark: bool = True) -> MergeReport:
-        """Re-scores `newest` and the current set, and keeps the best of those that may enter; members measured against
-        another baseline keep only the places that are left.
+        """Brings the scores of `newest` and of the current set up to date, and keeps the best of those that may enter;
+        members measured against another baseline keep only the places that are left.
 
         Args:
             mark: whether everything stored so far counts as merged from now on.
@@ -123,7 +123,7 @@ class Candidates:
         fresh = [facts for facts in newest if facts.index not in old]
         pool = list(old.values())
         pool += [facts for facts in fresh if facts.baseline_key == key and self.admissible(session, facts)]
-        scores = {facts.index: self.rescore(session, facts.index) for facts in pool}
+        scores = {facts.index: self._scores.fresh(session, facts) for facts in pool}
         ranked = sorted(pool, key=lambda facts: (facts.baseline_key != key, *_rank(scores[facts.index], facts.index)))
         final = [facts.index for facts in ranked if facts.index in old or scores[facts.index] is not None][
             : self.capacity
@@ -183,17 +183,24 @@ class Candidates:
         floor = -max(_WIDTH, baseline.benchmark_clip)
         return near and (benchmark <= 0 or (facts.benchmark - benchmark) / benchmark > floor)
 
-    def rescore(self, session: Session, index: int) -> float | None:
-        """Computes the score from the stored evidence and the baseline of now, and keeps it."""
-        known = session.evidence(index)
-        if known is None:
-            return None
-        evidence, before = known
-        stored = None if evidence.baseline_key is None else session.baseline(evidence.baseline_key)
-        evaluation = evaluate(evidence, baseline_of(evidence, stored))
-        if evaluation != before:
-            session.set_evaluation(index, evidence, evaluation)
-        return evaluation.score
+    def adopt(self, session: Session, indices: Sequence[int], new_count: int) -> int:
+        """Takes over a set that another service kept, unless this store has had one; returns how many it took.
+
+        Args:
+            new_count: elements stored since that set was last updated.
+        """
+        if session.candidates() or session.state(_MERGED) is not None:
+            return 0
+        known = [facts.index for index in dict.fromkeys(indices) for facts in _one(session, index)]
+        session.put_candidates(known[: self.capacity])
+        newest = session.ranked("newest", limit=1, offset=max(0, new_count))
+        session.put_state(_MERGED, newest[0] if newest else 0)
+        return len(known)
+
+    def refresh_all(self, session: Session) -> None:
+        """Brings the scores of the whole set up to date."""
+        for facts in session.candidates():
+            self._scores.fresh(session, facts)
 
     def add(self, session: Session, index: int) -> None:
         """Puts one element into the set by hand; a full set gives up its lowest when that is lower, or when only the
@@ -209,7 +216,7 @@ class Candidates:
         kept = [facts.index for facts in current]
         if index in kept:
             return
-        score = self.rescore(session, index)
+        score = self._scores.rescore(session, index)
         if len(kept) >= self.capacity:
             key, last = self.key(session), current[-1]
             ours = session.facts(Where(after=index - 1), limit=1)[0].baseline_key
@@ -233,7 +240,7 @@ class Candidates:
         """
         if index not in {facts.index for facts in session.candidates()}:
             raise NotFoundError(f"element {index} is not a candidate")
-        self.rescore(session, index)
+        self._scores.rescore(session, index)
 
     def remove(self, session: Session, *, index: int | None = None, name: str | None = None) -> int:
         """Takes candidates out by index or name, all of them without either; returns how many there were."""
@@ -272,6 +279,11 @@ class Candidates:
 
     def _merged(self, session: Session) -> int:
         return int(session.state(_MERGED) or 0)
+
+
+def _one(session: Session, index: int) -> list[Facts]:
+    found = session.facts(Where(after=index - 1), limit=1) if index > 0 else []
+    return [facts for facts in found if facts.index == index]
 
 
 def _rank(score: float | None, index: int) -> tuple[bool, float, int]:

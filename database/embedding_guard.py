@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,24 +21,31 @@ __all__ = ["EmbeddingGuard"]
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 12.0
 _REST_SECONDS = 2.0
+_REMEMBERED = 256
 
 
 class EmbeddingGuard:
-    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each write does not
-    wait again."""
+    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each request does not
+    wait again. The queries asked last are remembered."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
         self._lock = threading.Lock()
         self._rest_until = 0.0
+        self._known: OrderedDict[str, tuple[str, np.ndarray]] = OrderedDict()
         self.last_error: str | None = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is asked now, because the embedder failed a moment ago."""
+        with self._lock:
+            return time.monotonic() < self._rest_until
 
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
-        with self._lock:
-            if time.monotonic() < self._rest_until:
-                return None
+        if self.resting:
+            return None
         future = self._pool.submit(self._ask, list(texts))
         try:
             return future.result(_WAIT_SECONDS)
@@ -46,6 +54,25 @@ class EmbeddingGuard:
         except ServiceError as error:
             self._rest(error.message)
         return None
+
+    def query(self, text: str) -> tuple[str, np.ndarray] | None:
+        """As `windows` of one text; those asked for last are remembered."""
+        with self._lock:
+            if text in self._known:
+                self._known.move_to_end(text)
+                return self._known[text]
+        answer = self.windows([text])
+        if answer is None:
+            return None
+        found = answer[0], answer[1][0]
+        with self._lock:
+            # Vectors of two models are not comparable.
+            if any(model != found[0] for model, _ in self._known.values()):
+                self._known.clear()
+            self._known[text] = found
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

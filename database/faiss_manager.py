@@ -1,16 +1,21 @@
 """The novelty index: FAISS over the windows of all motivations. A disposable cache: the store holds every vector.
 
-It follows the store by the sequence number of the vectors, and is built anew when the store's epoch (something was
-removed or replaced) or the embedding model differs, or its file is missing, stale or damaged.
+It follows the store by the sequence number of the vectors; when the store's epoch says that something was removed or
+replaced, what is gone is skipped. It is built anew when the embedding model differs, or when its file is missing,
+damaged, or of another store. Rebuilding for speed (dropping what is skipped, approximate search of many) happens in the
+background, while searches go on in what is there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,196 +23,239 @@ import numpy as np
 
 from common.errors import StoreError
 from common.files import write_atomic
-from database.store import Session, VectorState
+from database.store import Session, VectorRow, VectorState
+from database.vectors import Vectors, approximate, load_faiss
 
 __all__ = ["IndexStats", "VectorIndex"]
 
 _LOG = logging.getLogger(__name__)
-_MAGIC = b"asi-arch vectors 1\n"
+_MAGIC = b"asi-arch vectors 2\n"
 _PAGE = 2000
 _SAVE_EVERY = 1024
+_MANY_DEAD = 1000
+_NOTHING = VectorState(-1, 0, None)
+_PROBES = 8
+_Read = Callable[[Callable[[Session], Any]], Any]
 
 
 @dataclass(frozen=True)
 class IndexStats:
-    """`vectors` counts windows, `elements` the elements they belong to."""
+    """`vectors` counts windows, `elements` the elements they belong to; `orphans` are windows of vanished elements.
+    `recall` is that of an approximate index, as measured when it was built; None while every search is exact."""
 
     vectors: int
     elements: int
     orphans: int
     dimension: int
+    recall: float | None
 
 
 class VectorIndex:
-    """Exact nearest motivations by inner product of unit vectors. Thread-safe.
+    """Nearest motivations by inner product of unit vectors. Thread-safe.
 
     Args:
         file: where the cache is kept; None keeps it in memory only.
+        exact: windows up to which every search is exact.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, exact: int = 100_000) -> None:
         self._file = file
+        self._exact = exact
         self._lock = threading.Lock()
-        self._index: Any = None
-        self._owners = np.zeros(0, dtype=np.int64)
-        self._state = VectorState(-1, 0, 0, None)
-        self._widest = 1
+        self._vectors = Vectors()
+        self._state = _NOTHING
         self._unsaved = 0
         self._loaded = file is None
 
     def search(self, session: Session, query: np.ndarray, k: int, before: int | None = None) -> list[tuple[int, float]]:
-        """The `k` elements whose nearest window is nearest to any window of `query`.
-
-        Args:
-            query: float32 [w, dimension], unit norm.
-            before: only elements with a lower index.
-
-        Returns:
-            (index, cosine) nearest first, one entry an element.
-        """
+        """See `Vectors.search`."""
         with self._lock:
             self._follow(session)
-            if self._index is None or query.shape[1] != self._index.d or not len(self._owners):
-                return []
-            # An element holds at most `widest` windows, so that many a wanted element cannot miss one.
-            many = min(len(self._owners), k * self._widest)
-            parameters = None
-            if before is not None and (self._owners >= before).any():
-                import faiss
-
-                allowed = np.flatnonzero(self._owners < before)
-                parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(allowed))  # type: ignore[call-arg]
-            block = np.ascontiguousarray(query, dtype=np.float32)
-            cosines, positions = self._index.search(block, many, params=parameters)
-            best: dict[int, float] = {}
-            for cosine, position in zip(cosines.ravel().tolist(), positions.ravel().tolist(), strict=True):
-                if position >= 0:
-                    owner = int(self._owners[position])
-                    best[owner] = max(best.get(owner, -1.0), min(cosine, 1.0))
-            return sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
+            return self._vectors.search(query, k, before)
 
     def rebuild(self, session: Session) -> IndexStats:
         """Builds the index from the store's vectors, whatever it held."""
         with self._lock:
             self._loaded = True
-            self._reset(VectorState(-1, 0, 0, None))
+            self._reset()
             self._follow(session)
-            self._save()
             return self._stats()
 
     def stats(self, session: Session) -> IndexStats:
-        """What the index holds, brought up to date; `orphans` is how many windows of vanished elements that removed."""
+        """What the index holds, brought up to date."""
         with self._lock:
-            if not self._loaded:
-                self._loaded = True
-                self._load()
-            orphans = 0
-            if session.vector_state().epoch != self._state.epoch and len(self._owners):
-                known = [facts.index for facts in session.facts()]
-                orphans = int((~np.isin(self._owners, known)).sum())
             self._follow(session)
-            return self._stats(orphans)
+            return self._stats()
 
-    def _stats(self, orphans: int = 0) -> IndexStats:
-        dimension = 0 if self._index is None else int(self._index.d)
-        return IndexStats(len(self._owners), len(set(self._owners.tolist())), orphans, dimension)
+    def clean(self, session: Session) -> IndexStats:
+        """Drops the orphans; returns what was there before."""
+        before = self.stats(session)
+        if before.orphans:
+            self.rebuild(session)
+        return before
 
-    def save(self) -> None:
-        """Writes the cache when it changed. A cache that cannot be written is only logged: it can be built again."""
+    def maintain(self, read: _Read) -> bool:
+        """One step of upkeep in the background: follows, rebuilds for speed, saves; whether more is to be done.
+
+        Args:
+            read: `Store.read`.
+        """
+        read(self.stats)
         with self._lock:
-            self._save()
+            vectors = self._vectors
+            many = vectors.total - vectors.dead > self._exact
+            stale = vectors.dead > max(_MANY_DEAD, vectors.total // 10)
+            tail = vectors.total - vectors.listed
+            stale |= many and (not vectors.listed or tail > max(_MANY_DEAD, vectors.listed // 4))
+            unsaved = self._unsaved >= max(_SAVE_EVERY, vectors.total // 10)
+        if stale:
+            self._rebuild_aside(read, many)
+            return True
+        if unsaved:
+            self.save()
+        return False
+
+    def _rebuild_aside(self, read: _Read, many: bool) -> None:
+        """Builds another index from the store and puts it in the place of this one; searches go on meanwhile."""
+        state: VectorState = read(lambda session: session.vector_state())
+        fresh, after = Vectors(), 0
+        while after < state.sequence:
+            rows = read(partial(_page, after))
+            if not rows:
+                break
+            fresh.add(rows)
+            after = rows[-1].sequence
+        if many and fresh.flat is not None:
+            fresh = approximate(fresh)
+        with self._lock:
+            # What came or went since then is caught up with by the next search.
+            self._vectors, self._unsaved = fresh, self._unsaved + fresh.total
+            self._state = VectorState(state.epoch, max(after, state.sequence), state.model)
+        _LOG.info("vector index rebuilt: %d windows, recall %s", fresh.total, fresh.recall or "exact")
+
+    def _stats(self) -> IndexStats:
+        vectors = self._vectors
+        owners = vectors.owners[vectors.alive]
+        return IndexStats(len(owners), len(np.unique(owners)), vectors.dead, vectors.dimension, vectors.recall)
 
     def _follow(self, session: Session) -> None:
+        now = session.vector_state()
         if not self._loaded:
             self._loaded = True
             self._load()
-        now = session.vector_state()
-        if (now.epoch, now.model) != (self._state.epoch, self._state.model) or now.sequence < self._state.sequence:
-            self._reset(VectorState(now.epoch, 0, 0, now.model))
+            if not self._belongs_to(session, now):
+                _LOG.warning("%s is of another store or state: built anew", self._file)
+                self._reset()
+        ours = self._state
+        behind = now.epoch == ours.epoch and now.sequence < ours.sequence
+        if now.model != ours.model or now.epoch < ours.epoch or behind:
+            self._reset()
+        elif now.epoch != ours.epoch:
+            self._vectors.keep(session.vector_sequences())
+            if not self._vectors.alive.any():
+                self._reset()
+        self._state = VectorState(now.epoch, self._state.sequence, now.model)
         while self._state.sequence < now.sequence:
             rows = session.windows(self._state.sequence, _PAGE)
             if not rows:
                 break
-            self._add([(row.index, row.windows) for row in rows])
-            self._state = VectorState(now.epoch, rows[-1].sequence, self._state.elements + len(rows), now.model)
-        if self._state.elements != now.elements:
-            # The file and the store disagree about what was stored: only a full build is right then.
-            _LOG.warning(
-                "vector cache holds %d elements, the store %d: building it anew", self._state.elements, now.elements
-            )
-            self._reset(VectorState(now.epoch, 0, 0, now.model))
-            self._state = VectorState(now.epoch, 0, 0, now.model)
-            rows = session.windows(0, now.sequence)
-            self._add([(row.index, row.windows) for row in rows])
-            self._state = VectorState(now.epoch, now.sequence, len(rows), now.model)
-        if self._unsaved >= _SAVE_EVERY:
-            self._save()
+            self._vectors.add(rows)
+            self._unsaved += len(rows)
+            self._state = VectorState(now.epoch, rows[-1].sequence, now.model)
 
-    def _add(self, rows: list[tuple[int, np.ndarray]]) -> None:
-        import faiss
+    def _belongs_to(self, session: Session, now: VectorState) -> bool:
+        """Whether a loaded cache was made from this store: some of its windows are looked up."""
+        vectors = self._vectors
+        if now.model != self._state.model or now.epoch != self._state.epoch or not vectors.total:
+            return True
+        for position in np.unique(np.linspace(0, vectors.total - 1, _PROBES).astype(int)).tolist():
+            if not vectors.alive[position]:
+                continue
+            rows = session.windows(int(vectors.sequences[position]) - 1, 1)
+            if not rows or rows[0].sequence != vectors.sequences[position] or rows[0].index != vectors.owners[position]:
+                return False
+            if position >= vectors.listed:
+                stored = vectors.flat.reconstruct(position - vectors.listed)
+                if not any(np.array_equal(stored, window) for window in rows[0].windows):
+                    return False
+        return True
 
-        if not rows:
-            return
-        faiss.omp_set_num_threads(1)
-        if self._index is None:
-            self._index = faiss.IndexFlatIP(rows[0][1].shape[1])
-        block = np.concatenate([windows for _, windows in rows]).astype(np.float32, copy=False)
-        self._index.add(np.ascontiguousarray(block))
-        owners = np.repeat([index for index, _ in rows], [len(windows) for _, windows in rows])
-        self._owners = np.concatenate([self._owners, owners.astype(np.int64)])
-        self._widest = max(self._widest, *(len(windows) for _, windows in rows))
-        self._unsaved += len(block)
-
-    def _reset(self, state: VectorState) -> None:
-        self._index = None
-        self._owners = np.zeros(0, dtype=np.int64)
-        self._state = state
-        self._widest = 1
+    def _reset(self) -> None:
+        self._vectors = Vectors()
+        self._state = _NOTHING
         self._unsaved += 1
 
-    def _save(self) -> None:
-        if self._file is None or not self._unsaved or not self._loaded:
+    def save(self) -> None:
+        """Writes the cache when it changed. A cache that cannot be written is only logged: it can be built again."""
+        if self._file is None:
             return
-        import faiss
-
-        block = b"" if self._index is None else faiss.serialize_index(self._index).tobytes()
-        owners = self._owners.astype("<i8").tobytes()
-        header = {
-            "epoch": self._state.epoch,
-            "sequence": self._state.sequence,
-            "elements": self._state.elements,
-            "model": self._state.model,
-            "widest": self._widest,
-            "owners": len(owners),
-            "sha256": hashlib.sha256(owners + block).hexdigest(),
-        }
-        try:
-            write_atomic(self._file, _MAGIC + json.dumps(header).encode() + b"\n" + owners + block)
+        faiss = load_faiss()
+        with self._lock:
+            if not self._unsaved or not self._loaded:
+                return
+            vectors = self._vectors
+            parts = [
+                vectors.owners.astype("<i8").tobytes(),
+                vectors.sequences.astype("<i8").tobytes(),
+                vectors.alive.astype(np.uint8).tobytes(),
+                *(b"" if part is None else faiss.serialize_index(part) for part in (vectors.flat, vectors.lists)),
+            ]
+            header = {
+                "epoch": self._state.epoch,
+                "sequence": self._state.sequence,
+                "model": self._state.model,
+                "widest": vectors.widest,
+                "recall": vectors.recall,
+                "parts": [len(part) for part in parts],
+            }
             self._unsaved = 0
+        data = b"".join(bytes(part) for part in parts)
+        header["sha256"] = hashlib.sha256(data).hexdigest()
+        try:
+            write_atomic(self._file, _MAGIC + json.dumps(header).encode() + b"\n" + data)
         except StoreError as error:
             _LOG.warning("the vector cache was not written: %s", error.message)
 
     def _load(self) -> None:
         if self._file is None or not self._file.exists():
             return
-        import faiss
-
         try:
-            data = self._file.read_bytes()
-            if not data.startswith(_MAGIC):
-                raise ValueError("not a vector cache")
-            line, _, rest = data[len(_MAGIC) :].partition(b"\n")
-            header = json.loads(line)
-            if hashlib.sha256(rest).hexdigest() != header["sha256"]:
-                raise ValueError("its checksum differs")
-            cut = int(header["owners"])
-            index = faiss.deserialize_index(np.frombuffer(rest[cut:], dtype=np.uint8)) if rest[cut:] else None
-            owners = np.frombuffer(rest[:cut], dtype="<i8").astype(np.int64)
-            if len(owners) != (0 if index is None else index.ntotal):
-                raise ValueError("its parts differ in length")
-            state = VectorState(header["epoch"], header["sequence"], header["elements"], header["model"])
+            self._vectors, self._state = _read(self._file.read_bytes())
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             _LOG.warning("%s is built anew: %s", self._file, error)
             return
-        self._index, self._owners, self._state = index, owners, state
-        self._widest, self._unsaved = int(header["widest"]), 0
+        self._unsaved = 0
+
+
+def _page(after: int, session: Session) -> list[VectorRow]:
+    return session.windows(after, _PAGE)
+
+
+def _read(data: bytes) -> tuple[Vectors, VectorState]:
+    """What a cache file holds.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: it is damaged.
+    """
+    faiss = load_faiss()
+    if not data.startswith(_MAGIC):
+        raise ValueError("not a vector cache of this release")
+    line, _, rest = data[len(_MAGIC) :].partition(b"\n")
+    header = json.loads(line)
+    if hashlib.sha256(rest).hexdigest() != header["sha256"]:
+        raise ValueError("its checksum differs")
+    cuts = np.cumsum([0, *header["parts"]]).tolist()
+    owners, sequences, alive, *indices = [rest[a:b] for a, b in itertools.pairwise(cuts)]
+    flat, lists = (faiss.deserialize_index(np.frombuffer(part, dtype=np.uint8)) if part else None for part in indices)
+    vectors = Vectors(
+        flat=flat,
+        lists=lists,
+        recall=header["recall"],
+        owners=np.frombuffer(owners, dtype="<i8").astype(np.int64),
+        sequences=np.frombuffer(sequences, dtype="<i8").astype(np.int64),
+        alive=np.frombuffer(alive, dtype=np.uint8).astype(bool),
+        widest=int(header["widest"]),
+    )
+    if vectors.total != vectors.listed + (0 if flat is None else flat.ntotal) or vectors.total != len(vectors.alive):
+        raise ValueError("its parts differ in length")
+    return vectors, VectorState(header["epoch"], header["sequence"], header["model"])

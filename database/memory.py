@@ -1,56 +1,49 @@
 """The shared memory of all pipelines: what an element goes through when it is stored, scored, changed or removed.
 
-Store, vector index, embedder and candidate rules meet here; the routers only translate to and from HTTP. Embedding is
-always done before a transaction, never in it.
+Store, vector index, embedder and candidate rules meet here; the routers only translate to and from HTTP. A write is
+answered when it is on disk: embedding and scoring follow (`database.settling`, `database.scores`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from common.embeddings import Embedder, best_pair
+from common.embeddings import Embedder
 from common.errors import ServiceError
 from common.files import sha256_text
 from common.records import Baseline, RunRecord
 from common.settings import Database as DatabaseSettings
 from database import tree
+from database.background import Background
+from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
 from database.embedding_guard import EmbeddingGuard
 from database.errors import NotFoundError, RefusedError, key_used
-from database.evaluate_agent.rubric import Novelty
-from database.evaluate_agent.score import SCORE_VERSION, Evaluation, Evidence, evaluate, evidence_of, parse_table
+from database.evaluate_agent.score import evidence_of, parse_table
 from database.faiss_manager import VectorIndex
 from database.models import Element, NewElement, ScoredElement, StoredExperiment
-from database.novelty import Sketches, shingles, sketch
+from database.scores import Scores
+from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import NewEntry, Session, Store, Where
 
 __all__ = ["Memory"]
 
 _BODIES = "body of"
 _REQUEST = "request_sha256"
-_SCORED_AS = "score_version"
-_SETTLE_WITH_WRITE = 4
-_SETTLE_WITH_SEARCH = 32
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    """A motivation's windows, and its shingled program: what its novelty is computed from. `index` is None for a new
-    element."""
-
-    index: int | None
-    model: str
-    windows: np.ndarray
-    hashes: np.ndarray
+_PAGE = 100
+_REST_SECONDS = 2.0
+_KEEP_SECONDS = 10.0
+_RESCORED_AT_ONCE = 50
+_SCORE_SECONDS = 12.0
 
 
 class Memory:
-    """Domain operations over a store. Thread-safe.
+    """Domain operations over a store. Thread-safe. `start` lets it settle and score in the background.
 
     Args:
         store: where everything is kept.
@@ -61,13 +54,30 @@ class Memory:
         cache = store.cache_file()
         self.store = store
         self.settings = settings
-        self.candidates = Candidates(settings)
-        self.index = VectorIndex(None if cache is None else Path(cache))
+        self.scores = Scores()
+        self.candidates = Candidates(settings, self.scores)
+        self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows)
         self.guard = EmbeddingGuard(embedder)
-        self._sketches = Sketches()
+        self.settling = Settling(store, self.guard, self.index, self.scores, self.candidates)
+        self._settler = Background("settling", self.settling.step, _REST_SECONDS)
+        self._rescorer = Background("scoring", self._rescore_some, _REST_SECONDS)
+        self._keeper = Background("vector index", lambda: self.index.maintain(store.read), _KEEP_SECONDS)
+        store.write(self.scores.begin)
+        if settings.candidate_file is not None:
+            indices, new_count = read_candidate_file(settings.candidate_file)
+            store.write(lambda session: self.candidates.adopt(session, indices, new_count))
+
+    def start(self) -> None:
+        """Begins to settle pending elements and to compute out-of-date scores in the background."""
+        self._settler.start()
+        self._rescorer.start()
+        self._keeper.start()
 
     def close(self) -> None:
         self.guard.close()
+        self._settler.close()
+        self._rescorer.close()
+        self._keeper.close()
         self.index.save()
         self.store.close()
 
@@ -76,66 +86,62 @@ class Memory:
     def add(
         self, element: NewElement, run: RunRecord | None = None, key: str | None = None, body: str | None = None
     ) -> StoredExperiment:
-        """Stores an element, its run, vectors and score, and updates the candidates when they are due, in one
-        transaction.
+        """Stores an element and its run and updates the candidates when they are due, in one transaction.
 
-        A repeated `key` stores nothing and answers with the element stored under it; `body` is a hash of the request
-        that a repetition has to have as well. When the motivation cannot be
-        embedded now the element is stored all the same, without judge and score, and is pending.
+        Returns when that is on disk; vectors, novelty and score follow in the background. A repeated `key` stores
+        nothing and answers with the element stored under it; `body` is a hash of the request that a repetition has to
+        have as well.
 
         Raises:
             RefusedError: empty result, unknown parent, an unfinished run, or a run of another program.
             ConflictError: the key was used before with another program, or with another body.
         """
+        return self.submit(element, run, key, body).result()
+
+    def submit(
+        self, element: NewElement, run: RunRecord | None = None, key: str | None = None, body: str | None = None
+    ) -> Future[StoredExperiment]:
+        """As `add`, without waiting."""
         wanted = element.stored()
         _refuse_unfit(element, run)
-        known = self.store.read(lambda session: self._repeat(session, key, wanted, body))
-        if known is not None:
-            return known
-        self.store.read(lambda session: _refuse_unknown_parent(session, wanted.parent))
-        hashes = shingles(wanted.program)
-        waiting = self.store.read(lambda session: _pending(session, _SETTLE_WITH_WRITE))
-        embedded = self._embed([*waiting, (None, wanted.motivation, hashes)])
-        evidence = evidence_of(wanted.result.train, wanted.result.test, run)
-        complete = parse_table(wanted.result.train).complete and parse_table(wanted.result.test).complete
-        own = embedded[-1] if embedded else None
+        train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
         entry = NewEntry(
             element=wanted,
-            evidence=evidence,
-            complete=complete,
-            sketch=sketch(hashes),
-            windows=None if own is None else own.windows,
-            model=None if own is None else own.model,
+            evidence=evidence_of(wanted.result.train, wanted.result.test, run),
+            complete=train.complete and test.complete,
             run=run,
             key=key,
         )
-        return self.store.write(lambda session: self._insert(session, entry, embedded, body))
+        stored = self.store.submit(lambda session: self._insert(session, entry, body))
+        stored.add_done_callback(lambda _: self._settler.wake())
+        return stored
 
-    def _insert(
-        self, session: Session, entry: NewEntry, embedded: list[_Embedded], body: str | None
-    ) -> StoredExperiment:
+    def settled(self, stored: StoredExperiment, seconds: float = _SCORE_SECONDS) -> StoredExperiment:
+        """`stored` with its score, which is waited for as long as elements before it, and it, need to be embedded, at
+        most about `seconds`."""
+        self.settling.settle_through(stored.index, seconds)
+        try:
+            return stored.model_copy(update={"score": self._score_now(stored.index)})
+        except NotFoundError:
+            return stored
+
+    def _insert(self, session: Session, entry: NewEntry, body: str | None) -> StoredExperiment:
         known = self._repeat(session, entry.key, entry.element, body)
         if known is not None:
             return known
         _refuse_unknown_parent(session, entry.element.parent)
-        # Searches first: the caches follow what is committed, so nothing may be written before them.
-        novelties = [self._novelty(session, item, embedded) for item in embedded]
         index = session.insert(entry)
         if entry.key is not None and body is not None:
             session.put_answer(_BODIES, entry.key, {_REQUEST: body})
-        for item, novelty in zip(embedded[:-1], novelties[:-1], strict=True):
-            self._settle_one(session, item, novelty)
-        self.candidates.reconsider(session, [item.index for item in embedded if item.index is not None])
-        evidence = entry.evidence.model_copy(
-            update={
-                "novelty": novelties[-1] if novelties else None,
-                "anchor": index == 1 and entry.element.parent is None,
-            }
-        )
-        evaluation = _evaluated(session, evidence)
-        session.set_evaluation(index, evidence, evaluation)
+        score = None
+        if index == 1 and entry.element.parent is None:
+            # The standard: nothing earlier is needed to judge it.
+            evidence = entry.evidence.model_copy(update={"anchor": True})
+            evaluation = self.scores.evaluate(session, evidence)
+            session.set_evaluation(index, evidence, evaluation)
+            score = evaluation.score
         self.candidates.after_insert(session)
-        return StoredExperiment(index=index, name=entry.element.name, score=evaluation.score, created=True)
+        return StoredExperiment(index=index, name=entry.element.name, score=score, created=True)
 
     def _repeat(
         self, session: Session, key: str | None, wanted: NewElement, body: str | None
@@ -173,72 +179,44 @@ class Memory:
 
         return self.store.write(run)
 
-    # Vectors and scores that could not be had at once
-
-    def settle(self, limit: int = _SETTLE_WITH_SEARCH, index: int | None = None) -> int:
-        """Embeds and scores pending elements (or just `index`), as far as the embedding server allows.
-
-        Returns:
-            How many are still pending.
-        """
-        waiting = self.store.read(lambda session: _pending(session, limit, index))
-        embedded = self._embed(waiting)
-        if embedded:
-
-            def work(session: Session) -> None:
-                novelties = [self._novelty(session, item, embedded) for item in embedded]
-                for item, novelty in zip(embedded, novelties, strict=True):
-                    self._settle_one(session, item, novelty)
-                self.candidates.reconsider(session, [item.index for item in embedded if item.index is not None])
-
-            self.store.write(work)
-        return self.store.read(lambda session: session.count(Where(pending=True)))
-
-    def _embed(self, texts: Sequence[tuple[int | None, str, np.ndarray]]) -> list[_Embedded]:
-        answer = self.guard.windows([text for _, text, _ in texts]) if texts else None
-        if answer is None:
-            return []
-        model, found = answer
-        return [
-            _Embedded(index, model, windows, hashes) for (index, _, hashes), windows in zip(texts, found, strict=True)
-        ]
-
-    def _novelty(self, session: Session, item: _Embedded, batch: Sequence[_Embedded]) -> Novelty:
-        """Distance to the nearest earlier motivation and program, among those stored and those of the same batch."""
-        found = self.index.search(session, item.windows, 1, before=item.index)
-        for other in batch:
-            if other is not item and other.index is not None and (item.index is None or other.index < item.index):
-                found.append((other.index, best_pair(item.windows, other.windows)))
-        nearest = max(found, key=lambda pair: (pair[1], -pair[0]), default=None)
-        program = self._sketches.nearest(session, item.hashes, before=item.index)
-        return Novelty(
-            motivation=None if nearest is None else min(1.0, max(0.0, 1 - nearest[1])),
-            motivation_index=None if nearest is None else nearest[0],
-            program=None if program is None else program[1],
-            program_index=None if program is None else program[0],
-        )
-
-    def _settle_one(self, session: Session, item: _Embedded, novelty: Novelty) -> None:
-        assert item.index is not None
-        known = session.evidence(item.index)
-        # Another writer may have settled it while it was being embedded here.
-        if known is None or not tree.facts_of(session, item.index).pending:
-            return
-        evidence = known[0] if known[0].novelty is not None else known[0].model_copy(update={"novelty": novelty})
-        session.put_windows(item.index, item.model, item.windows)
-        session.set_evaluation(item.index, evidence, _evaluated(session, evidence))
+    # Scores
 
     def score(self, index: int) -> float | None:
-        """The score, computed and kept if it is absent and can be had; else None.
+        """The score, computed and kept if it is absent or out of date and can be had; else None.
 
         Raises:
             NotFoundError: there is no such element.
         """
-        facts = self.store.read(lambda session: tree.facts_of(session, index))
-        if facts.score is None and facts.pending:
-            self.settle(1, index)
-            facts = self.store.read(lambda session: tree.facts_of(session, index))
-        return facts.score
+        if self.store.read(lambda session: tree.facts_of(session, index)).pending:
+            self.settling.settle()
+        return self._score_now(index)
+
+    def _score_now(self, index: int) -> float | None:
+        def look(session: Session) -> tuple[bool, float | None]:
+            facts = tree.facts_of(session, index)
+            return facts.revision in (None, self.scores.revision(session, facts.baseline_key)), facts.score
+
+        fresh, score = self.store.read(look)
+        return score if fresh else self.store.write(lambda session: self.scores.rescore(session, index))
+
+    def rescore(self, seconds: float = 3.0) -> None:
+        """Computes out-of-date scores now, for at most about `seconds`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._rescore_some():
+            pass
+
+    def _rescore_some(self) -> bool:
+        """Computes some of the out-of-date scores; whether more are left. Writes of others come between."""
+        if not self.store.read(lambda session: self.scores.stale(session, 1)):
+            return False
+
+        def work(session: Session) -> int:
+            found = self.scores.stale(session, _RESCORED_AT_ONCE)
+            for facts in found:
+                self.scores.rescore(session, facts.index)
+            return len(found)
+
+        return self.store.write(work) > 0
 
     def score_details(self, index: int) -> dict[str, Any]:
         """Terms, judge parts and how each was obtained, version, clip widths, baseline key; and the evidence.
@@ -253,7 +231,7 @@ class Memory:
             if known is None:
                 raise NotFoundError(f"there is no element {index}")
             evidence, evaluation = known
-            shown = evaluation or _evaluated(session, evidence)
+            shown = evaluation or self.scores.evaluate(session, evidence)
             return {"index": index, **shown.model_dump(), "evidence": evidence.model_dump()}
 
         return self.store.read(work)
@@ -265,49 +243,46 @@ class Memory:
         return [with_score(element, scores[element.index]) for element in found]
 
     def put_baseline(self, baseline: Baseline) -> int:
-        """Keeps a baseline as the newest and scores again what was measured against its key; returns how many."""
+        """Keeps a baseline as the newest. When it changed, the candidates are scored again at once, everything else
+        that was measured against its key in the background; returns how many elements that are."""
 
         def work(session: Session) -> int:
-            outdated = session.state(_SCORED_AS) != SCORE_VERSION
             changed = session.baseline(baseline.key) != baseline
             if changed:
                 session.put_baseline(baseline)
             self.candidates.put_newest_key(session, baseline.key)
-            if not changed and not outdated:
-                return 0
-            # Scores of two versions of the rules are no more comparable than those of two baselines.
-            measured = session.facts(Where() if outdated else Where(baseline_key=baseline.key))
-            session.put_state(_SCORED_AS, SCORE_VERSION)
-            for facts in measured:
-                self.candidates.rescore(session, facts.index)
-            return len(measured)
+            self.candidates.refresh_all(session)
+            return session.count(Where(baseline_key=baseline.key)) if changed else 0
 
-        return self.store.write(work)
+        count = self.store.write(work)
+        self._rescorer.wake()
+        return count
 
     # Searching
 
-    def similar(self, motivation: str, k: int) -> list[Element]:
-        """The elements with the nearest motivations, nearest first.
+    def similar(self, motivation: str, k: int) -> tuple[list[Element], int]:
+        """The elements with the nearest motivations, nearest first; and how many are not searched yet, because they
+        could not be embedded so far.
 
         Raises:
             ServiceError: the embedding server cannot be asked now.
         """
         if not self.store.read(lambda session: session.count(limit=1)):
-            return []
-        self.settle()
-        answer = self.guard.windows([motivation])
+            return [], 0
+        remaining = self.settling.settle()
+        answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
             raise ServiceError(
                 f"motivations cannot be compared now: {self.guard.last_error or 'the embedding server rests'}",
                 "start the embedding server, or ask again in a few seconds",
             )
-        windows = answer[1][0]
+        windows = answer[1]
 
         def work(session: Session) -> list[Element]:
             found = self.index.search(session, windows, k)
             return session.elements([index for index, _ in found])
 
-        return self.store.read(work)
+        return self.store.read(work), remaining
 
     # Removing and mending
 
@@ -334,47 +309,53 @@ class Memory:
         }
         return data if gone else data | {"message": "every element is complete"}
 
-    def repair(self, session: Session) -> dict[str, Any]:
-        """Derives again what can be derived: completeness, scores, parents that do not exist, candidates, the vector
-        index."""
-        problems = session.check()
-        facts = session.facts()
-        known = {item.index for item in facts}
-        orphans = [item.index for item in facts if item.parent is not None and item.parent not in known]
-        session.set_parent(orphans, None)
-        completed = 0
-        for item in facts:
-            element = session.elements([item.index])[0]
-            complete = parse_table(element.result.train).complete and parse_table(element.result.test).complete
-            if complete != item.complete:
-                session.set_complete(item.index, complete)
-                completed += 1
-            self.candidates.rescore(session, item.index)
-        candidates = [item.index for item in self.candidates.ranked(session)]
-        session.put_candidates(candidates[: self.settings.candidate_capacity])
-        return {
-            "elements": len(facts),
-            "storage_problems": problems,
-            "orphans_made_roots": len(orphans),
-            "completeness_corrected": completed,
-            "candidates": len(candidates),
-        }
+    def repair(self) -> dict[str, Any]:
+        """Checks the storage and derives again what can be derived: parents that do not exist, completeness,
+        candidates at once; every score in the background."""
+        problems = self.store.read(lambda session: session.check())
+        after, completed = 0, 0
+        while True:
+            # A page a transaction: others write in between.
+            after, corrected = self.store.write(partial(_correct_completeness, after))
+            completed += corrected
+            if not after:
+                break
+
+        def work(session: Session) -> dict[str, Any]:
+            orphans = session.orphans()
+            session.set_parent(orphans, None)
+            self.scores.outdate(session)
+            candidates = [item.index for item in self.candidates.ranked(session)]
+            session.put_candidates(candidates[: self.settings.candidate_capacity])
+            self.candidates.refresh_all(session)
+            return {
+                "elements": session.count(),
+                "storage_problems": problems,
+                "orphans_made_roots": len(orphans),
+                "completeness_corrected": completed,
+                "candidates": len(candidates),
+            }
+
+        data = self.store.write(work)
+        self._rescorer.wake()
+        return data
+
+
+def _correct_completeness(after: int, session: Session) -> tuple[int, int]:
+    """Derives it again for a page of elements: the index to go on after, 0 at the end; and how many were wrong."""
+    page = session.facts(Where(after=after), limit=_PAGE)
+    elements = session.elements([facts.index for facts in page])
+    corrected = 0
+    for facts, element in zip(page, elements, strict=True):
+        complete = parse_table(element.result.train).complete and parse_table(element.result.test).complete
+        if complete != facts.complete:
+            session.set_complete(facts.index, complete)
+            corrected += 1
+    return (page[-1].index if len(page) == _PAGE else 0), corrected
 
 
 def with_score(element: Element, score: float | None) -> ScoredElement:
     return ScoredElement(**{name: getattr(element, name) for name in Element.model_fields}, score=score)
-
-
-def _evaluated(session: Session, evidence: Evidence) -> Evaluation:
-    return evaluate(evidence, None if evidence.baseline_key is None else session.baseline(evidence.baseline_key))
-
-
-def _pending(session: Session, limit: int, index: int | None = None) -> list[tuple[int | None, str, np.ndarray]]:
-    where = Where(pending=True) if index is None else Where(pending=True, after=index - 1)
-    found = [facts.index for facts in session.facts(where, limit=limit)]
-    if index is not None:
-        found = [item for item in found if item == index]
-    return [(element.index, element.motivation, shingles(element.program)) for element in session.elements(found)]
 
 
 def _refuse_unknown_parent(session: Session, parent: int | None) -> None:

@@ -26,8 +26,11 @@ __all__ = [
 
 
 def _storable(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("expected Unicode text, got a lone surrogate, which UTF-8 cannot say")
+    # Encoding is the quick way to look at every character.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("expected Unicode text, got a lone surrogate, which UTF-8 cannot say") from error
     return text
 
 

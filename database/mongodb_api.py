@@ -46,6 +46,7 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        memory.start()
         yield
         memory.close()
 

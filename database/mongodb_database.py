@@ -13,7 +13,9 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from datetime import UTC
 from typing import Any, TypeVar
 
 import pymongo
@@ -26,9 +28,9 @@ from pymongo.write_concern import WriteConcern
 
 from common.errors import StoreError
 from database.evaluate_agent.score import evidence_of, parse_table
+from database.group_writer import GroupWriter, Write
 from database.models import NewElement
-from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of
-from database.novelty import shingles, sketch
+from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of, element_of
 from database.store import NewEntry, StoreBusyError, StoreFullError
 
 __all__ = ["MongoStore"]
@@ -52,7 +54,6 @@ class MongoStore:
     def __init__(self, url: str, lock_timeout: float = 10.0) -> None:
         self._lock_timeout = lock_timeout
         self._owner = uuid.uuid4().hex
-        self._writing = threading.Lock()
         with _translated(url):
             self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
                 url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
@@ -63,71 +64,124 @@ class MongoStore:
             )
             self._database: Database[dict[str, Any]] = database.with_options(write_concern=WriteConcern(w=1, j=True))
             hello = self._client.admin.command("hello")
+            at = hello.get("localTime")
+            self._clock_offset = at.replace(tzinfo=UTC).timestamp() - time.time() if at is not None else 0.0
             self._transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
             self._prepare()
+        self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
         with _translated(self._shown):
             return work(MongoSession(self._database))
 
     def write(self, work: Callable[[MongoSession], T]) -> T:
-        # The lease also spares transactions the conflicts that would make the server abort and repeat them.
-        with _translated(self._shown), self._writing, self._lease():
-            if not self._transactions:
-                return work(MongoSession(self._database))
-            with self._client.start_session() as session:
+        return self.submit(work).result()
 
-                def run(session: ClientSession) -> T:
-                    return work(MongoSession(self._database, session))
-
-                return session.with_transaction(
-                    run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
-                )
+    def submit(self, work: Callable[[MongoSession], T]) -> Future[T]:
+        return self._group.submit(work)
 
     def close(self) -> None:
+        self._group.close()
         self._client.close()
+
+    def _commit(self, group: Sequence[Write[MongoSession]]) -> None:
+        """Does a group of writes one by one under one lease, which is given up in between when it runs short."""
+        waiting = list(group)
+        while waiting:
+            with _translated(self._shown), self._lease() as until:
+                while waiting and time.monotonic() < until:
+                    self._do(waiting.pop(0))
+
+    def _do(self, write: Write[MongoSession]) -> None:
+        try:
+            with _translated(self._shown):
+                write.succeed(self._transact(write.work))
+        except BaseException as error:  # noqa: BLE001 - it is the outcome of this write, and of no other
+            write.fail(error)
+
+    def _transact(self, work: Callable[[MongoSession], T]) -> T:
+        if not self._transactions:
+            return work(MongoSession(self._database))
+        with self._client.start_session() as session:
+
+            def run(session: ClientSession) -> T:
+                return work(MongoSession(self._database, session))
+
+            # The lease spares transactions the conflicts that would make the server abort and repeat them.
+            return session.with_transaction(
+                run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
+            )
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"{self._shown} is closed", "open it again")
 
     def cache_file(self) -> str | None:
         return None
 
     def _prepare(self) -> None:
         elements = self._database[ELEMENTS]
-        elements.create_index("index", unique=True)
+        try:
+            elements.create_index("index", unique=True)
+        except mongo_errors.OperationFailure as error:
+            # 11000: the index cannot be built, since a number is held twice.
+            if error.code != 11000:
+                raise
+            twice = ", ".join(MongoSession(self._database).check()[:10])
+            raise StoreError(
+                f"{self._shown}: {twice}", f"remove or renumber all but one of them in {ELEMENTS}, then start again"
+            ) from error
         elements.create_index([("name", 1), ("time", 1), ("index", 1)])
         elements.create_index([("parent", 1), ("index", 1)])
+        elements.create_index([("time", 1), ("index", 1)])
         elements.create_index([("asi.benchmark", -1), ("index", 1)])
         elements.create_index([("score", -1), ("index", 1)])
-        elements.create_index("asi.key", unique=True, sparse=True)
-        elements.create_index("asi.vector.sequence", sparse=True)
+        elements.create_index([("asi.complete", 1), ("index", 1)])
         elements.create_index([("asi.pending", 1), ("index", 1)])
-        elements.create_index("asi.baseline_key", sparse=True)
+        elements.create_index([("asi.baseline_key", 1), ("score", -1), ("index", 1)])
+        elements.create_index([("asi.baseline_key", 1), ("asi.revision", 1), ("index", 1)])
+        elements.create_index([("asi.vector.model", 1), ("asi.vector.sequence", 1)])
+        elements.create_index("asi.key", unique=True, sparse=True)
+        elements.create_index("asi.sketch_sequence", sparse=True)
         elements.create_index("asi.fingerprint", sparse=True)
         self._adopt()
 
     def _adopt(self) -> None:
-        """Adds what we keep to documents another program stored; nothing of theirs is changed."""
+        """Adds what we keep to documents that another program, or an earlier release, stored; nothing of theirs is
+        changed, and the score they gave is kept beside the one that is computed now."""
         elements = self._database[ELEMENTS]
-        for found in list(elements.find({"asi": {"$exists": False}, "index": {"$type": "number"}})):
-            element = NewElement.model_validate({**_texts(found), "parent": found.get("parent")})
+        for found in elements.find({"asi": {"$exists": False}, "index": {"$type": "number"}}):
+            element = element_of(found)
             entry = NewEntry(
-                element=element,
+                element=NewElement.model_validate(element.model_dump(exclude={"index"})),
                 evidence=evidence_of(element.result.train, element.result.test, None),
                 complete=parse_table(element.result.train).complete and parse_table(element.result.test).complete,
-                sketch=sketch(shingles(element.program)),
             )
-            elements.update_one({"_id": found["_id"]}, {"$set": {"asi": document_of(entry, found["index"])["asi"]}})
+            ours = document_of(entry, element.index)["asi"] | {"adopted_score": found.get("score")}
+            elements.update_one({"_id": found["_id"], "asi": {"$exists": False}}, {"$set": {"asi": ours}})
+        earlier = {"asi": {"$exists": True}, "asi.revision": {"$exists": False}}
+        elements.update_many(earlier | {"asi.evaluation": None}, {"$set": {"asi.revision": None}})
+        elements.update_many(earlier, {"$set": {"asi.revision": 0}})
+        # Sketches without a place in their order are made again.
+        elements.update_many(
+            {"asi.sketch": {"$exists": True}, "asi.sketch_sequence": {"$exists": False}},
+            {"$set": {"asi.pending": True}},
+        )
 
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[None]:
+    def _lease(self) -> Iterator[float]:
         """Holds the right to write: a document that names its holder until a time. A holder that died lets it run
-        out."""
+        out.
+
+        Yields:
+            Until when (time.monotonic) another write may be begun: half of the lease is left for it then.
+        """
         leases = self._database[STATE]
         with contextlib.suppress(mongo_errors.DuplicateKeyError):
             leases.update_one({"_id": "lease"}, {"$setOnInsert": {"owner": "", "until": 0.0}}, upsert=True)
         deadline = time.monotonic() + self._lock_timeout
         token = f"{self._owner}-{ObjectId()}"
         while True:
-            now = time.time()
+            now = self._server_time()
             taken = leases.update_one(
                 {"_id": "lease", "until": {"$lt": now}}, {"$set": {"owner": token, "until": now + _LEASE_SECONDS}}
             )
@@ -138,17 +192,25 @@ class MongoStore:
                     f"{self._shown}: another process has been writing for {self._lock_timeout:g} s", "try again"
                 )
             time.sleep(0.005)
+        done = threading.Event()
+        keeper = threading.Thread(target=self._keep_lease, args=(token, done), name="lease", daemon=True)
+        keeper.start()
         try:
-            yield
+            yield time.monotonic() + _LEASE_SECONDS / 2
         finally:
+            done.set()
             leases.update_one({"_id": "lease", "owner": token}, {"$set": {"until": 0.0}})
 
+    def _keep_lease(self, token: str, done: threading.Event) -> None:
+        """Prolongs the lease of a long write, in a thread of its own, until it is given back."""
+        while not done.wait(_LEASE_SECONDS / 3):
+            with contextlib.suppress(mongo_errors.PyMongoError):
+                until = self._server_time() + _LEASE_SECONDS
+                self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
 
-def _texts(document: dict[str, Any]) -> dict[str, Any]:
-    names = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
-    result = document.get("result")
-    texts = {name: str(document.get(name) or "") for name in names}
-    return texts | {"result": {key: str((result or {}).get(key) or "") for key in ("train", "test")}}
+    def _server_time(self) -> float:
+        """Now by the server's clock, the only one that all processes share."""
+        return time.time() + self._clock_offset
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +16,9 @@ from pymongo.database import Database
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.store import MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
+from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
-__all__ = ["ELEMENTS", "STATE", "MongoSession", "document_of"]
+__all__ = ["ELEMENTS", "STATE", "MongoSession", "document_of", "element_of"]
 
 ELEMENTS = "data_elements"
 STATE = "asi_state"
@@ -45,8 +46,12 @@ _SMALL = {
     "asi.complete": 1,
     "asi.baseline_key": 1,
     "asi.pending": 1,
+    "asi.revision": 1,
 }
 _WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
+_TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
+_GUESSES = 20
+_BY_VALUE = ("time", "benchmark", "score")
 
 
 def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
@@ -65,11 +70,22 @@ def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
         "evaluation": None,
         "runs": [] if entry.run is None else [entry.run.model_dump_json()],
         "fingerprint": None if entry.run is None else entry.run.fingerprint,
-        "sketch": Binary(entry.sketch),
+        "revision": None,
     }
     if entry.key is not None:
         extra["key"] = entry.key
     return {**body, "index": index, "score": None, "created_at": now, "updated_at": now, "asi": extra}
+
+
+def element_of(document: dict[str, Any]) -> Element:
+    """The element in a document, which another program may have stored: a text that is missing is empty."""
+    result = document.get("result")
+    result = result if isinstance(result, dict) else {}
+    texts: dict[str, Any] = {name: str(document.get(name) or "") for name in _TEXTS}
+    csvs = {name: str(result.get(name) or "") for name in ("train", "test")}
+    return Element.model_validate(
+        texts | {"result": csvs, "parent": document.get("parent"), "index": document["index"]}
+    )
 
 
 class MongoSession:
@@ -92,6 +108,8 @@ class MongoSession:
             document["asi"]["pending"] = False
         self._elements.insert_one(document, session=self._session)
         self.put_state("last_index", index)
+        if entry.sketch is not None:
+            self.put_sketch(index, entry.sketch)
         return index
 
     def find_key(self, key: str) -> Facts | None:
@@ -103,14 +121,37 @@ class MongoSession:
     ) -> list[Facts]:
         if limit == 0 or not _possible(where):
             return []
-        found = self._elements.find(_condition(where), _SMALL, session=self._session).sort(_ORDERS[order])
-        return [_facts(document) for document in found.skip(min(offset, MAX_INDEX)).limit(limit or 0)]
+        found = self._elements.find(_condition(where, order), _SMALL, session=self._session).sort(_ORDERS[order])
+        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
+        # A document that another program keeps here is none of ours.
+        return [_facts(document) for document in page if "asi" in document]
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         known = [index for index in indices if 0 < index <= MAX_INDEX]
         found = self._elements.find({"index": {"$in": known}}, _WHOLE, session=self._session)
-        elements = {document["index"]: Element.model_validate(document) for document in found}
+        elements = {document["index"]: element_of(document) for document in found}
         return [elements[index] for index in indices if index in elements]
+
+    def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
+        if limit == 0:
+            return []
+        keys = _ORDERS[order]
+        # Only what the index holds is asked for: no document is read.
+        shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
+        found = self._elements.find(_condition(_EVERYTHING, order), shown, session=self._session).sort(keys)
+        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
+        return [document["index"] for document in page if "index" in document]
+
+    def sample(self) -> int | None:
+        newest = self.ranked("newest", limit=1)
+        if not newest:
+            return None
+        for _ in range(_GUESSES):
+            guess = random.randint(1, newest[0])
+            if self._elements.find_one({"index": guess}, {"_id": 0, "index": 1}, session=self._session):
+                return guess
+        # Most of the numbers are gone: counted off instead.
+        return self.ranked("index", limit=1, offset=random.randrange(self.count()))[0]
 
     def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
         if limit == 0 or not _possible(where):
@@ -119,22 +160,38 @@ class MongoSession:
         return int(self._elements.count_documents(_condition(where), session=self._session, **options))
 
     def unique_names(self) -> int:
-        return len(self._elements.distinct("name", session=self._session))
+        return len(self._elements.distinct("name", {"name": {"$gte": ""}}, session=self._session))
 
     def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
-        match: dict[str, Any] = {"$ne": None} if indices is None else {"$in": list(indices)}
+        match: dict[str, Any] = {"$gt": 0} if indices is None else {"$in": list(indices)}
         stages: list[dict[str, Any]] = [
             {"$match": {"parent": match}},
             {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
         ]
         return {row["_id"]: row["count"] for row in self._elements.aggregate(stages, session=self._session)}
 
+    def strongest_children(self, parent: int, limit: int) -> list[int]:
+        shown = {"_id": 0, "index": 1, "parent": 1}
+        found = self._elements.find({"parent": parent}, shown, session=self._session)
+        children = [document["index"] for document in found]
+        counts = self.child_counts(children)
+        return sorted(children, key=lambda child: (-counts.get(child, 0), child))[:limit]
+
     def oldest_leaf(self) -> int | None:
         parents = set(self._elements.distinct("parent", session=self._session))
-        for found in self._elements.find({}, {"_id": 0, "index": 1}, session=self._session).sort("index", 1):
+        known = self._elements.find({"index": {"$gt": 0}}, {"_id": 0, "index": 1}, session=self._session)
+        for found in known.sort("index", 1):
             if found["index"] not in parents:
                 return int(found["index"])
         return None
+
+    def orphans(self) -> list[int]:
+        parents = [parent for parent in self._elements.distinct("parent", session=self._session) if parent is not None]
+        shown = {"_id": 0, "index": 1}
+        known = self._elements.find({"index": {"$in": parents}}, shown, session=self._session)
+        lost = set(parents) - {document["index"] for document in known}
+        found = self._elements.find({"parent": {"$in": list(lost)}}, shown | {"parent": 1}, session=self._session)
+        return sorted(document["index"] for document in found)
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
         self._elements.update_many(
@@ -152,10 +209,9 @@ class MongoSession:
         self._bump("epoch")
 
     def clear(self) -> None:
-        self._elements.delete_many({}, session=self._session)
+        self._elements.delete_many({"asi": {"$exists": True}}, session=self._session)
         self._database[_ANSWERS].delete_many({}, session=self._session)
-        kept = ["lease", "epoch", "sequence", "baselines"]
-        self._database[STATE].delete_many({"_id": {"$nin": kept}}, session=self._session)
+        self._database[STATE].delete_many({"_id": {"$nin": ["lease", *KEPT_STATE]}}, session=self._session)
         self._bump("epoch")
 
     # What is measured and computed of an element
@@ -179,6 +235,7 @@ class MongoSession:
             index,
             {
                 "score": evaluation.score,
+                "asi.revision": evaluation.revision,
                 "asi.loss": None if evidence.loss is None else evidence.loss.value,
                 "asi.benchmark": None if evidence.benchmark is None else evidence.benchmark.value,
                 "asi.evidence": evidence.model_dump_json(),
@@ -220,21 +277,38 @@ class MongoSession:
 
     def vector_state(self) -> VectorState:
         model = self.state("model")
-        condition = {"asi.vector.model": model, "asi.vector.sequence": {"$gt": 0}}
         last = list(
-            self._elements.find(condition, {"_id": 0, "asi.vector.sequence": 1}, session=self._session)
+            self._elements.find(
+                {"asi.vector.model": model}, {"_id": 0, "asi.vector.sequence": 1}, session=self._session
+            )
             .sort("asi.vector.sequence", -1)
             .limit(1)
         )
-        elements = self._elements.count_documents(condition, session=self._session)
-        sequence = last[0]["asi"]["vector"]["sequence"] if last else 0
-        return VectorState(int(self.state("epoch") or 0), sequence, elements, model)
+        sequence = last[0]["asi"]["vector"]["sequence"] if model is not None and last else 0
+        return VectorState(int(self.state("epoch") or 0), sequence, model)
 
-    def sketches(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+    def vector_sequences(self) -> np.ndarray:
+        condition = {"asi.vector.model": self.state("model"), "asi.vector.sequence": {"$gt": 0}}
+        shown = {"_id": 0, "asi.vector.sequence": 1}
+        found = self._elements.find(condition, shown, session=self._session).sort("asi.vector.sequence", 1)
+        return np.array([document["asi"]["vector"]["sequence"] for document in found], dtype=np.int64)
+
+    def put_sketch(self, index: int, sketch: bytes) -> None:
+        wanted = {"index": index, "asi.sketch_sequence": {"$exists": False}}
+        if self._elements.count_documents(wanted, session=self._session, limit=1):
+            fields = {"asi.sketch": Binary(sketch), "asi.sketch_sequence": self._bump("sketches")}
+            self._elements.update_one(wanted, {"$set": fields}, session=self._session)
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
         found = self._elements.find(
-            {"index": {"$gt": after}}, {"_id": 0, "index": 1, "asi.sketch": 1}, session=self._session
+            {"asi.sketch_sequence": {"$gt": after}},
+            {"_id": 0, "index": 1, "asi.sketch": 1, "asi.sketch_sequence": 1},
+            session=self._session,
         )
-        return [(row["index"], bytes(row["asi"]["sketch"])) for row in found.sort("index", 1).limit(limit)]
+        return [
+            (row["asi"]["sketch_sequence"], row["index"], bytes(row["asi"]["sketch"]))
+            for row in found.sort("asi.sketch_sequence", 1).limit(limit)
+        ]
 
     # Candidates
 
@@ -274,8 +348,15 @@ class MongoSession:
         return None if found is None else Baseline.model_validate_json(found["body"])
 
     def put_baseline(self, baseline: Baseline) -> None:
-        document = {"_id": baseline.key, "body": baseline.model_dump_json()}
+        document = {"_id": baseline.key, "body": baseline.model_dump_json(), "revision": self.next_revision()}
         self._database[_BASELINES].replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
+
+    def baseline_revision(self, key: str) -> int:
+        found = self._database[_BASELINES].find_one({"_id": key}, {"revision": 1}, session=self._session)
+        return 0 if found is None else int(found.get("revision") or 0)
+
+    def next_revision(self) -> int:
+        return self._bump("revision")
 
     # Upkeep
 
@@ -295,6 +376,7 @@ class MongoSession:
 
     def check(self) -> list[str]:
         stages: list[dict[str, Any]] = [
+            {"$match": {"index": {"$gt": 0}}},
             {"$group": {"_id": "$index", "count": {"$sum": 1}}},
             {"$match": {"count": {"$gt": 1}}},
         ]
@@ -310,7 +392,9 @@ class MongoSession:
         if current != model:
             # Vectors of two models are not comparable: all others are pending from now on.
             self.put_state("model", model)
-            self._elements.update_many({}, {"$set": {"asi.pending": True}}, session=self._session)
+            self._elements.update_many(
+                {"asi": {"$exists": True}}, {"$set": {"asi.pending": True}}, session=self._session
+            )
             if current is not None:
                 self._bump("epoch")
         block = np.ascontiguousarray(windows, dtype="<f4")
@@ -331,7 +415,8 @@ def _possible(where: Where) -> bool:
     return where.parent is None or 0 < where.parent <= MAX_INDEX
 
 
-def _condition(where: Where) -> dict[str, Any]:
+def _condition(where: Where, order: Order = "index") -> dict[str, Any]:
+    """The filter: as few fields as can be, since a server may use one index only."""
     condition: dict[str, Any] = {}
     if where.name is not None:
         condition["name"] = where.name
@@ -339,8 +424,10 @@ def _condition(where: Where) -> dict[str, Any]:
         condition["parent"] = where.parent
     if where.roots:
         condition["parent"] = None
-    if where.after:
-        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
+    if where.explored:
+        condition["parent"] = {"$gt": 0}
+    if where.before_revision is not None:
+        condition["asi.revision"] = {"$lt": where.before_revision}
     if where.incomplete:
         condition["asi.complete"] = False
     if where.pending:
@@ -351,6 +438,8 @@ def _condition(where: Where) -> dict[str, Any]:
         condition["asi.baseline_key"] = None
     if where.baseline_key is not None:
         condition["asi.baseline_key"] = where.baseline_key
+    if where.after or not (condition or order in _BY_VALUE):
+        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
     return condition
 
 
@@ -358,14 +447,15 @@ def _facts(document: dict[str, Any]) -> Facts:
     ours = document["asi"]
     return Facts(
         index=document["index"],
-        name=document["name"],
-        time=document["time"],
-        parent=document["parent"],
-        summary=document["summary"],
+        name=str(document.get("name") or ""),
+        time=str(document.get("time") or ""),
+        parent=document.get("parent"),
+        summary=str(document.get("summary") or ""),
         loss=ours["loss"],
         benchmark=ours["benchmark"],
         complete=ours["complete"],
         baseline_key=ours["baseline_key"],
-        score=document["score"],
+        score=document.get("score"),
         pending=ours["pending"],
+        revision=ours.get("revision"),
     )

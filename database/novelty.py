@@ -65,6 +65,7 @@ class Sketches:
         self._lock = threading.Lock()
         self._epoch = -1
         self._size = 0
+        self._sequence = 0
         self._indices = np.zeros(64, dtype=np.int64)
         self._rows = np.zeros((64, PERMUTATIONS), dtype="<u4")
         self._shingles: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -72,9 +73,7 @@ class Sketches:
     def nearest(self, session: Session, hashes: np.ndarray, before: int | None = None) -> tuple[int, float] | None:
         """The nearest program among the elements with an index below `before`.
 
-        The sketches choose the three that look nearest; those are compared exactly. Sees what is committed: call it
-        before
-        the transaction stores a program.
+        The sketches choose the three that look nearest; those are compared exactly. Sees what is committed.
 
         Returns:
             (index, distance), None when there is no earlier element.
@@ -82,14 +81,15 @@ class Sketches:
         with self._lock:
             self._follow(session)
             known = self._indices[: self._size]
-            size = self._size if before is None else int(np.searchsorted(known, before))
-            if not size:
+            if not self._size:
                 return None
-            shared = (self._rows[:size] == np.frombuffer(sketch(hashes), dtype="<u4")).sum(axis=1)
+            shared = (self._rows[: self._size] == np.frombuffer(sketch(hashes), dtype="<u4")).sum(axis=1)
+            if before is not None:
+                shared[known >= before] = -1
             best = np.argsort(-shared, kind="stable")[:_EXACT]
-            found = [(distance(hashes, self._of(session, int(known[at]))), int(known[at])) for at in best]
-            nearest = min(found)
-            return nearest[1], nearest[0]
+            chosen = [int(known[at]) for at in best if shared[at] >= 0]
+            nearest = min(((distance(hashes, self._of(session, index)), index) for index in chosen), default=None)
+            return None if nearest is None else (nearest[1], nearest[0])
 
     def _of(self, session: Session, index: int) -> np.ndarray:
         if index in self._shingles:
@@ -103,11 +103,10 @@ class Sketches:
     def _follow(self, session: Session) -> None:
         epoch = int(session.state("epoch") or 0)
         if epoch != self._epoch:
-            self._epoch, self._size = epoch, 0
+            self._epoch, self._size, self._sequence = epoch, 0, 0
             self._shingles.clear()
         while True:
-            after = int(self._indices[self._size - 1]) if self._size else 0
-            page = session.sketches(after, _PAGE)
+            page = session.sketches(self._sequence, _PAGE)
             if not page:
                 return
             needed = self._size + len(page)
@@ -115,7 +114,7 @@ class Sketches:
                 room = max(needed, 2 * len(self._indices)) - len(self._indices)
                 self._indices = np.concatenate([self._indices, np.zeros(room, dtype=np.int64)])
                 self._rows = np.concatenate([self._rows, np.zeros((room, PERMUTATIONS), dtype="<u4")])
-            self._indices[self._size : needed] = [index for index, _ in page]
-            for offset, (_, row) in enumerate(page):
+            self._indices[self._size : needed] = [index for _, index, _ in page]
+            for offset, (_, _, row) in enumerate(page):
                 self._rows[self._size + offset] = np.frombuffer(row, dtype="<u4")
-            self._size = needed
+            self._size, self._sequence = needed, page[-1][0]

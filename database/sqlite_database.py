@@ -1,8 +1,8 @@
 """The default store: one SQLite file, WAL, every acknowledged write on disk (synchronous = FULL).
 
-One connection writes, under a lock here and BEGIN IMMEDIATE against other processes; readers use their own
-connections and see the last committed state. The small columns lie apart from the documents, so that a question never
-reads what it does not answer.
+One connection writes: whatever waits becomes one transaction with a savepoint for each write, so that writes share an
+fsync and one that fails takes no other along. BEGIN IMMEDIATE keeps other processes out meanwhile; readers use their
+own connections and see the last committed state.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import queue
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from common.errors import StoreError
+from database.group_writer import GroupWriter, Write
+from database.sqlite_schema import MIGRATIONS
 from database.sqlite_session import SqliteSession
 from database.store import StoreBusyError, StoreFullError
 
@@ -23,56 +25,8 @@ __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
 _APPLICATION_ID = 0x41534931
-_SCHEMA_VERSION = 1
+_CHECKPOINT_PAGES = 8000
 _IDLE_READERS = 16
-
-_SCHEMA = """
-CREATE TABLE elements (
-    idx INTEGER PRIMARY KEY,
-    name TEXT NOT NULL,
-    time TEXT NOT NULL,
-    parent INTEGER,
-    summary TEXT NOT NULL,
-    loss REAL,
-    benchmark REAL,
-    complete INTEGER NOT NULL,
-    baseline_key TEXT,
-    score REAL,
-    pending INTEGER NOT NULL DEFAULT 1,
-    key TEXT UNIQUE,
-    bytes INTEGER NOT NULL
-);
-CREATE INDEX elements_name ON elements (name, time, idx);
-CREATE INDEX elements_parent ON elements (parent, idx);
-CREATE INDEX elements_benchmark ON elements (benchmark DESC, idx);
-CREATE INDEX elements_score ON elements (score DESC, idx);
-CREATE INDEX elements_baseline ON elements (baseline_key);
-CREATE INDEX elements_pending ON elements (idx) WHERE pending = 1;
-CREATE INDEX elements_unscored ON elements (idx) WHERE score IS NULL;
-CREATE INDEX elements_incomplete ON elements (idx) WHERE complete = 0;
-CREATE TABLE documents (idx INTEGER PRIMARY KEY, body TEXT NOT NULL, evidence TEXT NOT NULL, evaluation TEXT);
-CREATE TABLE runs (id INTEGER PRIMARY KEY, idx INTEGER NOT NULL, body TEXT NOT NULL);
-CREATE INDEX runs_idx ON runs (idx);
-CREATE INDEX runs_fingerprint ON runs (json_extract(body, '$.fingerprint'));
-CREATE TABLE sketches (idx INTEGER PRIMARY KEY, sketch BLOB NOT NULL);
-CREATE TABLE vectors (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    idx INTEGER NOT NULL UNIQUE,
-    model TEXT NOT NULL,
-    dimension INTEGER NOT NULL,
-    windows BLOB NOT NULL
-);
-CREATE INDEX vectors_model ON vectors (model, sequence);
-CREATE TABLE candidates (idx INTEGER PRIMARY KEY);
-CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE answers (
-    route TEXT NOT NULL,
-    key TEXT NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (route, key)
-) WITHOUT ROWID;
-CREATE TABLE baselines (key TEXT PRIMARY KEY, body TEXT NOT NULL);
-"""
 
 
 class SqliteStore:
@@ -89,7 +43,6 @@ class SqliteStore:
     def __init__(self, file: str, lock_timeout: float = 10.0) -> None:
         self.path = Path(file).absolute()
         self._lock_timeout = lock_timeout
-        self._writing = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +54,7 @@ class SqliteStore:
         with _translated(self.path):
             self._writer = self._connect()
             self._prepare()
+        self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[SqliteSession], T]) -> T:
         with _translated(self.path):
@@ -117,26 +71,73 @@ class SqliteStore:
                     connection.close()
 
     def write(self, work: Callable[[SqliteSession], T]) -> T:
-        with _translated(self.path), self._writing:
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(SqliteSession(self._writer, self.path))
-                self._writer.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors, such as a full disk.
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-            return result
+        return self.submit(work).result()
+
+    def submit(self, work: Callable[[SqliteSession], T]) -> Future[T]:
+        return self._group.submit(work)
 
     def close(self) -> None:
-        with self._writing:
-            while True:
+        self._group.close()
+        while True:
+            try:
+                self._readers.get_nowait().close()
+            except queue.Empty:
+                break
+        self._writer.close()
+
+    def _commit(self, group: Sequence[Write[SqliteSession]]) -> None:
+        """Keeps a group of writes in one transaction. When the transaction itself is lost, each is kept alone."""
+        try:
+            with _translated(self.path):
+                outcomes = self._transact(group)
+        except StoreBusyError:
+            raise
+        except StoreError:
+            if len(group) == 1:
+                raise
+            for write in group:
                 try:
-                    self._readers.get_nowait().close()
-                except queue.Empty:
-                    break
-            self._writer.close()
+                    self._commit([write])
+                except StoreError as error:
+                    write.fail(error)
+            return
+        for write, (value, failure) in zip(group, outcomes, strict=True):
+            if failure is None:
+                write.succeed(value)
+            else:
+                write.fail(failure)
+
+    def _transact(self, group: Sequence[Write[SqliteSession]]) -> list[tuple[Any, BaseException | None]]:
+        """(value, error) of each write, once the commit that holds them is on disk.
+
+        Raises:
+            sqlite3.Error: nothing of the group was kept.
+        """
+        writer = self._writer
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+            for write in group:
+                writer.execute("SAVEPOINT write")
+                try:
+                    outcomes.append((write.work(SqliteSession(writer, self.path)), None))
+                except BaseException as error:
+                    # It is the outcome of this write, and of no other.
+                    # SQLite gives up the whole transaction by itself after some errors, such as a full disk.
+                    if not writer.in_transaction:
+                        raise
+                    writer.execute("ROLLBACK TO write")
+                    outcomes.append((None, _translation(self.path, error)))
+                writer.execute("RELEASE write")
+            writer.execute("COMMIT")
+        except BaseException:
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            raise
+        return outcomes
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"{self.path} is closed", "open it again")
 
     def cache_file(self) -> str | None:
         return str(self.path.with_name(self.path.name + ".faiss"))
@@ -153,6 +154,7 @@ class SqliteStore:
         )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -32000")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         return connection
 
     def _prepare(self) -> None:
@@ -166,18 +168,20 @@ class SqliteStore:
             raise StoreError(
                 f"{self.path} is an SQLite database of another program", "name another file in --store sqlite:///FILE"
             )
-        if version > _SCHEMA_VERSION:
+        if version > len(MIGRATIONS):
             raise StoreError(
-                f"expected schema {_SCHEMA_VERSION} of {self.path}, got {version}: a newer release wrote it",
+                f"expected schema {len(MIGRATIONS)} of {self.path}, got {version}: a newer release wrote it",
                 "use that release, or name another file in --store sqlite:///FILE",
             )
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("BEGIN IMMEDIATE")
-        if not writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            for statement in _SCHEMA.split(";\n"):
+        # Asked again under the lock: another process may have been quicker.
+        version = writer.execute("PRAGMA user_version").fetchone()[0]
+        for step in MIGRATIONS[version:]:
+            for statement in step:
                 writer.execute(statement)
-            writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            writer.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        writer.execute(f"PRAGMA user_version = {max(version, len(MIGRATIONS))}")
         # A write that changes something is what finds a read-only folder or a full disk now rather than later.
         writer.execute("INSERT OR REPLACE INTO state VALUES ('opened', json_quote(datetime('now')))")
         writer.execute("COMMIT")
@@ -189,27 +193,32 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorname", "") or ""
-        text = f"{path}: {error}"
-        if code in (
-            "SQLITE_FULL",
-            "SQLITE_IOERR_WRITE",
-            "SQLITE_IOERR_FSYNC",
-            "SQLITE_IOERR_SHMSIZE",
-            "SQLITE_IOERR_TRUNCATE",
-        ):
-            raise StoreFullError(f"cannot write {text}", "free disk space; nothing of this write was kept") from error
-        if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise StoreBusyError(f"{text}", "another process holds the database; end it, or try again") from error
-        if code.startswith("SQLITE_NOTADB"):
-            raise StoreError(f"{text}", "name an SQLite file, or a new one, in --store sqlite:///FILE") from error
-        if code.startswith("SQLITE_CORRUPT"):
-            raise StoreError(
-                f"{text}", "restore the file from a backup, or name another in --store sqlite:///FILE"
-            ) from error
-        if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            raise StoreError(
-                f"cannot open or write {text}",
-                f"make {path.parent} writable, or name another file in --store sqlite:///FILE",
-            ) from error
-        raise StoreError(f"{text} ({code or type(error).__name__})", "see the server's log") from error
+        raise _translation(path, error) from error
+
+
+def _translation(path: Path, error: BaseException) -> BaseException:
+    """What SQLite says as an error that tells what to do; any other error as it is."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorname", "") or ""
+    text = f"{path}: {error}"
+    if code in (
+        "SQLITE_FULL",
+        "SQLITE_IOERR_WRITE",
+        "SQLITE_IOERR_FSYNC",
+        "SQLITE_IOERR_SHMSIZE",
+        "SQLITE_IOERR_TRUNCATE",
+    ):
+        return StoreFullError(f"cannot write {text}", "free disk space; nothing of this write was kept")
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreBusyError(f"{text}", "another process holds the database; end it, or try again")
+    if code.startswith("SQLITE_NOTADB"):
+        return StoreError(f"{text}", "name an SQLite file, or a new one, in --store sqlite:///FILE")
+    if code.startswith("SQLITE_CORRUPT"):
+        return StoreError(f"{text}", "restore the file from a backup, or name another in --store sqlite:///FILE")
+    if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+        return StoreError(
+            f"cannot open or write {text}",
+            f"make {path.parent} writable, or name another file in --store sqlite:///FILE",
+        )
+    return StoreError(f"{text} ({code or type(error).__name__})", "see the server's log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.store import MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
+from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
 __all__ = ["SqliteSession"]
 
 _CHUNK = 500
+_GUESSES = 20
 _EVERYTHING = Where()
 _ORDERS: dict[Order, str] = {
     "index": "e.idx",
@@ -27,7 +29,8 @@ _ORDERS: dict[Order, str] = {
     "score": "e.score DESC, e.idx",
 }
 _COLUMNS = (
-    "e.idx, e.name, e.time, e.parent, e.summary, e.loss, e.benchmark, e.complete, e.baseline_key, e.score, e.pending"
+    "e.idx, e.name, e.time, e.parent, e.summary, e.loss, e.benchmark, e.complete, e.baseline_key, e.score, e.pending,"
+    " e.revision"
 )
 
 
@@ -48,7 +51,9 @@ class SqliteSession:
         body = element.model_dump_json(exclude={"parent"})
         evidence = entry.evidence
         self._run(
-            "INSERT INTO elements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, 1, ?, ?)",
+            "INSERT INTO elements"
+            " (idx, name, time, parent, summary, loss, benchmark, complete, baseline_key, key, bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             index,
             element.name,
             element.time,
@@ -61,8 +66,10 @@ class SqliteSession:
             entry.key,
             len(body),
         )
-        self._run("INSERT INTO documents VALUES (?, ?, ?, NULL)", index, body, evidence.model_dump_json())
-        self._run("INSERT INTO sketches VALUES (?, ?)", index, entry.sketch)
+        self._run("INSERT INTO documents VALUES (?, ?)", index, body)
+        self._run("INSERT INTO evidence VALUES (?, ?, NULL)", index, evidence.model_dump_json())
+        if entry.sketch is not None:
+            self.put_sketch(index, entry.sketch)
         if entry.run is not None:
             self._run("INSERT INTO runs (idx, body) VALUES (?, ?)", index, entry.run.model_dump_json())
         if entry.windows is not None and entry.model is not None:
@@ -93,8 +100,31 @@ class SqliteSession:
                 found[index] = Element.model_validate(json.loads(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
 
+    def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
+        rows = self._run(
+            f"SELECT e.idx FROM elements e ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?",
+            -1 if limit is None else limit,
+            min(offset, MAX_INDEX),
+        )
+        return [index for (index,) in rows]
+
+    def sample(self) -> int | None:
+        last = self._run("SELECT MAX(idx) FROM elements").fetchone()[0]
+        if last is None:
+            return None
+        for _ in range(_GUESSES):
+            guess = random.randint(1, last)
+            if self._run("SELECT 1 FROM elements WHERE idx = ?", guess).fetchone():
+                return guess
+        # Most of the numbers are gone: counted off instead.
+        chosen = random.randrange(self.count())
+        return int(self._run("SELECT idx FROM elements ORDER BY idx LIMIT 1 OFFSET ?", chosen).fetchone()[0])
+
     def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
         condition, values = _condition(where)
+        if not condition:
+            records = int(self._run("SELECT records FROM totals").fetchone()[0])
+            return records if limit is None else min(records, limit)
         if limit is None:
             return int(self._run(f"SELECT COUNT(*) FROM elements e {condition}", *values).fetchone()[0])
         return int(
@@ -104,24 +134,31 @@ class SqliteSession:
         )
 
     def unique_names(self) -> int:
-        return int(self._run("SELECT COUNT(DISTINCT name) FROM elements").fetchone()[0])
+        return int(self._run("SELECT names FROM totals").fetchone()[0])
 
     def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
         if indices is None:
-            rows = self._run("SELECT parent, COUNT(*) FROM elements WHERE parent IS NOT NULL GROUP BY parent")
-            return dict(rows.fetchall())
+            return dict(self._run("SELECT idx, children FROM elements WHERE children > 0").fetchall())
         found: dict[int, int] = {}
         for chunk in _chunks(list(indices)):
-            query = f"SELECT parent, COUNT(*) FROM elements WHERE parent IN ({_marks(chunk)}) GROUP BY parent"
+            query = f"SELECT idx, children FROM elements WHERE idx IN ({_marks(chunk)}) AND children > 0"
             found.update(self._run(query, *chunk).fetchall())
         return found
 
+    def strongest_children(self, parent: int, limit: int) -> list[int]:
+        query = "SELECT idx FROM elements WHERE parent = ? ORDER BY children DESC, idx LIMIT ?"
+        return [index for (index,) in self._run(query, parent, limit)]
+
     def oldest_leaf(self) -> int | None:
-        row = self._run(
-            "SELECT idx FROM elements e WHERE NOT EXISTS (SELECT 1 FROM elements c WHERE c.parent = e.idx)"
-            " ORDER BY idx LIMIT 1"
-        ).fetchone()
+        row = self._run("SELECT idx FROM elements WHERE children = 0 ORDER BY idx LIMIT 1").fetchone()
         return None if row is None else int(row[0])
+
+    def orphans(self) -> list[int]:
+        rows = self._run(
+            "SELECT e.idx FROM elements e WHERE e.parent IS NOT NULL"
+            " AND NOT EXISTS (SELECT 1 FROM elements above WHERE above.idx = e.parent)"
+        )
+        return [index for (index,) in rows]
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
         for chunk in _chunks(indices):
@@ -129,23 +166,23 @@ class SqliteSession:
 
     def delete(self, indices: Sequence[int]) -> None:
         for chunk in _chunks(indices):
-            for table in ("elements", "documents", "sketches", "runs", "vectors", "candidates"):
+            for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates"):
                 self._run(f"DELETE FROM {table} WHERE idx IN ({_marks(chunk)})", *chunk)
         if indices:
-            self._bump_epoch()
+            self._bump("epoch")
 
     def clear(self) -> None:
-        for table in ("elements", "documents", "sketches", "runs", "vectors", "candidates", "answers"):
+        for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates", "answers"):
             self._run(f"DELETE FROM {table}")
-        self._run("DELETE FROM state WHERE name NOT IN ('epoch', 'opened', 'baselines')")
-        self._bump_epoch()
+        self._run(f"DELETE FROM state WHERE name NOT IN ({_marks(KEPT_STATE)})", *KEPT_STATE)
+        self._bump("epoch")
 
     # What is measured and computed of an element
 
     def evidence(self, index: int) -> tuple[Evidence, Evaluation | None] | None:
         if not 0 < index <= MAX_INDEX:
             return None
-        row = self._run("SELECT evidence, evaluation FROM documents WHERE idx = ?", index).fetchone()
+        row = self._run("SELECT evidence, evaluation FROM evidence WHERE idx = ?", index).fetchone()
         if row is None:
             return None
         evaluation = None if row[1] is None else Evaluation.model_validate_json(row[1])
@@ -153,14 +190,15 @@ class SqliteSession:
 
     def set_evaluation(self, index: int, evidence: Evidence, evaluation: Evaluation) -> None:
         self._run(
-            "UPDATE documents SET evidence = ?, evaluation = ? WHERE idx = ?",
+            "UPDATE evidence SET evidence = ?, evaluation = ? WHERE idx = ?",
             evidence.model_dump_json(),
             evaluation.model_dump_json(),
             index,
         )
         self._run(
-            "UPDATE elements SET score = ?, loss = ?, benchmark = ? WHERE idx = ?",
+            "UPDATE elements SET score = ?, revision = ?, loss = ?, benchmark = ? WHERE idx = ?",
             evaluation.score,
+            evaluation.revision,
             None if evidence.loss is None else evidence.loss.value,
             None if evidence.benchmark is None else evidence.benchmark.value,
             index,
@@ -183,7 +221,7 @@ class SqliteSession:
         current = self.state("model")
         replaced = self._run("DELETE FROM vectors WHERE idx = ?", index).rowcount
         if replaced or (current is not None and current != model):
-            self._bump_epoch()
+            self._bump("epoch")
         if current != model:
             # Vectors of two models are not comparable: all others are pending from now on.
             self.put_state("model", model)
@@ -213,19 +251,26 @@ class SqliteSession:
 
     def vector_state(self) -> VectorState:
         model = self.state("model")
-        sequence, elements = self._run("SELECT MAX(sequence), COUNT(*) FROM vectors WHERE model = ?", model).fetchone()
-        return VectorState(int(self.state("epoch") or 0), int(sequence or 0), int(elements), model)
+        sequence = self._run("SELECT MAX(sequence) FROM vectors WHERE model = ?", model).fetchone()[0]
+        return VectorState(int(self.state("epoch") or 0), int(sequence or 0), model)
 
-    def sketches(self, after: int, limit: int) -> list[tuple[int, bytes]]:
-        rows = self._run("SELECT idx, sketch FROM sketches WHERE idx > ? ORDER BY idx LIMIT ?", after, limit)
-        return rows.fetchall()
+    def vector_sequences(self) -> np.ndarray:
+        rows = self._run("SELECT sequence FROM vectors WHERE model = ? ORDER BY sequence", self.state("model"))
+        return np.fromiter((sequence for (sequence,) in rows), dtype=np.int64)
+
+    def put_sketch(self, index: int, sketch: bytes) -> None:
+        self._run("INSERT OR IGNORE INTO sketches (idx, sketch) VALUES (?, ?)", index, sketch)
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
+        query = "SELECT sequence, idx, sketch FROM sketches WHERE sequence > ? ORDER BY sequence LIMIT ?"
+        return self._run(query, after, limit).fetchall()
 
     # Candidates
 
     def candidates(self) -> list[Facts]:
-        rows = self._run(
-            f"SELECT {_COLUMNS} FROM candidates c JOIN elements e ON e.idx = c.idx ORDER BY e.score DESC, e.idx"
-        )
+        # CROSS keeps the order of the join: the set is small, an index over all scores is not.
+        query = f"SELECT {_COLUMNS} FROM candidates c CROSS JOIN elements e ON e.idx = c.idx"
+        rows = self._run(f"{query} ORDER BY e.score DESC, e.idx")
         return [_facts(row) for row in rows]
 
     def put_candidates(self, indices: Sequence[int]) -> None:
@@ -253,7 +298,19 @@ class SqliteSession:
         return None if row is None else Baseline.model_validate_json(row[0])
 
     def put_baseline(self, baseline: Baseline) -> None:
-        self._run("INSERT OR REPLACE INTO baselines VALUES (?, ?)", baseline.key, baseline.model_dump_json())
+        self._run(
+            "INSERT OR REPLACE INTO baselines (key, body, revision) VALUES (?, ?, ?)",
+            baseline.key,
+            baseline.model_dump_json(),
+            self.next_revision(),
+        )
+
+    def baseline_revision(self, key: str) -> int:
+        row = self._run("SELECT revision FROM baselines WHERE key = ?", key).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def next_revision(self) -> int:
+        return self._bump("revision")
 
     # Upkeep
 
@@ -261,7 +318,7 @@ class SqliteSession:
         pages = int(self._run("PRAGMA page_count").fetchone()[0])
         free = int(self._run("PRAGMA freelist_count").fetchone()[0])
         page = int(self._run("PRAGMA page_size").fetchone()[0])
-        documents = int(self._run("SELECT SUM(bytes) FROM elements").fetchone()[0] or 0)
+        documents = int(self._run("SELECT bytes FROM totals").fetchone()[0])
         files = [self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))]
         return Sizes(
             database=pages * page,
@@ -276,17 +333,19 @@ class SqliteSession:
         found = [row[0] for row in self._run("PRAGMA integrity_check(20)")]
         return [] if found == ["ok"] else found
 
-    def _bump_epoch(self) -> None:
-        self.put_state("epoch", int(self.state("epoch") or 0) + 1)
+    def _bump(self, counter: str) -> int:
+        value = int(self.state(counter) or 0) + 1
+        self.put_state(counter, value)
+        return value
 
     def _run(self, query: str, *values: Any) -> sqlite3.Cursor:
         return self._connection.execute(query, values)
 
 
 def _facts(row: Sequence[Any]) -> Facts:
-    index, name, time, parent, summary, loss, benchmark, complete, baseline_key, score, pending = row
+    index, name, time, parent, summary, loss, benchmark, complete, key, score, pending, revision = row
     return Facts(
-        index, name, time, parent, summary, loss, benchmark, bool(complete), baseline_key, score, bool(pending)
+        index, name, time, parent, summary, loss, benchmark, bool(complete), key, score, bool(pending), revision
     )
 
 
@@ -307,6 +366,11 @@ def _condition(where: Where) -> tuple[str, list[Any]]:
         parts.append("e.baseline_key IS NULL")
     if where.roots:
         parts.append("e.parent IS NULL")
+    if where.explored:
+        parts.append("e.parent IS NOT NULL")
+    if where.before_revision is not None:
+        parts.append("e.revision < ?")
+        values.append(where.before_revision)
     if where.incomplete:
         parts.append("e.complete = 0")
     if where.unscored:
@@ -322,5 +386,5 @@ def _chunks(indices: Sequence[int]) -> list[list[int]]:
     return [known[start : start + _CHUNK] for start in range(0, len(known), _CHUNK)]
 
 
-def _marks(values: Sequence[int]) -> str:
+def _marks(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element, NewElement
 
 __all__ = [
+    "KEPT_STATE",
     "MAX_INDEX",
     "Facts",
     "NewEntry",
@@ -37,6 +39,8 @@ __all__ = [
 
 T = TypeVar("T")
 MAX_INDEX = 2**63 - 1
+KEPT_STATE = ("baselines", "epoch", "opened", "revision", "rules", "sequence")
+"""Names of the small state that outlives the removal of all elements."""
 Order = Literal["index", "newest", "time", "benchmark", "score"]
 
 
@@ -64,6 +68,8 @@ class Facts:
     score: float | None
     pending: bool
     """Its motivation has no vectors of the current model yet."""
+    revision: int | None
+    """Which state of the rules and of its baseline the score was computed from; None before the first time."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class NewEntry:
     element: NewElement
     evidence: Evidence
     complete: bool
-    sketch: bytes
+    sketch: bytes | None = None
     windows: np.ndarray | None = None
     model: str | None = None
     run: RunRecord | None = None
@@ -88,7 +94,11 @@ class Where:
     name: str | None = None
     parent: int | None = None
     roots: bool = False
+    explored: bool = False
+    """With a parent."""
     after: int = 0
+    before_revision: int | None = None
+    """Scored before this revision."""
     incomplete: bool = False
     pending: bool = False
     unscored: bool = False
@@ -113,7 +123,6 @@ class VectorState:
 
     epoch: int
     sequence: int
-    elements: int
     model: str | None
 
 
@@ -152,6 +161,14 @@ class Session(Protocol):
         """The whole elements, in the order asked."""
         ...
 
+    def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
+        """The indices of `facts` without a condition."""
+        ...
+
+    def sample(self) -> int | None:
+        """An index, uniformly at random; None when there is none."""
+        ...
+
     def count(self, where: Where = ..., limit: int | None = None) -> int:
         """How many match, counting no further than `limit`."""
         ...
@@ -162,7 +179,15 @@ class Session(Protocol):
         """Number of children of each of `indices` (of all without) that has any."""
         ...
 
+    def strongest_children(self, parent: int, limit: int) -> list[int]:
+        """The children of `parent` that have most children themselves, ties by index."""
+        ...
+
     def oldest_leaf(self) -> int | None: ...
+
+    def orphans(self) -> list[int]:
+        """Elements whose parent does not exist."""
+        ...
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None: ...
 
@@ -196,8 +221,17 @@ class Session(Protocol):
 
     def vector_state(self) -> VectorState: ...
 
-    def sketches(self, after: int, limit: int) -> list[tuple[int, bytes]]:
-        """(index, program sketch) of the elements that follow `after`."""
+    def vector_sequences(self) -> np.ndarray:
+        """Sequence numbers of the vectors of the current model: int64, ascending."""
+        ...
+
+    def put_sketch(self, index: int, sketch: bytes) -> None:
+        """Keeps the sketch of a program; one that is there stays."""
+        ...
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
+        """(sequence, index, program sketch) in the order in which they were stored, from the sequence number that
+        follows `after`."""
         ...
 
     # Candidates
@@ -224,7 +258,17 @@ class Session(Protocol):
 
     def baseline(self, key: str) -> Baseline | None: ...
 
-    def put_baseline(self, baseline: Baseline) -> None: ...
+    def put_baseline(self, baseline: Baseline) -> None:
+        """Keeps it under a new revision."""
+        ...
+
+    def baseline_revision(self, key: str) -> int:
+        """The revision under which it was stored last; 0 when it never was."""
+        ...
+
+    def next_revision(self) -> int:
+        """A number above every revision so far."""
+        ...
 
     # Upkeep
     def sizes(self) -> Sizes: ...
@@ -242,11 +286,18 @@ class Store(Protocol):
         ...
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Runs `work` alone, as one transaction, and returns when it is on disk. It may be run again if it could not
-        be kept."""
+        """Runs `work` as one transaction and returns when it is on disk. It may be run again if it could not be
+        kept."""
         ...
 
-    def close(self) -> None: ...
+    def submit(self, work: Callable[[Session], T]) -> Future[T]:
+        """As `write`, without waiting. Writes that wait at the same time may share one commit; each fails alone.
+        `work` must not touch what lies outside the session: its transaction may be lost and repeated."""
+        ...
+
+    def close(self) -> None:
+        """Returns when every submitted write has its outcome."""
+        ...
 
     def cache_file(self) -> str | None:
         """Where a disposable cache of the vectors may lie; None when the store has no folder."""

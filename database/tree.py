@@ -39,26 +39,23 @@ def facts_of(session: Session, index: int) -> Facts:
 
 def path(session: Session, index: int) -> list[int]:
     """Indices from the root down to `index`."""
-    steps = [index]
+    steps = {index: None}
     parent = facts_of(session, index).parent
     while parent is not None and parent not in steps:
-        steps.append(parent)
+        steps[parent] = None
         parent = facts_of(session, parent).parent
-    return steps[::-1]
+    return [*steps][::-1]
 
 
 def context(session: Session, parent: int) -> Context:
     """What a child of `parent` is compared with: the parent, its own parent, and the parent's two children that have
     most children."""
     above = facts_of(session, parent).parent
-    children = session.facts(Where(parent=parent))
-    counts = session.child_counts([child.index for child in children])
-    strongest = sorted(children, key=lambda child: (-counts.get(child.index, 0), child.index))[:2]
     grandparent = [] if above is None else session.elements([above])
     return Context(
         direct_parent=session.elements([parent])[0],
         grandparent=grandparent[0] if grandparent else None,
-        strongest_siblings=session.elements([child.index for child in strongest]),
+        strongest_siblings=session.elements(session.strongest_children(parent, 2)),
     )
 
 

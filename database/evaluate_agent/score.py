@@ -8,6 +8,7 @@ A term that cannot be computed makes the score None: missing is never good.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import re
@@ -58,7 +59,7 @@ _NO_ACCURACY = re.compile(
 )
 
 
-class Table(BaseModel):
+class Table(BaseModel, frozen=True):
     """One result CSV: columns and the cells of its data row, without the row label.
 
     `complete` is False when the row is missing or a cell of it is empty. "nan" is a missing number, not an empty cell.
@@ -90,6 +91,8 @@ class Evaluation(BaseModel):
     """A score and how it came about."""
 
     version: int = SCORE_VERSION
+    revision: int | None = None
+    """Which state of the rules and of the baseline it was computed from, see `database.scores`."""
     score: float | None = None
     loss_term: float | None = None
     benchmark_term: float | None = None
@@ -102,6 +105,7 @@ class Evaluation(BaseModel):
     missing: list[str] = []
 
 
+@functools.lru_cache(maxsize=64)
 def parse_table(text: str) -> Table:
     """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
     try:
@@ -117,6 +121,7 @@ def parse_table(text: str) -> Table:
     return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
 
 
+@functools.lru_cache(maxsize=1024)
 def is_accuracy(column: str) -> bool:
     """Whether a test column is an accuracy-like task, by its name alone ("ARC Challenge", "piqa", a task of our
     own)."""

@@ -17,7 +17,8 @@ from database.store import Session
 __all__ = ["ERRORS", "IdempotencyKey", "MemoryDep", "answered", "body_hash"]
 
 
-def _memory(request: Request) -> Memory:
+async def _memory(request: Request) -> Memory:
+    # A coroutine, so that it needs no thread of its own.
     memory: Memory = request.app.state.memory
     return memory
 

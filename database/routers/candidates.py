@@ -70,6 +70,7 @@ def candidate_sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[
 @router.post("/{index}/add")
 def add_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
     """Puts an element into the set by hand."""
+    memory.settling.settle()
 
     def work(session: Session) -> tuple[str, object]:
         memory.candidates.add(session, index)
@@ -122,7 +123,7 @@ def remove_all_candidates(memory: MemoryDep, request: Request, key: IdempotencyK
 @router.post("/force-update")
 def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
     """Merges the newest 300 elements now, filtered and scored again."""
-    memory.settle()
+    memory.settling.settle()
 
     def work(session: Session) -> tuple[str, object]:
         report = memory.candidates.force_update(session)
@@ -134,6 +135,8 @@ def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None
 @router.post("/rebuild-from-scored")
 def rebuild_from_scored(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
     """Makes the set anew from the best stored scores, unfiltered."""
+    memory.settling.settle()
+    memory.rescore()
 
     def work(session: Session) -> tuple[str, object]:
         data = memory.candidates.rebuild(session)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathArgument
 
 from database import tree
@@ -21,9 +22,12 @@ Count = Annotated[int, PathArgument(ge=1, le=1000)]
 
 
 @router.post("/elements")
-def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse:
-    """Stores an element without a run record."""
-    stored = memory.add(element, key=None if key is None else f"elements:{key}", body=body_hash(element))
+async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse:
+    """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
+    if key is None:
+        stored = await asyncio.wrap_future(memory.submit(element))
+    else:
+        stored = await asyncio.wrap_future(memory.submit(element, key=f"elements:{key}", body=body_hash(element)))
     return ApiResponse(message=f"element {stored.index} is stored", data={"name": stored.name, "index": stored.index})
 
 
@@ -32,11 +36,10 @@ def sample_element(memory: MemoryDep) -> Element:
     """One element, uniformly at random."""
 
     def work(session: Session) -> Element:
-        count = session.count()
-        if not count:
+        chosen = session.sample()
+        if chosen is None:
             raise NotFoundError("there are no elements yet")
-        chosen = session.facts(limit=1, offset=random.randrange(count))
-        return session.elements([chosen[0].index])[0]
+        return session.elements([chosen])[0]
 
     return memory.store.read(work)
 
@@ -75,9 +78,7 @@ def scored_by_index(memory: MemoryDep, index: int) -> ScoredElement:
 @router.get("/elements/top-k/{k}")
 def top_k(memory: MemoryDep, k: Count) -> list[Element]:
     """The k elements with the best benchmark mean, best first."""
-    return memory.store.read(
-        lambda session: session.elements([facts.index for facts in session.facts(order="benchmark", limit=k)])
-    )
+    return memory.store.read(lambda session: session.elements(session.ranked("benchmark", limit=k)))
 
 
 @router.get("/elements/sample-range/{a}/{b}/{k}")
@@ -86,7 +87,7 @@ def sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
     check_range(a, b, 10_000)
 
     def work(session: Session) -> list[Element]:
-        ranked = [facts.index for facts in session.facts(order="benchmark", limit=b - a + 1, offset=a - 1)]
+        ranked = session.ranked("benchmark", limit=b - a + 1, offset=a - 1)
         return session.elements([ranked[at] for at in draw(len(ranked), k)])
 
     return memory.store.read(work)
@@ -95,11 +96,17 @@ def sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
 @router.get("/elements/search-similar")
 def search_similar(
     memory: MemoryDep,
+    response: Response,
     motivation: Annotated[str, Query(min_length=1)],
     top_k: Annotated[int, Query(ge=1, le=20)] = 5,
 ) -> list[Element]:
-    """The elements whose motivation is nearest to this one, nearest first."""
-    return memory.similar(motivation, top_k)
+    """The elements whose motivation is nearest to this one, nearest first.
+
+    What is pending is embedded first, within 3 s; the header Pending-Embeddings says how many elements remain.
+    """
+    found, remaining = memory.similar(motivation, top_k)
+    response.headers["Pending-Embeddings"] = str(remaining)
+    return found
 
 
 @router.get("/elements/{index}/score")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
 
 from common.records import Baseline, RunRecord
 from database import tree
@@ -20,10 +22,12 @@ router = APIRouter(prefix="/v2", tags=["v2"], responses=ERRORS)
 
 
 @router.post("/experiments")
-def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse:
-    """Stores element, run record, vectors and score and updates the candidates, in one transaction, once for each
-    key."""
-    stored = memory.add(experiment.element, experiment.run, f"experiments:{experiment.idempotency_key}")
+async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse:
+    """Stores element and run record and updates the candidates, in one transaction, once for each key. Then waits for
+    the score, at most 12 s; null when it takes longer."""
+    key = f"experiments:{experiment.idempotency_key}"
+    stored = await asyncio.wrap_future(memory.submit(experiment.element, experiment.run, key))
+    stored = await run_in_threadpool(memory.settled, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
     return ApiResponse(message=message, data=stored.model_dump())
 
@@ -74,11 +78,11 @@ def score_details(memory: MemoryDep, index: int) -> dict[str, Any]:
 
 @router.put("/baselines/{key}")
 def put_baseline(memory: MemoryDep, key: str, baseline: Baseline) -> ApiResponse:
-    """Keeps a baseline; everything measured against its key is scored again when it changed."""
+    """Keeps a baseline; when it changed, the candidates are scored again at once, the rest in the background."""
     if baseline.key != key:
         raise RefusedError(f"expected the baseline of {key!r}, got that of {baseline.key!r}")
     count = memory.put_baseline(baseline)
-    return ApiResponse(message=f"baseline {key} is stored; {count} elements scored again", data={"rescored": count})
+    return ApiResponse(message=f"baseline {key} is stored; {count} elements are scored again", data={"rescored": count})
 
 
 @router.get("/baselines/{key}")

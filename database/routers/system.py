@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,15 +72,18 @@ def published_stats(session: Session) -> dict[str, Any]:
 
 @router.get("/v2/stats", tags=["v2"])
 def extended_stats(memory: MemoryDep) -> dict[str, Any]:
-    """As /stats, with what still waits: motivations to embed, elements without a score; and the candidate set."""
+    """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; and the
+    candidate set."""
 
     def work(session: Session) -> dict[str, Any]:
         return published_stats(session) | {
             "pending_embeddings": session.count(Where(pending=True)),
             "unscored": session.count(Where(unscored=True)),
+            "stale_scores": memory.scores.stale_count(session),
             "incomplete": session.count(Where(incomplete=True)),
             "embedding_model": session.vector_state().model,
             "embedding_error": memory.guard.last_error,
+            "vector_index": asdict(memory.index.stats(session)),
             "candidates": memory.candidates.stats(session),
         }
 
@@ -90,12 +94,10 @@ def extended_stats(memory: MemoryDep) -> dict[str, Any]:
 def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
     """Checks the storage and derives again what can be derived: scores, completeness, parents, candidates, vectors."""
 
-    def work(session: Session) -> tuple[str, object]:
-        data = memory.repair(session)
-        sound = "sound" if not data["storage_problems"] else "damaged: restore a backup"
-        return f"{data['elements']} elements checked; the storage is {sound}", data
-
-    answer = answered(memory, request, key, work)
+    data = memory.repair()
+    sound = "sound" if not data["storage_problems"] else "damaged: restore a backup"
+    message = f"{data['elements']} elements checked; the storage is {sound}; scores are computed again"
+    answer = answered(memory, request, key, lambda _: (message, data))
     memory.store.read(memory.index.rebuild)
     return answer
 
@@ -103,7 +105,7 @@ def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> A
 @router.post("/faiss/rebuild", tags=["faiss"])
 def rebuild_index(memory: MemoryDep) -> ApiResponse:
     """Embeds what is pending, as far as possible, and builds the vector index anew from the store."""
-    remaining = memory.settle()
+    remaining = memory.settling.settle()
     found = memory.store.read(memory.index.rebuild)
     return ApiResponse(
         message=f"the index holds {found.vectors} vectors of {found.elements} elements",
@@ -118,6 +120,7 @@ def index_stats(memory: MemoryDep) -> dict[str, Any]:
 
 
 def _index_data(memory: Memory) -> dict[str, Any]:
+    memory.settling.settle()
     found = memory.store.read(memory.index.stats)
     pending = memory.store.read(lambda session: session.count(Where(pending=True), limit=1))
     return {
@@ -125,7 +128,7 @@ def _index_data(memory: Memory) -> dict[str, Any]:
         "dimension": found.dimension,
         "index_type": "IP",
         "active_mappings": found.elements,
-        "orphan_vectors": 0,
+        "orphan_vectors": found.orphans,
         "next_index": found.vectors,
         "health_status": "pending" if pending else "healthy",
     }
@@ -134,7 +137,7 @@ def _index_data(memory: Memory) -> dict[str, Any]:
 @router.post("/faiss/clean-orphans", tags=["faiss"])
 def clean_orphans(memory: MemoryDep) -> ApiResponse:
     """Drops vectors of elements that are gone."""
-    found = memory.store.read(memory.index.stats)
+    found = memory.store.read(memory.index.clean)
     return ApiResponse(
         message=f"{found.orphans} vectors dropped",
         data={"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans},

@@ -97,7 +97,7 @@ def test_an_entry_comes_back_whole(store: Store, opened: Callable[[], Store]) ->
         assert evidence is not None and evidence[0].loss is not None and evidence[1] is None
         rows = reader.read(lambda session: session.windows(0, 10))
         assert [row.index for row in rows] == [1] and rows[0].windows.tolist() == np.eye(8)[[0, 7]].tolist()
-        assert reader.read(lambda session: session.sketches(0, 10)) == [(1, entry_of("a").sketch)]
+        assert reader.read(lambda session: session.sketches(0, 10)) == [(1, 1, entry_of("a").sketch)]
     assert store.read(lambda session: session.find_key("k2")) is None
 
 
@@ -168,7 +168,7 @@ def test_removal_takes_everything_along(store: Store) -> None:
     insert(store, entry_of("a", vector=0), entry_of("b", 1, vector=1), entry_of("c", 2, vector=2, key="k"))
     store.write(lambda session: session.put_candidates([1, 2, 3]))
     before = store.read(lambda session: session.vector_state())
-    assert (before.elements, before.model) == (3, "eye")
+    assert (before.sequence, before.model) == (3, "eye")
 
     def remove(session: Session) -> int:
         moved = tree.detach(session, [2])
@@ -177,7 +177,8 @@ def test_removal_takes_everything_along(store: Store) -> None:
 
     assert store.write(remove) == 1
     after = store.read(lambda session: session.vector_state())
-    assert after.epoch > before.epoch and after.elements == 2
+    assert after.epoch > before.epoch
+    assert store.read(lambda session: session.vector_sequences()).tolist() == [1, 3]
     assert [facts.index for facts in store.read(lambda session: session.candidates())] == [1, 3]
     assert store.read(lambda session: session.elements([3]))[0].parent == 1
     assert store.read(lambda session: session.evidence(2)) is None
@@ -192,7 +193,7 @@ def test_vectors_of_another_model_make_the_rest_pending(store: Store) -> None:
     before = store.read(lambda session: session.vector_state())
     store.write(lambda session: session.put_windows(2, "other", np.eye(4, dtype=np.float32)[:1]))
     after = store.read(lambda session: session.vector_state())
-    assert after.model == "other" and after.elements == 1 and after.epoch > before.epoch
+    assert after.model == "other" and after.epoch > before.epoch
     assert indices(store, Where(pending=True)) == [1]
     assert [row.index for row in store.read(lambda session: session.windows(0, 10))] == [2]
 

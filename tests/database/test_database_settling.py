@@ -33,7 +33,7 @@ class Words:
             raise ServiceError("away")
         other, self.first = self.first, None
         if other is not None:
-            other.settle(1, 1)
+            other.settling.settle(1)
         return [np.array(hashed_windows(text), dtype=np.float32) for text in texts]
 
 
@@ -45,7 +45,7 @@ def test_an_element_that_another_settled_meanwhile_is_not_rewritten(tmp_path: Pa
     for name in ("a", "b"):
         offline.add(NewElement.model_validate(body_of(name, motivation=f"motivation {name}")))
     here.first = two
-    assert one.settle() == 0
+    assert one.settling.settle() == 0
     rows = one.store.read(lambda session: session.windows(0, 10))
     assert [(row.sequence, row.index) for row in rows] == [(1, 1), (2, 2)], "the first kept its row"
     for memory in memories:

@@ -1,0 +1,197 @@
+"""Made-up elements of 20 KB with seeded vectors, put into a store through its own interface, quickly."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from common.settings import Database as DatabaseSettings
+from database.candidate_manager import Candidates
+from database.evaluate_agent.rubric import Novelty
+from database.evaluate_agent.score import Evaluation, Evidence, evidence_of
+from database.models import NewElement
+from database.mongodb_database import MongoStore
+from database.mongodb_session import ELEMENTS, document_of
+from database.scores import Scores
+from database.store import NewEntry, Session, Store, open_store
+
+DIMENSION = 384
+MODEL = "synthetic"
+_SEED = 7
+_PER_TOPIC = 50
+_BATCH = 1000
+_FORMS = 499
+_LINES = [
+    f"        x = x + self.gate_{number}(x) * {number}.25  # mix channel {number} of the state" for number in range(400)
+]
+
+
+def vectors(size: int) -> np.ndarray:
+    """float32 [size, 384], unit norm: topics with noise around them, as motivations have."""
+    rng = np.random.default_rng(_SEED)
+    topics = rng.normal(size=(max(1, size // _PER_TOPIC), DIMENSION)).astype(np.float32)
+    found = topics[rng.integers(len(topics), size=size)]
+    found += 0.8 * rng.normal(size=found.shape).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def element_of(number: int, parent: int | None, rng: random.Random) -> NewElement:
+    """About 20 KB of JSON. `motivation` names the vector that the embedding double gives for it."""
+    accuracies = ",".join(f"{rng.uniform(0.1, 0.5):.3f}" for _ in range(12))
+    steps = ",".join(f"{rng.uniform(4.2, 4.9):.4f}" for _ in range(21))
+    start = rng.randrange(200)
+    return NewElement(
+        time="2025-07-01 12:00:00",
+        name=f"delta_net_{number % 70_000}",
+        result={
+            "train": f"step,{','.join(str(100 * step) for step in range(21))}\nx,{steps}\n",
+            "test": f"Model,{','.join(f'task_{task}' for task in range(12))}\nx,{accuracies}\n",
+        },
+        program="class DeltaNet:\n" + "\n".join(_LINES[start : start + 180]),
+        motivation=f"vector {number} " + "because decay and write strength interact " * 30,
+        analysis="The loss fell where recall was needed. " * 90,
+        cognition="",
+        log="",
+        parent=parent,
+        summary="gated",
+    )
+
+
+def fill(settings: DatabaseSettings, size: int) -> None:
+    """Fills a new store with `size` elements, their vectors, scores and candidates."""
+    store = open_store(settings)
+    scores = Scores()
+    store.write(scores.begin)
+    revision = store.read(lambda session: scores.revision(session, None))
+    for batch in _batches(size):
+        if isinstance(store, MongoStore):
+            _fill_mongodb(store, batch, revision)
+        else:
+            _fill(store, batch, revision)
+    candidates = Candidates(settings, scores)
+
+    def finish(session: Session) -> None:
+        if isinstance(store, MongoStore):
+            for name, value in (("last_index", size), ("model", MODEL), ("sequence", size), ("sketches", size)):
+                session.put_state(name, value)
+        candidates.merge(session, [])
+        candidates.rebuild(session)
+
+    store.write(finish)
+    store.close()
+
+
+_Batch = list[tuple[NewEntry, Evidence, Evaluation]]
+
+
+def _batches(size: int) -> Iterator[_Batch]:
+    rng = random.Random(_SEED)
+    block = vectors(size)
+    forms = []
+    for number in range(min(size, _FORMS)):
+        element = element_of(number, None, rng)
+        evidence = evidence_of(element.result.train, element.result.test, None)
+        forms.append((element, evidence.model_copy(update={"novelty": Novelty(motivation=0.4, motivation_index=1)})))
+    sketches = np.random.default_rng(_SEED).integers(0, 2**31, size=(size, 128), dtype=np.uint32)
+    for start in range(0, size, _BATCH):
+        batch: _Batch = []
+        for number in range(start, min(size, start + _BATCH)):
+            element, evidence = forms[number % len(forms)]
+            own = {
+                "name": f"delta_net_{number % 70_000}",
+                "parent": rng.randint(1, number) if number else None,
+                "motivation": f"vector {number} {element.motivation.partition(' ')[2]}",
+            }
+            element = element.model_copy(update=own)
+            entry = NewEntry(
+                element=element,
+                evidence=evidence,
+                complete=True,
+                sketch=sketches[number].astype("<u4").tobytes(),
+                windows=block[number : number + 1],
+                model=MODEL,
+            )
+            batch.append((entry, evidence, Evaluation(score=rng.uniform(0.5, 2.0), source="result")))
+        yield batch
+
+
+def _fill(store: Store, batch: _Batch, revision: int) -> None:
+    def work(session: Session) -> None:
+        for entry, evidence, evaluation in batch:
+            index = session.insert(entry)
+            session.set_evaluation(index, evidence, evaluation.model_copy(update={"revision": revision}))
+
+    store.write(work)
+
+
+def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int) -> None:
+    """As `_fill`, a thousand documents a request."""
+    collection = store._database[ELEMENTS]
+    first = collection.estimated_document_count() + 1
+    documents: list[dict[str, Any]] = []
+    for index, (entry, _, evaluation) in enumerate(batch, first):
+        document = document_of(entry, index)
+        assert entry.windows is not None and entry.sketch is not None
+        document["score"] = evaluation.score
+        document["asi"] |= {
+            "pending": False,
+            "revision": revision,
+            "evaluation": evaluation.model_copy(update={"revision": revision}).model_dump_json(),
+            "sketch": entry.sketch,
+            "sketch_sequence": index,
+            "vector": {
+                "sequence": index,
+                "model": MODEL,
+                "dimension": DIMENSION,
+                "windows": entry.windows.astype("<f4").tobytes(),
+            },
+        }
+        documents.append(document)
+    collection.insert_many(documents)
+
+
+class EmbeddingDouble:
+    """An embedding server for "vector N ..." texts. While `away` it answers 503, as one that is not there."""
+
+    def __init__(self, known: np.ndarray) -> None:
+        self.away = False
+        double = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.reply(200, {"status": "healthy", "model": MODEL, "dimension": DIMENSION})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if double.away:
+                    return self.reply(503, {"error": "Error", "message": "away"})
+                found = [known[int(text.split()[1]) % len(known)].tolist() for text in body["texts"]]
+                shown: list[Any] = [[vector] for vector in found] if body["windows"] else found
+                return self.reply(200, {"model": MODEL, "dimension": DIMENSION, "vectors": shown})
+
+            def reply(self, status: int, body: Any) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,161 @@
+"""MongoDB in particular: a store of the published service, plans of the questions, the lease between processes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+
+from common.errors import StoreError
+from common.settings import Database as DatabaseSettings
+from database.candidate_file import read_candidate_file
+from database.mongodb_database import MongoStore
+from database.store import Session, open_store
+from tests.database.db_service import KEYS, Service, body_of, mongodb_server
+
+pytestmark = pytest.mark.services
+Documents = pymongo.collection.Collection[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with mongodb_server() as url:
+        yield url
+
+
+@pytest.fixture
+def place(server: str) -> Iterator[tuple[str, Documents]]:
+    """A fresh database: (its URL, the collection of elements)."""
+    name = f"test_{uuid.uuid4().hex}"
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
+    yield f"{server}/{name}", client[name]["data_elements"]
+    client.close()
+
+
+def published(index: int, parent: int | None) -> dict[str, Any]:
+    """A document as the published service stores it."""
+    now = datetime(2025, 7, 1, tzinfo=UTC)
+    body = body_of(f"delta_net_{index}", parent, motivation=f"gate {index} decays")
+    more = {"index": index, "score": 2.5, "motivation_embedding": [0.5] * 4096, "created_at": now, "updated_at": now}
+    return body | more
+
+
+def test_a_store_of_the_published_service_is_taken_over(
+    place: tuple[str, Documents], start: Callable[..., Service], tmp_path: Path
+) -> None:
+    url, documents = place
+    before = [published(index, 1 if index > 1 else None) for index in (1, 2, 3, 7)]
+    documents.insert_many([dict(document) for document in before])
+    documents.insert_one({"note": "of another program"})
+    documents.update_one({"index": 3}, {"$unset": {"summary": "", "log": ""}})
+    candidates = tmp_path / "candidates.json"
+    candidates.write_text(json.dumps({"candidates": [before[2] | {"created_at": "", "updated_at": ""}, 1, 99, "x"],
+                                      "new_data_count": 1, "last_updated": ""}))  # fmt: skip
+    service = start(store=url, env={"ASI_DATABASE__CANDIDATE_FILE": str(candidates)})
+    assert service.get("/health")["database"]["total_records"] == 4
+    element = service.get("/elements/by-index/3")
+    assert list(element) == KEYS and element["summary"] == "" and element["parent"] == 1
+    assert service.get("/candidates/new-data-count")["data"] == {"new_data_count": 1}
+    assert {item["index"] for item in service.get("/candidates/all")} == {1, 3}
+    found = service.get("/elements/search-similar", params={"motivation": "gate 7 decays", "top_k": 1})
+    assert found[0]["index"] == 7
+    score = service.get("/elements/7/score")["data"]["score"]
+    assert score is not None and score != 2.5
+    assert service.add("next", 7) == 8
+    kept = {document["index"]: document for document in documents.find({"index": {"$in": [1, 2, 3, 7]}})}
+    for document in before:
+        theirs = {name: value for name, value in kept[document["index"]].items() if name in document}
+        changed = {"score", "updated_at", *(("summary", "log") if document["index"] == 3 else ())}
+        for name in set(document) - changed:
+            value = theirs[name].replace(tzinfo=UTC) if isinstance(theirs[name], datetime) else theirs[name]
+            assert value == document[name], name
+        assert kept[document["index"]]["asi"]["adopted_score"] == 2.5
+    assert documents.count_documents({"note": "of another program", "asi": {"$exists": False}}) == 1
+    # The reset sequence of existing clients.
+    service.delete("/elements/all")
+    assert service.add("delta_net") == 1
+    service.post("/candidates/1/add")
+    assert service.get("/candidates/all")[0]["score"] is not None
+    service.stop()
+
+
+def test_two_documents_of_one_index_are_told(place: tuple[str, Documents]) -> None:
+    url, documents = place
+    documents.insert_many([published(5, None), published(5, None)])
+    with pytest.raises(StoreError, match="index 5 is held by 2 documents"):
+        open_store(DatabaseSettings(store=url))
+
+
+def test_no_question_reads_every_document(place: tuple[str, Documents]) -> None:
+    url, documents = place
+    store = open_store(DatabaseSettings(store=url))
+    questions: list[tuple[dict[str, Any], list[tuple[str, int]]]] = [
+        ({"index": 3}, []),
+        ({"index": {"$gt": 3}}, [("index", 1)]),
+        ({"name": "a"}, [("time", 1), ("index", 1)]),
+        ({"parent": 3}, [("index", 1)]),
+        ({}, [("asi.benchmark", -1), ("index", 1)]),
+        ({"asi.pending": True}, [("index", 1)]),
+        ({"asi.baseline_key": "k", "asi.revision": {"$lt": 3}}, [("index", 1)]),
+        ({"asi.vector.model": "m", "asi.vector.sequence": {"$gt": 3}}, [("asi.vector.sequence", 1)]),
+    ]
+    for condition, order in questions:
+        cursor = documents.find(condition)
+        try:
+            plan = json.dumps((cursor.sort(order) if order else cursor).explain(), default=str)
+        except pymongo.errors.OperationFailure:
+            pytest.skip("this server explains no plans")
+        assert "COLLSCAN" not in plan, (condition, plan)
+    store.close()
+
+
+def test_the_lease_lets_one_write_at_a_time_and_is_prolonged(
+    place: tuple[str, Documents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.mongodb_database._LEASE_SECONDS", 0.6)
+    url, _ = place
+    one, two = MongoStore(url, 10), MongoStore(url, 10)
+    inside, seen = threading.Event(), []
+
+    def slow(session: Session) -> None:
+        inside.set()
+        time.sleep(1.5)
+        seen.append("one")
+
+    first = one.submit(slow)
+    assert inside.wait(10)
+    two.write(lambda session: seen.append("two"))
+    first.result(10)
+    assert seen == ["one", "two"], "a write longer than the lease keeps it"
+    one.close()
+    two.close()
+
+
+def test_a_holder_that_died_is_waited_for_no_longer_than_its_lease(
+    place: tuple[str, Documents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.mongodb_database._LEASE_SECONDS", 0.5)
+    url, documents = place
+    store = MongoStore(url, 10)
+    lease = {"owner": "somebody who died", "until": time.time() + 0.5}
+    documents.database["asi_state"].update_one({"_id": "lease"}, {"$set": lease}, upsert=True)
+    began = time.monotonic()
+    store.write(lambda session: session.put_state("x", 1))
+    assert 0.2 < time.monotonic() - began < 5
+    store.close()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"candidates": 3}', "no json"])
+def test_a_file_that_is_no_candidate_file_is_told(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(text)
+    with pytest.raises(StoreError, match="candidate_file"):
+        read_candidate_file(file)

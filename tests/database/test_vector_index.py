@@ -1,0 +1,154 @@
+"""The vector index: what is gone is never found, many vectors are searched approximately, rebuilds change no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from database.evaluate_agent.score import evidence_of
+from database.faiss_manager import VectorIndex
+from database.models import NewElement
+from database.sqlite_database import SqliteStore
+from database.store import NewEntry, Session, VectorRow
+from database.vectors import RECALL, Vectors, approximate
+from tests.database.db_service import body_of
+
+DIMENSION = 24
+
+
+def topics(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(1, count // 20), DIMENSION))
+    found = centres[rng.integers(len(centres), size=count)] + 0.5 * rng.normal(size=(count, DIMENSION))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def put(store: SqliteStore, block: np.ndarray, model: str = "m") -> None:
+    element = NewElement.model_validate(body_of("x"))
+    evidence = evidence_of(element.result.train, element.result.test, None)
+
+    def work(session: Session) -> None:
+        for row in block:
+            session.insert(NewEntry(element, evidence, complete=True, windows=row[None], model=model))
+
+    store.write(work)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    opened = SqliteStore(str(tmp_path / "a.sqlite"))
+    yield opened
+    opened.close()
+
+
+def nearest(block: np.ndarray, query: np.ndarray, k: int, without: set[int]) -> list[int]:
+    order = np.argsort(-(block @ query), kind="stable") + 1
+    return [int(index) for index in order if index not in without][:k]
+
+
+def search(store: SqliteStore, index: VectorIndex, query: np.ndarray, k: int, before: int | None = None) -> list[int]:
+    return [owner for owner, _ in store.read(lambda session: index.search(session, query[None], k, before))]
+
+
+def test_what_is_removed_is_not_found_and_what_comes_is(store: SqliteStore) -> None:
+    block = topics(60)
+    index = VectorIndex(None)
+    put(store, block[:40])
+    query = topics(1, seed=3)[0]
+    first = search(store, index, query, 5)
+    assert first == nearest(block[:40], query, 5, set())
+    store.write(lambda session: session.delete(first[:2]))
+    assert search(store, index, query, 5) == nearest(block[:40], query, 5, set(first[:2]))
+    stats = store.read(index.stats)
+    assert (stats.vectors, stats.orphans) == (38, 2)
+    put(store, block[40:])
+    assert search(store, index, query, 5) == nearest(block, query, 5, set(first[:2]))
+    assert search(store, index, query, 5, before=20) == nearest(block[:19], query, 5, set(first[:2]))
+    assert store.read(index.clean).orphans == 2 and store.read(index.stats).orphans == 0
+    assert search(store, index, query, 5) == nearest(block, query, 5, set(first[:2]))
+    store.write(lambda session: session.clear())
+    assert search(store, index, query, 5) == [] and store.read(index.stats).vectors == 0
+
+
+def test_vectors_of_another_model_are_never_mixed(store: SqliteStore) -> None:
+    index = VectorIndex(None)
+    put(store, topics(5))
+    assert len(search(store, index, topics(1)[0], 9)) == 5
+    put(store, topics(2, seed=5), model="other")
+    assert set(search(store, index, topics(1)[0], 9)) == {6, 7}
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_many_vectors_are_searched_approximately_after_a_rebuild_aside(
+    store: SqliteStore, tmp_path: Path, saved: bool
+) -> None:
+    block = topics(3000)
+    file = tmp_path / "cache" if saved else None
+    index = VectorIndex(file, exact=1000)
+    put(store, block[:2500])
+    queries = topics(30, seed=9)
+    exact = [search(store, index, query, 5) for query in queries]
+    assert store.read(index.stats).recall is None, "exact until the other is built"
+    while index.maintain(store.read):
+        pass
+    recall = store.read(index.stats).recall
+    assert recall is not None and recall >= RECALL
+    if saved:
+        index.save()
+        index = VectorIndex(file, exact=1000)
+    found = [search(store, index, query, 5) for query in queries]
+    shared = sum(len(set(a) & set(b)) for a, b in zip(exact, found, strict=True))
+    assert shared / (5 * len(queries)) >= 0.9
+    # What comes and goes later is followed in the approximate index too.
+    gone = found[0][0]
+    store.write(lambda session: session.delete([gone]))
+    put(store, block[2500:])
+    assert search(store, index, block[2700], 1) == [2701]
+    assert gone not in search(store, index, queries[0], 5)
+    assert all(owner < 500 for owner in search(store, index, queries[0], 5, before=500))
+
+
+def test_searches_go_on_while_it_is_rebuilt(store: SqliteStore) -> None:
+    """A rebuild reads page by page; what happens between two pages is not lost."""
+    block = topics(1300)
+    index = VectorIndex(None, exact=500)
+    put(store, block[:1000])
+    seen: list[list[int]] = []
+
+    def read(work: Callable[[Session], Any]) -> Any:
+        answer = store.read(work)
+        if len(seen) < 3:
+            seen.append(search(store, index, block[7], 1))
+            if len(seen) == 3:
+                put(store, block[1000:])
+                store.write(lambda session: session.delete([1]))
+        return answer
+
+    assert index.maintain(read) is True
+    assert seen == [[8]] * len(seen)
+    assert search(store, index, block[1299], 1) == [1300] and search(store, index, block[0], 1) != [1]
+    assert store.read(index.stats).vectors == 1299
+
+
+def test_a_cache_of_another_store_is_noticed(store: SqliteStore, tmp_path: Path) -> None:
+    file = tmp_path / "cache"
+    other = SqliteStore(str(tmp_path / "other.sqlite"))
+    put(other, topics(20, seed=1))
+    foreign = VectorIndex(file)
+    other.read(foreign.stats)
+    foreign.save()
+    other.close()
+    block = topics(20, seed=2)
+    put(store, block)
+    assert search(store, VectorIndex(file), block[4], 1) == [5]
+
+
+def test_few_vectors_can_be_approximated_too() -> None:
+    exact = Vectors()
+    exact.add([VectorRow(1, 1, topics(1)), VectorRow(2, 2, topics(3, seed=1))])
+    near = approximate(exact)
+    assert near.search(topics(1), 5) == exact.search(topics(1), 5)
