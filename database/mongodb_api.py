@@ -16,29 +16,23 @@ import argparse
 import logging
 import signal
 import socket
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 
 from common.embeddings import Embedder, EmbeddingClient
-from common.errors import AsiError, BusyError, ServiceError, StoreError, UsageError
+from common.errors import AsiError, BusyError, UsageError
 from common.process import announce, exit_with_parent
 from common.settings import Database as DatabaseSettings
 from common.settings import parse, usage_exit
-from database.errors import ConflictError, NotFoundError, RefusedError
+from database.envelope import answer_errors
 from database.memory import Memory
 from database.routers import candidates, elements, experiments, lineage, system
-from database.store import StoreBusyError, StoreFullError, open_store
+from database.store import open_store
 
 __all__ = ["create_app", "main", "serve"]
-
-_LOG = logging.getLogger("database")
 
 
 def create_app(memory: Memory, port: int = 8001) -> FastAPI:
@@ -50,60 +44,20 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
         yield
         memory.close()
 
-    app = FastAPI(title="ASI-Arch architecture database", version=system.VERSION, lifespan=lifespan)
+    app = FastAPI(
+        title="ASI-Arch architecture database",
+        version=system.VERSION,
+        lifespan=lifespan,
+        # Existing clients send JSON without a content type as well.
+        strict_content_type=False,
+    )
     app.state.memory = memory
     app.state.port = port
     # Fixed words win over {index} in paths, so the routes with them come first.
     for module in (system, elements, lineage, candidates, experiments):
         app.include_router(module.router)
-    for kind, status in (
-        (NotFoundError, 404),
-        (RefusedError, 400),
-        (ConflictError, 409),
-        (StoreFullError, 507),
-        (StoreBusyError, 503),
-        (StoreError, 503),
-        (ServiceError, 503),
-        (OverflowError, 422),
-    ):
-        app.add_exception_handler(kind, _error_handler(status))
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    answer_errors(app)
     return app
-
-
-def _body(status: int, message: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    # One error shape for all: existing clients read `detail` as text.
-    return JSONResponse({"success": False, "message": message, "detail": detail}, status_code=status, headers=headers)
-
-
-def _error_handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def handle(request: Request, error: Exception) -> Response:
-        if status >= 500:
-            _LOG.error("%s %s: %s", request.method, request.url.path, error)
-        message = error.message if isinstance(error, AsiError) else str(error)
-        return _body(status, message, str(error))
-
-    return handle
-
-
-async def _invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    said = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:10]]
-    text = "; ".join(said).encode("utf-8", "replace").decode()
-    return _body(422, "an argument is malformed", text)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _body(error.status_code, str(error.detail), str(error.detail), dict(error.headers or {}))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    reference = uuid.uuid4().hex[:12]
-    _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
-    return _body(500, "the server made a mistake", f"an error of the server; its log has it under {reference}")
 
 
 class _Server(uvicorn.Server):

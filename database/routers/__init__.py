@@ -8,13 +8,24 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from common.files import sha256_text
+from database.envelope import responses
 from database.memory import Memory
 from database.models import ApiResponse
 from database.store import Session
 
 __all__ = ["ERRORS", "IdempotencyKey", "MemoryDep", "answered", "body_hash"]
+
+
+class _Text(PathConvertor):
+    """The rest of a path, with slashes and line breaks: a name is any text. Written {name:text}."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _Text())
 
 
 async def _memory(request: Request) -> Memory:
@@ -33,29 +44,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-_ERROR = {
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["success", "message", "detail"],
-                "properties": {
-                    "success": {"type": "boolean", "const": False},
-                    "message": {"type": "string"},
-                    "detail": {"type": "string"},
-                },
-            }
-        }
-    }
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the request cannot be done", **_ERROR},
-    404: {"description": "there is no such thing", **_ERROR},
-    409: {"description": "the idempotency key was used before, for another request", **_ERROR},
-    422: {"description": "an argument is malformed", **_ERROR},
-    503: {"description": "the store or the embedding server is not there; try again", **_ERROR},
-    507: {"description": "the disk is full; nothing was stored", **_ERROR},
-}
+ERRORS = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 
 
 def body_hash(body: BaseModel | None) -> str:

@@ -20,7 +20,9 @@ Count = Annotated[int, PathArgument(ge=1, le=50)]
 
 @router.get("/stats")
 def candidate_stats(memory: MemoryDep) -> dict[str, Any]:
-    return {"success": True, "data": memory.store.read(memory.candidates.stats)}
+    """Size, threshold, what waits to be merged, and the scores; an empty set has no scores."""
+    data = memory.store.read(memory.candidates.stats)
+    return {"success": True, "data": {name: value for name, value in data.items() if name != "cold_start"}}
 
 
 @router.get("/new-data-count")
@@ -100,7 +102,7 @@ def remove_candidate(memory: MemoryDep, request: Request, index: int, key: Idemp
     return answered(memory, request, key, work)
 
 
-@router.delete("/by-name/{name:path}")
+@router.delete("/by-name/{name:text}")
 def remove_candidates_by_name(
     memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None
 ) -> ApiResponse:

@@ -44,7 +44,7 @@ def sample_element(memory: MemoryDep) -> Element:
     return memory.store.read(work)
 
 
-@router.get("/elements/by-name/{name:path}")
+@router.get("/elements/by-name/{name:text}")
 def elements_by_name(memory: MemoryDep, name: str) -> list[Element]:
     """All elements of this name, oldest first; [] when there is none."""
     return memory.store.read(
@@ -60,7 +60,7 @@ def element_by_index(memory: MemoryDep, index: int) -> Element:
     return found[0]
 
 
-@router.get("/elements/with-score/by-name/{name:path}")
+@router.get("/elements/with-score/by-name/{name:text}")
 def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
     """As by-name, each with its score, computed if it was absent; null when a term of it cannot be had."""
     found = memory.store.read(lambda session: session.facts(Where(name=name), "time"))
@@ -128,7 +128,7 @@ def delete_by_index(memory: MemoryDep, request: Request, index: int, key: Idempo
     return answered(memory, request, key, work)
 
 
-@router.delete("/elements/by-name/{name:path}")
+@router.delete("/elements/by-name/{name:text}")
 def delete_by_name(memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None) -> ApiResponse:
     """Removes every element of this name."""
 

@@ -76,7 +76,7 @@ def score_details(memory: MemoryDep, index: int) -> dict[str, Any]:
     return memory.score_details(index)
 
 
-@router.put("/baselines/{key}")
+@router.put("/baselines/{key:text}")
 def put_baseline(memory: MemoryDep, key: str, baseline: Baseline) -> ApiResponse:
     """Keeps a baseline; when it changed, the candidates are scored again at once, the rest in the background."""
     if baseline.key != key:
@@ -85,7 +85,7 @@ def put_baseline(memory: MemoryDep, key: str, baseline: Baseline) -> ApiResponse
     return ApiResponse(message=f"baseline {key} is stored; {count} elements are scored again", data={"rescored": count})
 
 
-@router.get("/baselines/{key}")
+@router.get("/baselines/{key:text}")
 def get_baseline(memory: MemoryDep, key: str) -> Baseline:
     found = memory.store.read(lambda session: session.baseline(key))
     if found is None:

@@ -1,0 +1,111 @@
+"""The one error body, {success: false, message, detail}: what each error is answered with, and how OpenAPI says so.
+
+Existing clients read `detail` as text.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from common.errors import AsiError, ServiceError, StoreError
+from database.errors import ConflictError, NotFoundError, RefusedError
+from database.store import StoreBusyError, StoreFullError
+
+__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer", "responses"]
+
+_LOG = logging.getLogger("database")
+
+
+class ErrorBody(BaseModel):
+    """Every error. `message` says in short what is wrong, `detail` also what to do."""
+
+    success: Literal[False] = False
+    message: str = Field(examples=["there is no element 7"])
+    detail: str = Field(examples=["there is no element 7"])
+
+
+REASONS = {
+    400: "the request cannot be done",
+    401: "an API key is needed, and none or an unknown one was sent",
+    403: "the key only reads, or a web page of another origin asks",
+    404: "there is no such thing",
+    409: "the idempotency key was used before, for another request",
+    413: "the body is larger than database.max_body_mb",
+    422: "an argument is malformed",
+    429: "more requests than database.rate_limit; Retry-After says when to come again",
+    500: "a mistake of the server; its log has it under the reference given",
+    503: "the store or the embedding server is not there; try again",
+    507: "the disk is full; nothing was stored",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for its OpenAPI description."""
+    return {status: {"description": REASONS[status], "model": ErrorBody} for status in sorted(statuses)}
+
+
+def error_answer(status: int, message: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = ErrorBody(message=message, detail=detail)
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Makes `app` answer everything that can go wrong with the one body."""
+    for kind, status in (
+        (NotFoundError, 404),
+        (RefusedError, 400),
+        (ConflictError, 409),
+        (StoreFullError, 507),
+        (StoreBusyError, 503),
+        (StoreError, 503),
+        (ServiceError, 503),
+        (OverflowError, 422),
+    ):
+        app.add_exception_handler(kind, _handler(status))
+    app.add_exception_handler(RecursionError, _too_deep)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        if status >= 500:
+            _LOG.error("%s %s: %s", request.method, request.url.path, error)
+        message = error.message if isinstance(error, AsiError) else str(error)
+        return error_answer(status, message, str(error))
+
+    return handle
+
+
+async def _too_deep(_: Request, __: Exception) -> Response:
+    return error_answer(422, "an argument is malformed", "body: its JSON is nested too deeply")
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()[:10]]
+    text = "; ".join(said).encode("utf-8", "replace").decode()
+    return error_answer(422, "an argument is malformed", text)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_answer(error.status_code, str(error.detail), str(error.detail), dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    reference = uuid.uuid4().hex[:12]
+    _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
+    said = f"an error of the server; its log has it under {reference}"
+    # The server closes the connection after such an error: a client must not send its next request on it.
+    return error_answer(500, "the server made a mistake", said, {"Connection": "close"})
