@@ -65,6 +65,9 @@ class Run(Section):
 
 class Services(Section):
     database_url: str | None = Field(None, description="architecture database to use; unset: start an embedded one")
+    database_key: SecretStr | None = Field(
+        None, description="key of that database; better set by ASI_SERVICES__DATABASE_KEY"
+    )
     cognition_url: str | None = Field(None, description="cognition base to use; unset: start an embedded one")
     embedding_url: str | None = Field(None, description="embedding server to use; unset: start one when first needed")
     timeout: float = Field(30.0, gt=0, description="seconds to wait for an answer of a service")
@@ -84,6 +87,25 @@ class Database(Section):
     exact_windows: int = Field(
         100_000, ge=0, description="windows of motivations up to which similar ones are found exactly; faster beyond"
     )
+    api_key: SecretStr | None = Field(
+        None,
+        description="key that clients send to read and write; needed on any address but loopback; better set by "
+        "ASI_DATABASE__API_KEY",
+    )
+    read_key: SecretStr | None = Field(
+        None, description="another key, which only reads; better set by ASI_DATABASE__READ_KEY"
+    )
+    cors_origins: list[str] = Field([], description="origins of web pages that may ask, such as https://example.org")
+    max_body_mb: int = Field(64, ge=1, description="largest body of a request; a line of an import may be as long")
+    rate_limit: int = Field(6000, ge=0, description="requests a minute of one key, where keys are set; 0 for no limit")
+    log_format: Literal["text", "json"] = Field("text", description="form of the log's lines")
+    events_kept: int = Field(1_000_000, ge=1000, description="newest events kept for those who follow the database")
+
+    @field_validator("api_key", "read_key")
+    @classmethod
+    def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
+        """Compose files pass variables on that nobody set."""
+        return value if value is not None and value.get_secret_value() else None
 
     @field_validator("store")
     @classmethod
@@ -298,11 +320,12 @@ def parse(
 
 
 def flags_of(section: Section, name: str, leave_out: Collection[str] = ()) -> list[str]:
-    """The explicitly set knobs of `section` as the flags that set them again in a child process."""
+    """The explicitly set knobs of `section` as the flags that set them again in a child process. Secrets are left out:
+    every user of the machine may read a command line."""
     flags: list[str] = []
     for key in sorted(section.model_fields_set - set(leave_out)):
         value = getattr(section, key)
-        if value is not None:
+        if value is not None and not isinstance(value, SecretStr):
             flags += [f"--{name}.{key}", *map(str, value if isinstance(value, list) else [value])]
     return flags
 

@@ -6,9 +6,8 @@ Existing clients read `detail` as text.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +19,7 @@ from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError
 
-__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer", "responses"]
+__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer"]
 
 _LOG = logging.getLogger("database")
 
@@ -46,11 +45,6 @@ REASONS = {
     503: "the store or the embedding server is not there; try again",
     507: "the disk is full; nothing was stored",
 }
-
-
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its OpenAPI description."""
-    return {status: {"description": REASONS[status], "model": ErrorBody} for status in sorted(statuses)}
 
 
 def error_answer(status: int, message: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -104,8 +98,8 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    reference = uuid.uuid4().hex[:12]
+    reference = getattr(request.state, "request_id", "no request")
     _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
     said = f"an error of the server; its log has it under {reference}"
     # The server closes the connection after such an error: a client must not send its next request on it.
-    return error_answer(500, "the server made a mistake", said, {"Connection": "close"})
+    return error_answer(500, "the server made a mistake", said, {"Connection": "close", "X-Request-ID": reference})

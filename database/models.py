@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from common.records import RunRecord
 
 __all__ = [
-    "ApiResponse",
     "Context",
     "Element",
     "ElementPage",
@@ -93,12 +92,6 @@ class ElementPage(BaseModel):
 
     elements: list[ScoredElement]
     next: int | None
-
-
-class ApiResponse(BaseModel):
-    success: bool = True
-    message: str = ""
-    data: Any = None
 
 
 class ParentChange(BaseModel):

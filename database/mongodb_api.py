@@ -13,7 +13,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -21,22 +20,32 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 
 from common.embeddings import Embedder, EmbeddingClient
 from common.errors import AsiError, BusyError, UsageError
 from common.process import announce, exit_with_parent
 from common.settings import Database as DatabaseSettings
 from common.settings import parse, usage_exit
+from database.access import Access, Keys, require_key
 from database.envelope import answer_errors
 from database.memory import Memory
+from database.openapi import describe_api
 from database.routers import candidates, elements, experiments, lineage, system
 from database.store import open_store
+from database.telemetry import Metrics, Telemetry, log_to_stderr
 
 __all__ = ["create_app", "main", "serve"]
 
 
 def create_app(memory: Memory, port: int = 8001) -> FastAPI:
-    """The API over `memory`, which is closed when the app shuts down."""
+    """The API over `memory`, which is closed when the app shuts down.
+
+    Raises:
+        UsageError: an API key that no client can send.
+    """
+    settings, metrics = memory.settings, Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +53,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
         yield
         memory.close()
 
-    app = FastAPI(
+    # /docs and /redoc with their scripts served from here.
+    app = FastAPIOffline(
         title="ASI-Arch architecture database",
         version=system.VERSION,
         lifespan=lifespan,
@@ -52,11 +62,30 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
         strict_content_type=False,
     )
     app.state.memory = memory
+    app.state.metrics = metrics
     app.state.port = port
+    # The last one added sees a request first.
+    app.add_middleware(
+        Access,
+        Keys.of(settings),
+        origins=settings.cors_origins,
+        rate_limit=settings.rate_limit,
+        max_body=settings.max_body_mb << 20,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(Telemetry, metrics)
     # Fixed words win over {index} in paths, so the routes with them come first.
     for module in (system, elements, lineage, candidates, experiments):
         app.include_router(module.router)
     answer_errors(app)
+    describe_api(app)
     return app
 
 
@@ -76,10 +105,14 @@ def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
 
     Raises:
         BusyError: the port is taken, or the address is not ours.
-        StoreError, UsageError: the store cannot be opened.
+        StoreError: the store cannot be opened.
+        UsageError: the store has no such form, or other machines could ask without a key.
     """
+    keys = Keys.of(settings)
     listener = _listen(settings.host, settings.port)
     try:
+        require_key(listener.getsockname()[0], keys)
+        listener.listen(256)
         memory = Memory(open_store(settings), embedder, settings)
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
@@ -106,7 +139,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(256)
     except OSError as error:
         raise BusyError(
             f"cannot listen on {host}:{port}: {error.strerror}", "choose another --port; 0 takes a free one"
@@ -116,9 +148,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def main(argv: Sequence[str] | None = None) -> int:
     exit_with_parent()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for name in ("httpx", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description="The architecture database: an HTTP API over SQLite or MongoDB.")
     try:
         settings, _ = parse(
@@ -127,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sections=["database", "services.embedding_url", "embedding"],
             short=["database.host", "database.port", "database.store"],
         )
+        log_to_stderr(settings.database.log_format)
         with EmbeddingClient(settings) as embedder:
             serve(settings.database, embedder)
     except UsageError as error:

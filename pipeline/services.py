@@ -174,6 +174,13 @@ class Services:
             child.watch()
 
     @property
+    def database_key(self) -> str | None:
+        """The key that the database in use asks for; None where it asks for none."""
+        mine = self._settings.services.database_key if self._settings.services.database_url else None
+        key = mine or (None if self._settings.services.database_url else self._settings.database.api_key)
+        return None if key is None else key.get_secret_value()
+
+    @property
     def _embedding_flags(self) -> list[str]:
         return flags_of(self._settings.embedding, "embedding")
 
@@ -188,6 +195,10 @@ class Services:
         # password.
         own = f"sqlite:///{self._database_file}"
         env = {**env, "ASI_DATABASE__STORE": given.store if "store" in given.model_fields_set else own}
+        if given.api_key is not None:
+            env["ASI_DATABASE__API_KEY"] = given.api_key.get_secret_value()
+        if given.read_key is not None:
+            env["ASI_DATABASE__READ_KEY"] = given.read_key.get_secret_value()
         # The profile's constants, unless the user set others.
         for key, value in (("cold_start", search.cold_start), ("update_batch", search.update_batch)):
             if key not in given.model_fields_set:

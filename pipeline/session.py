@@ -86,7 +86,7 @@ def _session(
     try:
         _prepare(workspace, console, launcher, services, cancelled)
         baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
-        database = DatabaseClient(services.database_url, settings.services.timeout)
+        database = DatabaseClient(services.database_url, settings.services.timeout, services.database_key)
         _require_stored(workspace, experiments, database)
         note_other_constants(database, profile, settings, console)
         cognition = CognitionClient(services.cognition_url, settings.services.timeout)
@@ -118,7 +118,8 @@ def _confirm_finished(
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         services.start_database()
-        _require_stored(workspace, experiments, DatabaseClient(services.database_url, settings.services.timeout))
+        database = DatabaseClient(services.database_url, settings.services.timeout, services.database_key)
+        _require_stored(workspace, experiments, database)
     finally:
         services.close()
 

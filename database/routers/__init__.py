@@ -11,12 +11,11 @@ from pydantic import BaseModel
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from common.files import sha256_text
-from database.envelope import responses
+from database.answers import ApiResponse
 from database.memory import Memory
-from database.models import ApiResponse
 from database.store import Session
 
-__all__ = ["ERRORS", "IdempotencyKey", "MemoryDep", "answered", "body_hash"]
+__all__ = ["IdempotencyKey", "MemoryDep", "answered", "body_hash"]
 
 
 class _Text(PathConvertor):
@@ -44,8 +43,6 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-ERRORS = responses(400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
-
 
 def body_hash(body: BaseModel | None) -> str:
     """SHA-256 of what was asked for, whatever the order and spacing of its JSON."""
@@ -58,7 +55,7 @@ def answered(
     key: str | None,
     work: Callable[[Session], tuple[str, Any]],
     body: BaseModel | None = None,
-) -> ApiResponse:
+) -> ApiResponse[Any]:
     """Runs a write that gives (message, data) once for each Idempotency-Key and wraps its answer.
 
     Raises:

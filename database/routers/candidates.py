@@ -7,26 +7,27 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi import Path as PathArgument
 
-from database.models import ApiResponse, Element, ScoredElement
-from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, OneIndex, Plain, Rebuilt, Waiting
+from database.models import Element, ScoredElement
+from database.routers import IdempotencyKey, MemoryDep, answered
 from database.routers.elements import check_range, draw
 from database.store import Session
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/candidates", tags=["candidates"], responses=ERRORS)
+router = APIRouter(prefix="/candidates", tags=["candidates"])
 Count = Annotated[int, PathArgument(ge=1, le=50)]
 
 
-@router.get("/stats")
-def candidate_stats(memory: MemoryDep) -> dict[str, Any]:
+@router.get("/stats", response_model=Plain[CandidateNumbers])
+def candidate_stats(memory: MemoryDep) -> Any:
     """Size, threshold, what waits to be merged, and the scores; an empty set has no scores."""
     data = memory.store.read(memory.candidates.stats)
-    return {"success": True, "data": {name: value for name, value in data.items() if name != "cold_start"}}
+    return Plain(data={name: value for name, value in data.items() if name != "cold_start"})
 
 
 @router.get("/new-data-count")
-def new_data_count(memory: MemoryDep) -> ApiResponse:
+def new_data_count(memory: MemoryDep) -> ApiResponse[Waiting]:
     """Elements stored since the candidates were last merged."""
     count = memory.store.read(memory.candidates.new_count)
     return ApiResponse(message=f"{count} elements since the last update", data={"new_data_count": count})
@@ -70,7 +71,7 @@ def candidate_sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[
 
 
 @router.post("/{index}/add")
-def add_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+def add_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse[OneIndex]:
     """Puts an element into the set by hand."""
     memory.settling.settle()
 
@@ -82,7 +83,9 @@ def add_candidate(memory: MemoryDep, request: Request, index: int, key: Idempote
 
 
 @router.put("/{index}")
-def update_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+def update_candidate(
+    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+) -> ApiResponse[OneIndex]:
     """Scores a candidate again."""
 
     def work(session: Session) -> tuple[str, object]:
@@ -93,7 +96,11 @@ def update_candidate(memory: MemoryDep, request: Request, index: int, key: Idemp
 
 
 @router.delete("/by-index/{index}")
-def remove_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+def remove_candidate(
+    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+) -> ApiResponse[OneIndex]:
+    """Takes an element out of the set."""
+
     def work(session: Session) -> tuple[str, object]:
         memory.candidates.refresh(session, index)
         memory.candidates.remove(session, index=index)
@@ -105,7 +112,9 @@ def remove_candidate(memory: MemoryDep, request: Request, index: int, key: Idemp
 @router.delete("/by-name/{name:text}")
 def remove_candidates_by_name(
     memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None
-) -> ApiResponse:
+) -> ApiResponse[Deleted]:
+    """Takes every candidate of this name out of the set."""
+
     def work(session: Session) -> tuple[str, object]:
         count = memory.candidates.remove(session, name=name)
         return f"{count} candidates are removed", {"deleted_count": count}
@@ -114,7 +123,9 @@ def remove_candidates_by_name(
 
 
 @router.delete("/all")
-def remove_all_candidates(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def remove_all_candidates(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Deleted]:
+    """Empties the set."""
+
     def work(session: Session) -> tuple[str, object]:
         count = memory.candidates.remove(session)
         return f"{count} candidates are removed", {"deleted_count": count}
@@ -123,7 +134,7 @@ def remove_all_candidates(memory: MemoryDep, request: Request, key: IdempotencyK
 
 
 @router.post("/force-update")
-def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Merged]:
     """Merges the newest 300 elements now, filtered and scored again."""
     memory.settling.settle()
 
@@ -135,7 +146,7 @@ def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None
 
 
 @router.post("/rebuild-from-scored")
-def rebuild_from_scored(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def rebuild_from_scored(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Rebuilt]:
     """Makes the set anew from the best stored scores, unfiltered."""
     memory.settling.settle()
     memory.rescore()

@@ -10,19 +10,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathArgument
 
 from database import tree
+from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
-from database.models import ApiResponse, Element, NewElement, ScoredElement
-from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered, body_hash
+from database.models import Element, NewElement, ScoredElement
+from database.routers import IdempotencyKey, MemoryDep, answered, body_hash
 from database.store import Session, Where
 
 __all__ = ["check_range", "router"]
 
-router = APIRouter(tags=["elements"], responses=ERRORS)
+router = APIRouter(tags=["elements"])
 Count = Annotated[int, PathArgument(ge=1, le=1000)]
 
 
 @router.post("/elements")
-async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse:
+async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
     """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
     if key is None:
         stored = await asyncio.wrap_future(memory.submit(element))
@@ -54,6 +55,7 @@ def elements_by_name(memory: MemoryDep, name: str) -> list[Element]:
 
 @router.get("/elements/by-index/{index}")
 def element_by_index(memory: MemoryDep, index: int) -> Element:
+    """One element."""
     found = memory.store.read(lambda session: session.elements([index]))
     if not found:
         raise NotFoundError(f"there is no element {index}")
@@ -69,6 +71,7 @@ def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
 
 @router.get("/elements/with-score/by-index/{index}")
 def scored_by_index(memory: MemoryDep, index: int) -> ScoredElement:
+    """One element with its score, computed if it was absent."""
     found = memory.scored([index])
     if not found:
         raise NotFoundError(f"there is no element {index}")
@@ -110,14 +113,17 @@ def search_similar(
 
 
 @router.get("/elements/{index}/score")
-def element_score(memory: MemoryDep, index: int) -> ApiResponse:
+def element_score(memory: MemoryDep, index: int) -> ApiResponse[OneScore]:
+    """The score alone, computed if it was absent; null when a term of it cannot be had."""
     score = memory.score(index)
     message = "computed" if score is not None else "a term of the score cannot be computed; see /v2/elements/{i}/score"
     return ApiResponse(message=message, data={"index": index, "score": score})
 
 
 @router.delete("/elements/by-index/{index}")
-def delete_by_index(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse:
+def delete_by_index(
+    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+) -> ApiResponse[Deleted]:
     """Removes an element, its runs, vectors and candidacy; its children go to its parent."""
 
     def work(session: Session) -> tuple[str, object]:
@@ -129,7 +135,7 @@ def delete_by_index(memory: MemoryDep, request: Request, index: int, key: Idempo
 
 
 @router.delete("/elements/by-name/{name:text}")
-def delete_by_name(memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None) -> ApiResponse:
+def delete_by_name(memory: MemoryDep, request: Request, name: str, key: IdempotencyKey = None) -> ApiResponse[Deleted]:
     """Removes every element of this name."""
 
     def work(session: Session) -> tuple[str, object]:
@@ -143,7 +149,7 @@ def delete_by_name(memory: MemoryDep, request: Request, name: str, key: Idempote
 
 
 @router.delete("/elements/all")
-def delete_all(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def delete_all(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Deleted]:
     """Removes everything but the baselines; the next index is 1."""
 
     def work(session: Session) -> tuple[str, object]:
@@ -155,7 +161,7 @@ def delete_all(memory: MemoryDep, request: Request, key: IdempotencyKey = None) 
 
 
 @router.post("/elements/clean-invalid")
-def clean_invalid(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def clean_invalid(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Cleaned]:
     """Removes the elements whose train or test row is missing or has an empty cell."""
 
     def work(session: Session) -> tuple[str, object]:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from common.records import Baseline, RunRecord
 from database import tree
+from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
 from database.memory import with_score
-from database.models import ApiResponse, ElementPage, NewExperiment
-from database.routers import ERRORS, MemoryDep
+from database.models import ElementPage, NewExperiment, StoredExperiment
+from database.routers import IdempotencyKey, MemoryDep, answered
 from database.store import MAX_INDEX, Session, Where
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"], responses=ERRORS)
+router = APIRouter(prefix="/v2", tags=["v2"])
 
 
 @router.post("/experiments")
-async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse:
+async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse[StoredExperiment]:
     """Stores element and run record and updates the candidates, in one transaction, once for each key. Then waits for
     the score, at most 12 s; null when it takes longer."""
     key = f"experiments:{experiment.idempotency_key}"
     stored = await asyncio.wrap_future(memory.submit(experiment.element, experiment.run, key))
     stored = await run_in_threadpool(memory.settled, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
-    return ApiResponse(message=message, data=stored.model_dump())
+    return ApiResponse(message=message, data=stored)
 
 
 @router.get("/elements")
@@ -71,22 +72,26 @@ def elements_with_fingerprint(memory: MemoryDep, fingerprint: str) -> list[int]:
 
 
 @router.get("/elements/{index}/score")
-def score_details(memory: MemoryDep, index: int) -> dict[str, Any]:
+def score_details(memory: MemoryDep, index: int) -> ScoreDetails:
     """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""
-    return memory.score_details(index)
+    return ScoreDetails.model_validate(memory.score_details(index))
 
 
 @router.put("/baselines/{key:text}")
-def put_baseline(memory: MemoryDep, key: str, baseline: Baseline) -> ApiResponse:
+def put_baseline(
+    memory: MemoryDep, request: Request, key: str, baseline: Baseline, idempotency: IdempotencyKey = None
+) -> ApiResponse[BaselineStored]:
     """Keeps a baseline; when it changed, the candidates are scored again at once, the rest in the background."""
     if baseline.key != key:
         raise RefusedError(f"expected the baseline of {key!r}, got that of {baseline.key!r}")
     count = memory.put_baseline(baseline)
-    return ApiResponse(message=f"baseline {key} is stored; {count} elements are scored again", data={"rescored": count})
+    message = f"baseline {key} is stored; {count} elements are scored again"
+    return answered(memory, request, idempotency, lambda _: (message, {"rescored": count}), baseline)
 
 
 @router.get("/baselines/{key:text}")
 def get_baseline(memory: MemoryDep, key: str) -> Baseline:
+    """One baseline."""
     found = memory.store.read(lambda session: session.baseline(key))
     if found is None:
         raise NotFoundError(f"there is no baseline {key!r}")

@@ -7,18 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from database import tree
-from database.models import ApiResponse, Element, ParentChange, TreeStructure
-from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.answers import ApiResponse, Moved, UctRow
+from database.models import Context, Element, ParentChange, TreeStructure
+from database.routers import IdempotencyKey, MemoryDep, answered
 from database.store import Session, Where
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["tree"], responses=ERRORS)
+router = APIRouter(tags=["tree"])
 Exploration = Annotated[float, Query(gt=0, le=10, allow_inf_nan=False)]
 
 
 @router.get("/elements/roots")
 def roots(memory: MemoryDep) -> list[Element]:
+    """Elements without a parent."""
     return memory.store.read(
         lambda session: session.elements([facts.index for facts in session.facts(Where(roots=True))])
     )
@@ -30,23 +32,23 @@ def uct_select(memory: MemoryDep, c_param: Exploration = 1.414) -> Element:
     return memory.store.read(lambda session: session.elements([tree.uct_select(session)])[0])
 
 
-@router.get("/elements/uct-scores")
+@router.get("/elements/uct-scores", response_model=list[UctRow])
 def uct_scores(memory: MemoryDep, c_param: Exploration = 1.414) -> list[dict[str, Any]]:
     """The UCT score of every element, highest first; elements without children are "infinite"."""
     return memory.store.read(lambda session: tree.uct_scores(session, c_param))
 
 
 @router.get("/elements/context/{parent}")
-def context(memory: MemoryDep, parent: int) -> ApiResponse:
+def context(memory: MemoryDep, parent: int) -> ApiResponse[Context]:
     """The parent, its own parent, and its two children that have most children."""
     found = memory.store.read(lambda session: tree.context(session, parent))
-    return ApiResponse(message=f"relatives of a child of element {parent}", data=found.model_dump())
+    return ApiResponse(message=f"relatives of a child of element {parent}", data=found)
 
 
 @router.post("/elements/{index}/set-parent")
 def set_parent(
     memory: MemoryDep, request: Request, index: int, change: ParentChange, key: IdempotencyKey = None
-) -> ApiResponse:
+) -> ApiResponse[Moved]:
     """Re-attaches an element; refuses what would close a cycle."""
 
     def work(session: Session) -> tuple[str, object]:

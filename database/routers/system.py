@@ -7,29 +7,43 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from common.errors import StoreError
+from database.answers import (
+    ApiResponse,
+    Described,
+    ExtendedStats,
+    Health,
+    IndexNumbers,
+    OrphansCleaned,
+    Plain,
+    Ready,
+    Repaired,
+    Stats,
+    VectorsRebuilt,
+)
 from database.memory import Memory
-from database.models import ApiResponse
-from database.routers import ERRORS, IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, answered
 from database.store import Session, Where
 
 __all__ = ["VERSION", "router"]
 
 VERSION = "0.1.0"
-router = APIRouter(tags=["service"], responses=ERRORS)
+router = APIRouter(tags=["service"])
 
 
 @router.get("/")
-def describe(request: Request) -> ApiResponse:
+def describe(request: Request) -> ApiResponse[Described]:
+    """What this is and where its description lies."""
     return ApiResponse(
         message="architecture database",
         data={"version": VERSION, "docs": "/docs", "redoc": "/redoc", "port": request.app.state.port},
     )
 
 
-@router.get("/health", response_model=None)
+@router.get("/health", response_model=Health)
 def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
     """healthy with the number of elements; 503 when the store does not answer."""
     timestamp = datetime.now(UTC).isoformat(timespec="seconds")
@@ -48,10 +62,24 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
     return {"status": "healthy", "timestamp": timestamp, "database": {"connected": True, "total_records": total}}
 
 
+@router.get("/ready", response_model=Ready)
+def ready(memory: MemoryDep) -> Ready:
+    """ready when a write would be taken now; 503 while the store is locked, read-only, full or away."""
+    memory.store.write(lambda _: None)
+    return Ready(status="ready")
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(memory: MemoryDep, request: Request) -> PlainTextResponse:
+    """Counters in Prometheus' text format: requests by route and status, their time, what is stored."""
+    text = memory.store.read(request.app.state.metrics.text)
+    return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+
 @router.get("/stats")
-def stats(memory: MemoryDep) -> dict[str, Any]:
+def stats(memory: MemoryDep) -> Stats:
     """Counts and bytes, under the published names."""
-    return memory.store.read(published_stats)
+    return Stats.model_validate(memory.store.read(published_stats))
 
 
 def published_stats(session: Session) -> dict[str, Any]:
@@ -71,7 +99,7 @@ def published_stats(session: Session) -> dict[str, Any]:
 
 
 @router.get("/v2/stats", tags=["v2"])
-def extended_stats(memory: MemoryDep) -> dict[str, Any]:
+def extended_stats(memory: MemoryDep) -> ExtendedStats:
     """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; and the
     candidate set."""
 
@@ -87,11 +115,11 @@ def extended_stats(memory: MemoryDep) -> dict[str, Any]:
             "candidates": memory.candidates.stats(session),
         }
 
-    return memory.store.read(work)
+    return ExtendedStats.model_validate(memory.store.read(work))
 
 
 @router.post("/repair")
-def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse:
+def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Repaired]:
     """Checks the storage and derives again what can be derived: scores, completeness, parents, candidates, vectors."""
 
     data = memory.repair()
@@ -103,23 +131,22 @@ def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> A
 
 
 @router.post("/faiss/rebuild", tags=["faiss"])
-def rebuild_index(memory: MemoryDep) -> ApiResponse:
+def rebuild_index(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[VectorsRebuilt]:
     """Embeds what is pending, as far as possible, and builds the vector index anew from the store."""
     remaining = memory.settling.settle()
     found = memory.store.read(memory.index.rebuild)
-    return ApiResponse(
-        message=f"the index holds {found.vectors} vectors of {found.elements} elements",
-        data={"total_vectors": found.vectors, "active_mappings": found.elements, "pending": remaining},
-    )
+    message = f"the index holds {found.vectors} vectors of {found.elements} elements"
+    data = {"total_vectors": found.vectors, "active_mappings": found.elements, "pending": remaining}
+    return answered(memory, request, key, lambda _: (message, data))
 
 
 @router.get("/faiss/stats", tags=["faiss"])
-def index_stats(memory: MemoryDep) -> dict[str, Any]:
+def index_stats(memory: MemoryDep) -> Plain[IndexNumbers]:
     """What the vector index holds; several vectors an element where its motivation is long."""
-    return {"success": True, "data": _index_data(memory)}
+    return Plain(data=_index_data(memory))
 
 
-def _index_data(memory: Memory) -> dict[str, Any]:
+def _index_data(memory: Memory) -> IndexNumbers:
     memory.settling.settle()
     found = memory.store.read(memory.index.stats)
     pending = memory.store.read(lambda session: session.count(Where(pending=True), limit=1))
@@ -135,10 +162,8 @@ def _index_data(memory: Memory) -> dict[str, Any]:
 
 
 @router.post("/faiss/clean-orphans", tags=["faiss"])
-def clean_orphans(memory: MemoryDep) -> ApiResponse:
+def clean_orphans(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[OrphansCleaned]:
     """Drops vectors of elements that are gone."""
     found = memory.store.read(memory.index.clean)
-    return ApiResponse(
-        message=f"{found.orphans} vectors dropped",
-        data={"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans},
-    )
+    data = {"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans}
+    return answered(memory, request, key, lambda _: (f"{found.orphans} vectors dropped", data))

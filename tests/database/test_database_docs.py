@@ -6,8 +6,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import jsonschema_rs
+
 from common.process import REPOSITORY
 from common.settings import Database
+from database.openapi import EXAMPLES
 from tests.database.db_service import Service
 
 
@@ -32,3 +35,39 @@ def test_start_files_agree_with_the_settings() -> None:
         [str(folder / "start_api.sh"), "--help"], cwd="/", capture_output=True, text=True, timeout=60, check=False
     )
     assert shown.returncode == 0 and "--store" in shown.stdout
+
+
+def test_openapi_has_an_example_and_the_errors_of_every_route(service: Service) -> None:
+    schema = service.http.get("/openapi.json").json()
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert set(EXAMPLES) <= set(operations)
+    for route, operation in operations.items():
+        assert operation["summary"] and operation["description"], route
+        for content in operation["responses"]["200"]["content"].values():
+            assert "example" in content, route
+        for content in operation.get("requestBody", {"content": {}})["content"].values():
+            assert "example" in content, route
+        errors = {status: answer for status, answer in operation["responses"].items() if status != "200"}
+        assert {"401", "429", "500", "503"} <= set(errors), route
+        for status, answer in errors.items():
+            assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, status
+        # The body of an experiment holds its key.
+        if not route.startswith("GET") and route != "POST /v2/experiments":
+            headers = [one["name"] for one in operation.get("parameters", []) if one["in"] == "header"]
+            assert headers == ["Idempotency-Key"], route
+    assert set(schema["components"]["schemas"]["ErrorBody"]["required"]) == {"message", "detail"}
+
+
+def test_examples_fit_their_schemas(service: Service) -> None:
+    schema = service.http.get("/openapi.json").json()
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            described = [operation["responses"]["200"], operation.get("requestBody", {"content": {}})]
+            for content in (content for one in described for content in one["content"].values()):
+                if "schema" in content:
+                    whole = content["schema"] | {"components": schema["components"]}
+                    jsonschema_rs.validator_for(whole).validate(content["example"]), (method, path)

@@ -1,0 +1,232 @@
+"""Shapes of the answers that are no elements, for validation and for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, NotRequired, TypeVar
+
+from pydantic import BaseModel
+from typing_extensions import TypedDict
+
+__all__ = [
+    "ApiResponse",
+    "BaselineStored",
+    "CandidateNumbers",
+    "Cleaned",
+    "Deleted",
+    "Described",
+    "ExtendedStats",
+    "Health",
+    "IndexNumbers",
+    "Merged",
+    "Moved",
+    "OneIndex",
+    "OneScore",
+    "OrphansCleaned",
+    "Plain",
+    "Ready",
+    "Rebuilt",
+    "Repaired",
+    "ScoreDetails",
+    "Stats",
+    "Stored",
+    "UctRow",
+    "VectorsRebuilt",
+    "Waiting",
+]
+
+T = TypeVar("T")
+
+
+class ApiResponse(BaseModel, Generic[T]):
+    success: Literal[True] = True
+    message: str = ""
+    data: T
+
+
+class Plain(BaseModel, Generic[T]):
+    """An answer without a message."""
+
+    success: Literal[True] = True
+    data: T
+
+
+class Described(TypedDict):
+    version: str
+    docs: str
+    redoc: str
+    port: int
+
+
+class HealthNumbers(TypedDict):
+    connected: bool
+    total_records: int
+
+
+class Health(BaseModel):
+    status: Literal["healthy"]
+    timestamp: str
+    database: HealthNumbers
+
+
+class Ready(BaseModel):
+    status: Literal["ready"]
+
+
+class Stats(BaseModel):
+    """Counts, and sizes in bytes."""
+
+    total_records: int
+    unique_names: int
+    database_size: int
+    collection_size: int
+    index_size: int
+    storage_size: int
+    average_object_size: float
+    database_name: str
+    collection_name: str
+
+
+class CandidateNumbers(TypedDict):
+    """An empty set has the first five; scores are null where no member has one."""
+
+    capacity: int
+    current_size: int
+    update_threshold: int
+    new_data_count: int
+    needs_update: bool
+    highest_score: NotRequired[float | None]
+    lowest_score: NotRequired[float | None]
+    average_score: NotRequired[float | None]
+    score_range: NotRequired[float | None]
+
+
+class ExtendedStats(Stats):
+    pending_embeddings: int
+    unscored: int
+    stale_scores: int
+    incomplete: int
+    embedding_model: str | None
+    embedding_error: str | None
+    vector_index: dict[str, Any]
+    candidates: dict[str, Any]
+
+
+class Repaired(TypedDict):
+    elements: int
+    storage_problems: list[str]
+    orphans_made_roots: int
+    completeness_corrected: int
+    candidates: int
+
+
+class Stored(TypedDict):
+    name: str
+    index: int
+
+
+class OneIndex(TypedDict):
+    index: int
+
+
+class OneScore(TypedDict):
+    index: int
+    score: float | None
+
+
+class Deleted(TypedDict):
+    deleted_count: int
+
+
+class Cleaned(TypedDict):
+    count_before: int
+    cleaned_count: int
+    reparented_children: int
+    count_after: int
+    message: NotRequired[str]
+
+
+class IndexNumbers(TypedDict):
+    """`total_vectors` counts windows: a long motivation has several."""
+
+    total_vectors: int
+    dimension: int
+    index_type: Literal["IP"]
+    active_mappings: int
+    orphan_vectors: int
+    next_index: int
+    health_status: str
+
+
+class VectorsRebuilt(TypedDict):
+    total_vectors: int
+    active_mappings: int
+    pending: int
+
+
+class OrphansCleaned(TypedDict):
+    total_vectors: int
+    orphan_vectors: int
+    cleaned: int
+
+
+class Waiting(TypedDict):
+    new_data_count: int
+
+
+class Merged(TypedDict):
+    updated_at: str
+    total_evaluated: int
+    new_elements_evaluated: int
+    old_candidates: int
+    final_candidates: int
+    new_entries: int
+    replaced_entries: int
+    highest_score: float | None
+    lowest_score: float | None
+    average_score: float | None
+
+
+class Rebuilt(TypedDict):
+    updated_at: str
+    old_candidate_count: int
+    new_candidate_count: int
+    message: str
+
+
+class Moved(TypedDict):
+    child_index: int
+    parent_index: int | None
+
+
+class UctRow(BaseModel):
+    """`uct_score` is null without a benchmark mean, "infinite" without children."""
+
+    index: int
+    name: str
+    base_score: float | None
+    n_node: int
+    exploration_term: float | Literal["infinite"]
+    uct_score: float | Literal["infinite"] | None
+    summary: str
+
+
+class BaselineStored(TypedDict):
+    rescored: int
+
+
+class ScoreDetails(BaseModel):
+    """How a score came about: see evaluate_agent/score.py."""
+
+    index: int
+    version: int
+    score: float | None
+    loss_term: float | None
+    benchmark_term: float | None
+    judge: float | None
+    judgement: dict[str, Any] | None
+    source: Literal["run", "result"]
+    baseline_key: str | None
+    loss_clip: float | None
+    benchmark_clip: float | None
+    missing: list[str]
+    evidence: dict[str, Any]

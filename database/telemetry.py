@@ -1,0 +1,147 @@
+"""What the server says of itself: a line and an id for each request, and counters for Prometheus.
+
+Lines hold no query, no body and no key: motivations, programs and secrets stay out of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+import uuid
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from pythonjsonlogger.json import JsonFormatter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from database.store import Session, Where
+
+__all__ = ["Metrics", "Telemetry", "log_to_stderr"]
+
+_LOG = logging.getLogger("database.requests")
+_ID = re.compile(r"[\w.:-]{1,64}")
+_OWN_SCRIPTS = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "worker-src 'self' blob:; frame-ancestors 'none'"
+)
+"""The pages of the API's description load nothing from anywhere else."""
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 30.0)
+
+
+def log_to_stderr(form: Literal["text", "json"]) -> None:
+    """Sends the log of this process to stderr: a text a line, or one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        fields = "%(asctime)s %(name)s %(levelname)s %(message)s"
+        renamed = {"asctime": "time", "name": "logger", "levelname": "level"}
+        handler.setFormatter(JsonFormatter(fields, rename_fields=renamed))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in ("httpx", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self.requests = Counter(
+            "asi_database_requests", "requests answered", ["method", "route", "status"], registry=self._registry
+        )
+        self.seconds = Histogram(
+            "asi_database_request_seconds",
+            "seconds to answer",
+            ["method", "route"],
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
+        self.running = Gauge("asi_database_requests_running", "requests in progress", registry=self._registry)
+        self._stored = {
+            name: Gauge(f"asi_database_{name}", text, registry=self._registry)
+            for name, text in (
+                ("elements", "elements stored"),
+                ("candidates", "size of the candidate set"),
+                ("pending_embeddings", "elements whose motivation is not embedded yet"),
+                ("unscored", "elements without a score"),
+            )
+        }
+
+    def text(self, session: Session) -> bytes:
+        """Everything, in Prometheus' text format, with what is stored now."""
+        self._stored["elements"].set(session.count())
+        self._stored["candidates"].set(len(session.candidates()))
+        self._stored["pending_embeddings"].set(session.count(Where(pending=True)))
+        self._stored["unscored"].set(session.count(Where(unscored=True)))
+        return generate_latest(self._registry)
+
+
+class Telemetry:
+    """ASGI middleware: X-Request-ID of the client, or a new one, on every answer; a log line; the counters."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        identity = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = identity
+        status = 500
+        started = time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                headers["X-Content-Type-Options"] = "nosniff"
+                if scope["path"] in ("/docs", "/redoc"):
+                    headers["Content-Security-Policy"] = _OWN_SCRIPTS
+            await send(message)
+
+        with self._metrics.running.track_inprogress():
+            try:
+                await self._app(scope, receive, answer)
+            finally:
+                self._record(scope, identity, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
+        method, route = scope["method"], getattr(scope.get("route"), "path", "none")
+        # A client may invent methods, and each would be a series of its own.
+        known = method if method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH") else "other"
+        self._metrics.requests.labels(known, route, str(status)).inc()
+        self._metrics.seconds.labels(known, route).observe(seconds)
+        # As it came, percent-encoded: no name breaks the line.
+        path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
+        client = (scope.get("client") or ("",))[0]
+        role = scope["state"].get("role")
+        milliseconds = round(1000 * seconds, 2)
+        _LOG.info(
+            "%s %s %s %d %.2f ms %s",
+            identity,
+            known,
+            path[:500],
+            status,
+            milliseconds,
+            client,
+            extra={
+                "request_id": identity,
+                "method": known,
+                "path": path[:500],
+                "route": route,
+                "status": status,
+                "milliseconds": milliseconds,
+                "client": client,
+                "role": role,
+            },
+        )
