@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 __all__ = [
     "Baseline",
@@ -20,6 +20,7 @@ __all__ = [
     "Reason",
     "RunRecord",
     "Status",
+    "Usage",
 ]
 
 Status = Literal["finished", "failed", "stopped"]
@@ -118,6 +119,21 @@ class Forecast(Record):
     threshold: FiniteFloat
     peers: int
     spared: bool
+
+
+class Usage(Record):
+    """Calls of a language model in one role: what they took. `index` is the element they led to, if one."""
+
+    role: str
+    model: str
+    calls: int = Field(ge=0, le=2**53)
+    failed: int = Field(0, ge=0, le=2**53)
+    input_tokens: int = Field(0, ge=0, le=2**53)
+    output_tokens: int = Field(0, ge=0, le=2**53)
+    seconds: FiniteFloat = Field(0.0, ge=0)
+    cost: FiniteFloat | None = Field(None, ge=0)
+    """US dollars; None without prices."""
+    index: int | None = Field(None, ge=1, le=2**63 - 1)
 
 
 class RunRecord(Record):

@@ -7,29 +7,43 @@ from typing import Any, Generic, Literal, NotRequired, TypeVar
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
+from common.records import CheckOutcome, RunRecord, Usage
+
 __all__ = [
     "ApiResponse",
     "BaselineStored",
     "CandidateNumbers",
+    "CheckOfRun",
     "Cleaned",
     "Deleted",
     "Described",
+    "EventOut",
+    "EventPage",
     "ExtendedStats",
     "Health",
+    "Imported",
     "IndexNumbers",
+    "MeasurementOfRun",
     "Merged",
     "Moved",
     "OneIndex",
     "OneScore",
     "OrphansCleaned",
     "Plain",
+    "Program",
     "Ready",
     "Rebuilt",
+    "RefusedLine",
     "Repaired",
+    "RunOfElement",
+    "RunPage",
     "ScoreDetails",
     "Stats",
     "Stored",
     "UctRow",
+    "UsagePage",
+    "UsageStored",
+    "UsageTotal",
     "VectorsRebuilt",
     "Waiting",
 ]
@@ -230,3 +244,81 @@ class ScoreDetails(BaseModel):
     benchmark_clip: float | None
     missing: list[str]
     evidence: dict[str, Any]
+
+
+class EventOut(BaseModel):
+    id: int
+    time: str
+    kind: Literal["added", "removed", "cleared", "scored", "parent", "candidates", "baseline"]
+    index: int | None
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    """`next` is the cursor to go on from; `oldest` and `last` are the ids of the oldest event kept and of the last."""
+
+    events: list[EventOut]
+    next: int
+    oldest: int
+    last: int
+
+
+class RefusedLine(TypedDict):
+    line: int
+    reason: str
+
+
+class Imported(TypedDict):
+    stored: int
+    repeated: int
+    refused: list[RefusedLine]
+
+
+class RunOfElement(BaseModel):
+    index: int
+    run: RunRecord
+
+
+class RunPage(BaseModel):
+    runs: list[RunOfElement]
+    next: int | None
+
+
+class CheckOfRun(CheckOutcome):
+    run_id: str
+
+
+class MeasurementOfRun(BaseModel):
+    run_id: str
+    profile: str
+    seed: int
+    name: str
+    value: float
+    n: int
+    se: float | None
+
+
+class Program(BaseModel):
+    sha256: str
+    program: str
+    indices: list[int]
+
+
+class UsageStored(TypedDict):
+    stored: int
+
+
+class UsagePage(BaseModel):
+    usage: list[Usage]
+    next: int | None
+
+
+class UsageTotal(BaseModel):
+    role: str
+    model: str
+    calls: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    cost: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -10,7 +11,8 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from common.errors import ServiceError
-from common.records import Baseline, RunRecord
+from common.records import Baseline, RunRecord, Usage
+from database.answers import EventPage
 from database.models import Context, Element, ElementPage, NewElement, ScoredElement, StoredExperiment
 
 __all__ = [
@@ -105,6 +107,11 @@ class DatabaseClient:
         """Keeps a baseline; what was measured against its key is scored again."""
         self._json("PUT", f"/v2/baselines/{quote(baseline.key, safe='')}", baseline.model_dump(mode="json"))
 
+    def add_usage(self, records: Sequence[Usage], key: str) -> None:
+        """Keeps what calls of a language model took, once for each `key`."""
+        body = [record.model_dump(mode="json") for record in records]
+        self._json("POST", "/v2/usage", body, headers={"Idempotency-Key": key})
+
     # Reading
 
     def element(self, index: int) -> Element | None:
@@ -150,6 +157,10 @@ class DatabaseClient:
 
     def runs(self, index: int) -> list[RunRecord]:
         return self._list(_RUNS, f"/v2/elements/{index}/runs")
+
+    def events(self, cursor: int = 0, limit: int = 100) -> EventPage:
+        """Changes since `cursor`; `next` is the cursor to go on from."""
+        return self._parse(EventPage, self._json("GET", f"/v2/events?after={cursor}&limit={limit}"))
 
     def with_fingerprint(self, fingerprint: str) -> list[int]:
         """Indices of the elements that compute the same function."""

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import argparse
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -32,7 +33,7 @@ from database.access import Access, Keys, require_key
 from database.envelope import answer_errors
 from database.memory import Memory
 from database.openapi import describe_api
-from database.routers import candidates, elements, experiments, lineage, system
+from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
 from database.store import open_store
 from database.telemetry import Metrics, Telemetry, log_to_stderr
 
@@ -64,6 +65,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
     app.state.memory = memory
     app.state.metrics = metrics
     app.state.port = port
+    # Streams end when it is set, so that a stop need not wait for their clients.
+    app.state.closing = threading.Event()
     # The last one added sees a request first.
     app.add_middleware(
         Access,
@@ -82,7 +85,7 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
         )
     app.add_middleware(Telemetry, metrics)
     # Fixed words win over {index} in paths, so the routes with them come first.
-    for module in (system, elements, lineage, candidates, experiments):
+    for module in (system, elements, lineage, candidates, experiments, records, events, bulk):
         app.include_router(module.router)
     answer_errors(app)
     describe_api(app)
@@ -93,11 +96,16 @@ class _Server(uvicorn.Server):
     """Says where it listens once it answers."""
 
     url = ""
+    closing = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             announce(self.url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.closing.set()
+        await super().shutdown(sockets)
 
 
 def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
@@ -115,8 +123,9 @@ def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
         listener.listen(256)
         memory = Memory(open_store(settings), embedder, settings)
         host, port = listener.getsockname()[:2]
+        app = create_app(memory, port)
         config = uvicorn.Config(
-            create_app(memory, port),
+            app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=5,
@@ -124,6 +133,7 @@ def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
             h11_max_incomplete_event_size=1 << 20,
         )
         server = _Server(config)
+        server.closing = app.state.closing
         server.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         # uvicorn raises the signal again after an orderly end; that end is what was asked for.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -30,6 +30,7 @@ from common.errors import StoreError
 from database.evaluate_agent.score import evidence_of, parse_table
 from database.group_writer import GroupWriter, Write
 from database.models import NewElement
+from database.mongodb_ledger import adopt_programs
 from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of, element_of
 from database.store import NewEntry, StoreBusyError, StoreFullError
 
@@ -144,6 +145,7 @@ class MongoStore:
         elements.create_index("asi.sketch_sequence", sparse=True)
         elements.create_index("asi.fingerprint", sparse=True)
         self._adopt()
+        adopt_programs(self._database)
 
     def _adopt(self) -> None:
         """Adds what we keep to documents that another program, or an earlier release, stored; nothing of theirs is

@@ -16,6 +16,7 @@ from pymongo.database import Database
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
+from database.mongodb_ledger import MongoLedger
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
 __all__ = ["ELEMENTS", "STATE", "MongoSession", "document_of", "element_of"]
@@ -357,6 +358,12 @@ class MongoSession:
 
     def next_revision(self) -> int:
         return self._bump("revision")
+
+    # Beside the elements
+
+    @property
+    def ledger(self) -> MongoLedger:
+        return MongoLedger(self._database, self._session)
 
     # Upkeep
 

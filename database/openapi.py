@@ -54,6 +54,18 @@ _CANDIDATES = {
     "score_range": 0.18,
 }
 _MEASURED = {"value": 4.31, "n": 20480, "se": 0.004}
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_USAGE = {
+    "role": "planner",
+    "model": "gpt-4.1",
+    "calls": 3,
+    "failed": 0,
+    "input_tokens": 21000,
+    "output_tokens": 4800,
+    "seconds": 61.5,
+    "cost": 0.08,
+    "index": 7,
+}
 _RUN = {
     "version": 1,
     "run_id": "20250701-115500-7",
@@ -61,7 +73,7 @@ _RUN = {
     "profile": "cpu",
     "seed": 0,
     "status": "finished",
-    "program_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "program_sha256": _SHA256,
     "baseline_key": "4a1f",
     "heldout_loss": _MEASURED,
     "benchmark_mean": {"value": 0.41, "n": 200, "se": 0.02},
@@ -221,6 +233,48 @@ EXAMPLES: dict[str, Any] = {
     ),
     "GET /v2/elements": {"elements": [_SCORED], "next": 7},
     "GET /v2/elements/{index}/runs": [_RUN],
+    "GET /v2/runs": {"runs": [{"index": 7, "run": _RUN}], "next": None},
+    "GET /v2/elements/{index}/checks": [
+        {
+            "run_id": "20250701-115500-7",
+            "name": "causality",
+            "passed": True,
+            "severity": "refuse",
+            "detail": "nothing depends on what comes later",
+            "counterexample": None,
+        }
+    ],
+    "GET /v2/elements/{index}/measurements": [
+        {"run_id": "20250701-115500-7", "profile": "cpu", "seed": 0, "name": "heldout_loss", **_MEASURED}
+    ],
+    "GET /v2/programs/{sha256}": {"sha256": _SHA256, "program": "class DeltaNet(nn.Module): ...", "indices": [7]},
+    "POST /v2/usage": _done("1 records are kept", {"stored": 1}),
+    "GET /v2/usage": {"usage": [_USAGE], "next": None},
+    "GET /v2/usage/totals": [{name: value for name, value in _USAGE.items() if name != "index"}],
+    "GET /v2/events": {
+        "events": [
+            {
+                "id": 12,
+                "time": "2025-07-01 12:00:00",
+                "kind": "added",
+                "index": 7,
+                "data": {"name": "delta_net_gated_mix", "parent": 1},
+            }
+        ],
+        "next": 12,
+        "oldest": 1,
+        "last": 12,
+    },
+    "GET /v2/events/stream": 'id: 12\nevent: added\ndata: {"index": 7, "time": "2025-07-01 12:00:00", "data": {}}\n\n',
+    "GET /v2/export": '{"element": {"index": 1, ...}, "score": 1.44, "runs": []}\n{"candidates": [1]}\n',
+    "POST /v2/import": _done(
+        "2 lines are stored, 0 were before, 1 are refused",
+        {
+            "stored": 2,
+            "repeated": 0,
+            "refused": [{"line": 3, "reason": "its parent 9 is not among the lines before it"}],
+        },
+    ),
     "GET /v2/fingerprints/{fingerprint}": [7],
     "GET /v2/elements/{index}/score": _JUDGED,
     "PUT /v2/baselines/{key}": _done("baseline 4a1f is stored; 7 elements scored again", {"rescored": 7}),
@@ -237,6 +291,8 @@ _BODIES: dict[str, Any] = {
         "run": _RUN,
     },
     "PUT /v2/baselines/{key}": _BASELINE,
+    "POST /v2/usage": [_USAGE],
+    "POST /v2/import": '{"element": {"index": 1, "name": "delta_net", ...}}\n',
 }
 _UNKNOWN = ("{index}", "{name}", "{parent}", "{key}", "sample", "uct-select", "tree-structure", "{sha256}")
 """Parts of a path that a 404 belongs to, beside lists, which are empty instead."""

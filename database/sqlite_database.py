@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import StoreError
+from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
 from database.sqlite_schema import MIGRATIONS
 from database.sqlite_session import SqliteSession
@@ -152,6 +153,8 @@ class SqliteStore:
         connection = sqlite3.connect(
             self.path, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+        # For the schema step that hashes programs.
+        connection.create_function("sha256", 1, sha256_text, deterministic=True)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -32000")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")

@@ -140,5 +140,24 @@ CREATE TRIGGER elements_moved AFTER UPDATE OF parent ON elements WHEN OLD.parent
 END
 """
 
-MIGRATIONS: list[list[str]] = [step.strip().split("\n\n") for step in (_FIRST, _SECOND)]
+# Events that others follow; programs by hash; usage of language models. `sha256` is a function of the connection.
+_THIRD = """
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    idx INTEGER,
+    data TEXT NOT NULL
+)
+
+CREATE TABLE programs (idx INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)
+
+INSERT INTO programs SELECT idx, sha256(json_extract(body, '$.program')) FROM documents
+
+CREATE INDEX programs_sha256 ON programs (sha256, idx)
+
+CREATE TABLE usage (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL)
+"""
+
+MIGRATIONS: list[list[str]] = [step.strip().split("\n\n") for step in (_FIRST, _SECOND, _THIRD)]
 """Statements by step; a file that has taken the first n has user_version n."""

@@ -14,6 +14,7 @@ import numpy as np
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
+from database.sqlite_ledger import SqliteLedger
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
 __all__ = ["SqliteSession"]
@@ -311,6 +312,12 @@ class SqliteSession:
 
     def next_revision(self) -> int:
         return self._bump("revision")
+
+    # Beside the elements
+
+    @property
+    def ledger(self) -> SqliteLedger:
+        return SqliteLedger(self._connection)
 
     # Upkeep
 

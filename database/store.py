@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from common.records import Baseline, RunRecord
 from common.settings import Database as DatabaseSettings
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element, NewElement
+
+if TYPE_CHECKING:
+    from database.ledger import Ledger
 
 __all__ = [
     "KEPT_STATE",
@@ -270,6 +273,12 @@ class Session(Protocol):
         """A number above every revision so far."""
         ...
 
+    # Beside the elements
+    @property
+    def ledger(self) -> Ledger:
+        """Events, usage, programs by hash."""
+        ...
+
     # Upkeep
     def sizes(self) -> Sizes: ...
 
@@ -311,15 +320,18 @@ def open_store(settings: DatabaseSettings) -> Store:
         UsageError: the URL is none of these.
         StoreError: the store is there and cannot be used; the message says why and what to do.
     """
+    from database.ledger import Recorded
+
     url = settings.store
     if url.startswith("sqlite:///") and url.removeprefix("sqlite:///") not in ("", ":memory:"):
         from database.sqlite_database import SqliteStore
 
-        return SqliteStore(url.removeprefix("sqlite:///"), settings.lock_timeout)
+        store: Store = SqliteStore(url.removeprefix("sqlite:///"), settings.lock_timeout)
+        return Recorded(store, settings.events_kept)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from database.mongodb_database import MongoStore
 
-        return MongoStore(url, settings.lock_timeout)
+        return Recorded(MongoStore(url, settings.lock_timeout), settings.events_kept)
     raise UsageError(
         f"expected a store such as sqlite:///database.sqlite or mongodb://127.0.0.1:27018/myapp, got {url!r}",
         "three slashes name a file relative to this folder, four an absolute one: sqlite:////var/lib/asi/database.sqlite",

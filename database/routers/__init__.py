@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
@@ -44,9 +44,14 @@ IdempotencyKey = Annotated[
 ]
 
 
-def body_hash(body: BaseModel | None) -> str:
+def body_hash(body: BaseModel | Sequence[BaseModel] | None) -> str:
     """SHA-256 of what was asked for, whatever the order and spacing of its JSON."""
-    return sha256_text("" if body is None else json.dumps(body.model_dump(mode="json"), sort_keys=True))
+    if body is None:
+        return sha256_text("")
+    parts = (
+        body.model_dump(mode="json") if isinstance(body, BaseModel) else [one.model_dump(mode="json") for one in body]
+    )
+    return sha256_text(json.dumps(parts, sort_keys=True))
 
 
 def answered(
@@ -54,7 +59,7 @@ def answered(
     request: Request,
     key: str | None,
     work: Callable[[Session], tuple[str, Any]],
-    body: BaseModel | None = None,
+    body: BaseModel | Sequence[BaseModel] | None = None,
 ) -> ApiResponse[Any]:
     """Runs a write that gives (message, data) once for each Idempotency-Key and wraps its answer.
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from common.records import Baseline, RunRecord
-from database import tree
+from common.records import Baseline
 from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
-from database.memory import with_score
-from database.models import ElementPage, NewExperiment, StoredExperiment
+from database.models import NewExperiment, StoredExperiment
 from database.routers import IdempotencyKey, MemoryDep, answered
-from database.store import MAX_INDEX, Session, Where
 
 __all__ = ["router"]
 
@@ -31,44 +27,6 @@ async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiRes
     stored = await run_in_threadpool(memory.settled, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
     return ApiResponse(message=message, data=stored)
-
-
-@router.get("/elements")
-def list_elements(
-    memory: MemoryDep,
-    after: Annotated[int, Query(ge=0, le=MAX_INDEX)] = 0,
-    limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> ElementPage:
-    """Elements by index, from the one that follows `after`."""
-
-    def work(session: Session) -> ElementPage:
-        found = session.facts(Where(after=after), limit=limit + 1)
-        shown = found[:limit]
-        scores = {facts.index: facts.score for facts in shown}
-        elements = session.elements(list(scores))
-        return ElementPage(
-            elements=[with_score(element, scores[element.index]) for element in elements],
-            next=shown[-1].index if len(found) > limit else None,
-        )
-
-    return memory.store.read(work)
-
-
-@router.get("/elements/{index}/runs")
-def element_runs(memory: MemoryDep, index: int) -> list[RunRecord]:
-    """The run records stored with an element; [] for one that was added without."""
-
-    def work(session: Session) -> list[RunRecord]:
-        tree.facts_of(session, index)
-        return session.runs(index)
-
-    return memory.store.read(work)
-
-
-@router.get("/fingerprints/{fingerprint}")
-def elements_with_fingerprint(memory: MemoryDep, fingerprint: str) -> list[int]:
-    """Indices of the elements that compute the same function; [] where none does."""
-    return memory.store.read(lambda session: session.with_fingerprint(fingerprint))
 
 
 @router.get("/elements/{index}/score")

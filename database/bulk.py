@@ -1,0 +1,199 @@
+"""Whole stores as JSON Lines: out, and in again.
+
+A line is {"baseline": ...}, {"element": ..., "score": ..., "runs": [...]} or {"candidates": [indices]}; a bare element
+is taken as well. Indices are names within the file: an empty store keeps them, any other gives new ones, and parents
+and candidates follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.records import Baseline, RunRecord
+from database.errors import ConflictError, NotFoundError, RefusedError
+from database.memory import Memory
+from database.models import NewElement, StoredExperiment
+from database.scores import BASELINES
+from database.store import Session, Where
+
+__all__ = ["Importer", "Refusal", "export_lines"]
+
+_PAGE = 50
+_OPEN = 64
+_HIGHEST_KEPT = 2**31
+"""Highest index of a file that is kept: the counter has to go on from it."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A line that was not stored. Lines are counted from 1."""
+
+    line: int
+    reason: str
+
+
+def export_lines(memory: Memory) -> Iterator[str]:
+    """Everything, a page a transaction: what is removed meanwhile is left out, what is added is in it."""
+
+    def baselines(session: Session) -> list[Baseline]:
+        found = [session.baseline(key) for key in session.state(BASELINES) or []]
+        return [baseline for baseline in found if baseline is not None]
+
+    for baseline in memory.store.read(baselines):
+        yield _line({"baseline": baseline.model_dump(mode="json")})
+    after: int | None = 0
+    while after is not None:
+        after, lines = memory.store.read(_page(after))
+        yield from lines
+    members = memory.store.read(lambda session: [facts.index for facts in memory.candidates.ranked(session)])
+    yield _line({"candidates": members})
+
+
+def _page(after: int) -> Callable[[Session], tuple[int | None, list[str]]]:
+    def work(session: Session) -> tuple[int | None, list[str]]:
+        facts = session.facts(Where(after=after), limit=_PAGE)
+        scores = {item.index: item.score for item in facts}
+        lines = [
+            _line(
+                {
+                    "element": element.model_dump(),
+                    "score": scores[element.index],
+                    "runs": [run.model_dump(mode="json") for run in session.runs(element.index)],
+                }
+            )
+            for element in session.elements(list(scores))
+        ]
+        return (facts[-1].index if len(facts) == _PAGE else None), lines
+
+    return work
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass
+class Importer:
+    """Takes lines one after the other; what cannot be stored is a refusal, and the rest goes on.
+
+    Args:
+        key: with it, the same lines sent again are stored once.
+    """
+
+    memory: Memory
+    key: str | None = None
+    refused: list[Refusal] = field(default_factory=list)
+    stored: int = 0
+    repeated: int = 0
+
+    def __post_init__(self) -> None:
+        self._keeps = not self.memory.store.read(lambda session: session.count(limit=1))
+        self._known: dict[int, Future[StoredExperiment]] = {}
+        self._open: deque[tuple[int, Future[StoredExperiment]]] = deque()
+
+    def line(self, number: int, text: str | bytes) -> None:
+        """Takes one line of JSON. Empty ones are passed over.
+
+        Raises:
+            StoreError: the store cannot be written; lines before this one may be stored.
+        """
+        if text.strip():
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                self.refuse(number, f"expected JSON, got {str(error)[:200] or 'something nested too deeply'}")
+                return
+            self.value(number, value)
+
+    def value(self, number: int, value: Any) -> None:
+        """Takes one line as an object."""
+        try:
+            if not isinstance(value, dict):
+                raise RefusedError(f"expected an object, got {type(value).__name__}")
+            if "baseline" in value:
+                self.memory.put_baseline(Baseline.model_validate(value["baseline"]))
+                self.stored += 1
+            elif "candidates" in value:
+                self._candidates(number, value["candidates"])
+            else:
+                self._element(number, value)
+        except ValidationError as error:
+            found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]]
+            self.refuse(number, "; ".join(found))
+        except (RefusedError, ConflictError, NotFoundError, RecursionError) as error:
+            self.refuse(number, str(error) or "nested too deeply")
+
+    def refuse(self, number: int, reason: str) -> None:
+        self.refused.append(Refusal(number, reason.encode("utf-8", "replace").decode()))
+
+    def finish(self) -> None:
+        """Returns when everything has its outcome."""
+        while self._open:
+            self._settle()
+        self.refused.sort(key=lambda refusal: refusal.line)
+
+    def _element(self, number: int, value: dict[str, Any]) -> None:
+        given = value.get("element", value)
+        runs = value.get("runs") or []
+        if not isinstance(given, dict) or not isinstance(runs, list) or len(runs) > 1:
+            raise RefusedError("expected an element, an object, with at most one run in a list")
+        source = given.get("index")
+        if source is not None and (not isinstance(source, int) or source < 1 or source in self._known):
+            raise RefusedError(f"expected an index of its own, a positive integer, got {str(source)[:40]}")
+        element = NewElement.model_validate({**given, "parent": None})
+        run = RunRecord.model_validate(runs[0]) if runs else None
+        parent = given.get("parent")
+        if parent is not None:
+            element = element.model_copy(update={"parent": self._index(parent)})
+        if source is not None and self._keeps and source <= _HIGHEST_KEPT:
+            # Kept in the order of submission, so the element that follows gets this index.
+            reserved: int = source
+            self.memory.store.submit(lambda session: session.ledger.reserve(reserved))
+        key = None if self.key is None else f"import:{self.key}:{number}"
+        future = self.memory.submit(element, run, key)
+        if source is not None:
+            self._known[source] = future
+        self._open.append((number, future))
+        if len(self._open) > _OPEN:
+            self._settle()
+
+    def _index(self, source: Any) -> int:
+        """The index here of an element that the file calls `source`."""
+        future = self._known.get(source) if isinstance(source, int) else None
+        if future is None:
+            raise RefusedError(f"its parent {str(source)[:40]} is not among the lines before it")
+        try:
+            return future.result().index
+        except (RefusedError, ConflictError) as error:
+            raise RefusedError(f"its parent {source} was refused") from error
+
+    def _settle(self) -> None:
+        number, future = self._open.popleft()
+        try:
+            created = future.result().created
+        except (RefusedError, ConflictError) as error:
+            self.refuse(number, str(error))
+            return
+        self.stored += created
+        self.repeated += not created
+
+    def _admit(self, index: int, session: Session) -> None:
+        self.memory.candidates.add(session, index)
+
+    def _candidates(self, number: int, members: Any) -> None:
+        if not isinstance(members, list):
+            raise RefusedError("expected candidates as a list of indices")
+        self.memory.settling.settle()
+        for member in members:
+            try:
+                self.memory.store.write(partial(self._admit, self._index(member)))
+            except (RefusedError, NotFoundError) as error:
+                self.refuse(number, f"candidate {str(member)[:40]}: {error}")

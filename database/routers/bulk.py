@@ -1,0 +1,69 @@
+"""Whole stores as JSON Lines, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from database.answers import ApiResponse, Imported
+from database.bulk import Importer, export_lines
+from database.routers import IdempotencyKey, MemoryDep
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v2", tags=["v2"])
+_LINES = "application/x-ndjson"
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {_LINES: {"schema": {"type": "string"}}}}}
+
+
+class LinesResponse(StreamingResponse):
+    media_type = _LINES
+
+
+@router.get("/export", response_class=LinesResponse)
+def export_all(memory: MemoryDep) -> LinesResponse:
+    """Baselines, elements with their runs, and the candidate set, as JSON Lines; /v2/import reads them again."""
+    return LinesResponse(export_lines(memory))
+
+
+@router.post("/import", openapi_extra=_BODY)
+async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Imported]:
+    """Stores the lines of an export, or bare elements, one by one; each line that is refused is named with its reason.
+
+    With an Idempotency-Key the same lines sent again are stored once. A line may be as long as a body elsewhere.
+    """
+    importer = await run_in_threadpool(Importer, memory, key)
+    longest = memory.settings.max_body_mb << 20
+    number = 0
+    async for line in _lines(request, longest):
+        number += 1
+        if line is None:
+            importer.refuse(number, f"expected a line of at most {longest} bytes, got more")
+        else:
+            await run_in_threadpool(importer.line, number, line)
+    await run_in_threadpool(importer.finish)
+    refused = [asdict(refusal) for refusal in importer.refused]
+    return ApiResponse(
+        message=f"{importer.stored} lines are stored, {importer.repeated} were before, {len(refused)} are refused",
+        data={"stored": importer.stored, "repeated": importer.repeated, "refused": refused},
+    )
+
+
+async def _lines(request: Request, longest: int) -> AsyncIterator[bytes | None]:
+    """The lines of a body as they come; None for one that is too long."""
+    held, too_long = bytearray(), False
+    async for chunk in request.stream():
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            yield None if too_long or len(held) + len(part) > longest else bytes(held) + part
+            held, too_long = bytearray(), False
+        held += rest
+        if len(held) > longest:
+            held, too_long = bytearray(), True
+    if held or too_long:
+        yield None if too_long else bytes(held)
