@@ -76,6 +76,10 @@ class Ledger(Protocol):
         """Makes the next element's index at least this one."""
         ...
 
+    def strays(self) -> list[str]:
+        """What belongs to no element, and elements that lack a part; a line each."""
+        ...
+
 
 class _Recorder:
     """A session that notes its changes. What is not named here is the session's own."""

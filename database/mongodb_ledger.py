@@ -90,6 +90,13 @@ class MongoLedger:
         document = {"_id": "last_index", "value": json.dumps(last)}
         state.replace_one({"_id": "last_index"}, document, upsert=True, session=self._session)
 
+    def strays(self) -> list[str]:
+        found = self._database[_STATE].find_one({"_id": "candidates"}, session=self._session)
+        members = [] if found is None else json.loads(found["value"])
+        elements = self._database[_ELEMENTS]
+        stored = {row["index"] for row in elements.find({"index": {"$in": members}}, {"index": 1})}
+        return [f"candidates: element {index} does not exist" for index in members if index not in stored][:20]
+
     def _last(self, collection: str) -> int:
         newest = self._database[collection].find({}, {"_id": 1}, session=self._session).sort("_id", -1).limit(1)
         return next((row["_id"] for row in newest), 0)

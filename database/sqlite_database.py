@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 from common.errors import StoreError
 from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
-from database.sqlite_schema import MIGRATIONS
+from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.sqlite_session import SqliteSession
 from database.store import StoreBusyError, StoreFullError
 
 __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
-_APPLICATION_ID = 0x41534931
+
 _CHECKPOINT_PAGES = 8000
 _IDLE_READERS = 16
 
@@ -167,7 +167,7 @@ class SqliteStore:
         application = writer.execute("PRAGMA application_id").fetchone()[0]
         version = writer.execute("PRAGMA user_version").fetchone()[0]
         tables = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != _APPLICATION_ID:
+        if tables and application != APPLICATION_ID:
             raise StoreError(
                 f"{self.path} is an SQLite database of another program", "name another file in --store sqlite:///FILE"
             )
@@ -183,7 +183,7 @@ class SqliteStore:
         for step in MIGRATIONS[version:]:
             for statement in step:
                 writer.execute(statement)
-        writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         writer.execute(f"PRAGMA user_version = {max(version, len(MIGRATIONS))}")
         # A write that changes something is what finds a read-only folder or a full disk now rather than later.
         writer.execute("INSERT OR REPLACE INTO state VALUES ('opened', json_quote(datetime('now')))")

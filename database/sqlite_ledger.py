@@ -12,6 +12,9 @@ from database.ledger import Event, EventKind
 
 __all__ = ["SqliteLedger"]
 
+_NEEDED = ("documents", "evidence", "programs")
+_PARTS = (*_NEEDED, "runs", "sketches", "vectors", "candidates")
+
 
 class SqliteLedger:
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -65,3 +68,19 @@ class SqliteLedger:
             " ON CONFLICT (name) DO UPDATE SET value = MAX(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
             (str(index - 1),),
         )
+
+    def strays(self) -> list[str]:
+        found = []
+        for table in _PARTS:
+            query = (
+                f"SELECT DISTINCT idx FROM {table} WHERE idx NOT IN (SELECT idx FROM elements) ORDER BY idx LIMIT 20"
+            )
+            found += [f"{table}: element {index} does not exist" for (index,) in self._connection.execute(query)]
+        for table in _NEEDED:
+            query = f"SELECT idx FROM elements WHERE idx NOT IN (SELECT idx FROM {table}) ORDER BY idx LIMIT 20"
+            found += [f"{table}: element {index} has none" for (index,) in self._connection.execute(query)]
+        counted = self._connection.execute(
+            "SELECT idx FROM elements e WHERE children <> (SELECT COUNT(*) FROM elements c WHERE c.parent = e.idx)"
+            " ORDER BY idx LIMIT 20"
+        )
+        return found + [f"count: the children of element {index} are counted wrong" for (index,) in counted]

@@ -6,7 +6,10 @@ scan to be counted (records, bytes, names, children of an element) is counted by
 
 from __future__ import annotations
 
-__all__ = ["MIGRATIONS"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS"]
+
+APPLICATION_ID = 0x41534931
+"""What SQLite files of ours say they are."""
 
 _FIRST = """
 CREATE TABLE elements (

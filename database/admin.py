@@ -1,0 +1,278 @@
+"""Care of a database: backup, restore, verify, migrate, and published files.
+
+python database/admin.py backup FILE [--store sqlite:///FILE or mongodb://...]
+python database/admin.py restore FILE [--replace] [--store ...]
+python database/admin.py verify [--store ...]              # exit 1 when something is broken
+python database/admin.py migrate [--store ...]
+python database/admin.py import-published FILE [--store ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from common.errors import AsiError, ServiceError, StoreError, UsageError
+from common.settings import Database as DatabaseSettings
+from common.settings import parse, usage_exit
+from common.text import printable
+from database.bulk import Importer, export_lines
+from database.invariants import broken
+from database.memory import Memory
+from database.published import read_published
+from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
+from database.store import open_store
+
+__all__ = ["main"]
+
+_COMMANDS = ("backup", "restore", "verify", "migrate", "import-published")
+_SHOWN = 200
+
+
+class _NoEmbedder:
+    """Nothing is embedded here: what is stored stays pending until a server runs over the store."""
+
+    model = "none"
+    dimension = 0
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        raise ServiceError("nothing is embedded by this command")
+
+    def windows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        raise ServiceError("nothing is embedded by this command")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Backup, restore, verification, migration and import of a database.")
+    parser.add_argument("command", choices=_COMMANDS)
+    parser.add_argument("file", nargs="?", type=Path, help="of backup, restore and import-published")
+    parser.add_argument("--replace", action="store_true", help="restore: over a database that holds something")
+    try:
+        settings, arguments = parse(parser, argv, sections=["database"], short=["database.store"])
+        needs = arguments.command in ("backup", "restore", "import-published")
+        if needs != (arguments.file is not None):
+            raise UsageError(f"{arguments.command} takes {'a' if needs else 'no'} FILE", "see --help")
+        if arguments.command == "backup":
+            return backup(settings.database, arguments.file)
+        if arguments.command == "restore":
+            return restore(settings.database, arguments.file, arguments.replace)
+        if arguments.command == "verify":
+            return verify(settings.database)
+        if arguments.command == "migrate":
+            return migrate(settings.database)
+        return import_published(settings.database, arguments.file)
+    except UsageError as error:
+        return usage_exit(error)
+    except AsiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def backup(settings: DatabaseSettings, target: Path) -> int:
+    """Copies the store while it is used. Of SQLite: a database file, by SQLite's own backup; of MongoDB: JSON Lines, a
+    page a read, so that what changes meanwhile may be in it or not."""
+    if target.exists():
+        raise UsageError(f"{target} exists", "name a new file")
+    file = _sqlite_file(settings)
+    partial = target.with_name(f"{target.name}.partial")
+    if file is None:
+        with _memory(settings) as memory, _translated(target, target):
+            with partial.open("w", encoding="utf-8") as lines:
+                lines.writelines(export_lines(memory))
+                lines.flush()
+                os.fsync(lines.fileno())
+            partial.rename(target)
+        print(f"{target}: every element, run, baseline and the candidate set as JSON Lines")
+        return 0
+    _require_ours(file)
+    with _translated(file, target), contextlib.closing(_read_only(file)) as source:
+        partial.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy, pages=1000)
+            # One file, without a log beside it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        partial.rename(target)
+    print(f"{target}: {_require_ours(target)} elements")
+    return 0
+
+
+def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
+    """Puts a backup in place: a database file over SQLite, JSON Lines into an empty store of either kind."""
+    file = _sqlite_file(settings)
+    with contextlib.suppress(OSError), source.open("rb") as handle:
+        if handle.read(16) != b"SQLite format 3\0":
+            return _restore_lines(settings, source)
+    if file is None:
+        raise UsageError("a backup of SQLite cannot be put into MongoDB", "restore it into sqlite:///FILE first, then "
+                         "export that by GET /v2/export and restore the JSON Lines")  # fmt: skip
+    count = _require_ours(source)
+    if file.exists():
+        if _require_ours(file) and not replace:
+            raise UsageError(f"{file} holds a database", "add --replace, or name another --store")
+        _require_unused(file)
+    partial = file.with_name(f"{file.name}.partial")
+    with _translated(source, file), contextlib.closing(_read_only(source)) as opened:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(partial)) as copy:
+            opened.backup(copy)
+        with partial.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        for end in ("-wal", "-shm", ".faiss"):
+            file.with_name(file.name + end).unlink(missing_ok=True)
+        partial.replace(file)
+    print(f"{file}: {count} elements restored from {source}")
+    return 0
+
+
+def verify(settings: DatabaseSettings) -> int:
+    """Prints every invariant that does not hold; 1 when there is one."""
+    file = _sqlite_file(settings)
+    if file is not None:
+        _require_ours(file)
+    store = open_store(settings)
+    try:
+        found = broken(store, settings.candidate_capacity)
+        count = store.read(lambda session: session.count())
+    finally:
+        store.close()
+    for line in found:
+        print(f"broken: {printable(line)}")
+    print(f"{count} elements: {f'{len(found)} things are broken' if found else 'everything holds'}")
+    if found:
+        print("POST /repair mends parents, candidates, completeness and scores; for the rest restore a backup.")
+    return 1 if found else 0
+
+
+def migrate(settings: DatabaseSettings) -> int:
+    """Takes the schema steps that a store lacks. A server does so too when it starts."""
+    file = _sqlite_file(settings)
+    if file is not None:
+        _require_ours(file)
+        with _translated(file, file), contextlib.closing(_read_only(file)) as opened:
+            before = opened.execute("PRAGMA user_version").fetchone()[0]
+    open_store(settings).close()
+    if file is None:
+        print("the documents hold all that this release keeps with them")
+    else:
+        print(f"{file}: schema {before} -> {len(MIGRATIONS)}")
+    return 0
+
+
+def import_published(settings: DatabaseSettings, path: Path) -> int:
+    """Stores the rows of a published file and prints each that was refused, and why; 1 when none was stored."""
+    rows = read_published(path)
+    key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with _memory(settings) as memory:
+        importer = Importer(memory, f"published-{key}")
+        for row in rows:
+            if row.value is None:
+                importer.refuse(row.number, row.refused)
+            else:
+                importer.value(row.number, row.value)
+        importer.finish()
+    refused = {refusal.line for refusal in importer.refused}
+    notes = [f"row {row.number}: {note}" for row in rows if row.number not in refused for note in row.notes]
+    for line in sorted(notes)[:_SHOWN]:
+        print(printable(line))
+    if len(notes) > _SHOWN:
+        print(f"and {len(notes) - _SHOWN} more notes like these")
+    for refusal in importer.refused:
+        print(printable(f"row {refusal.line} refused: {refusal.reason}"))
+    print(f"{importer.stored} stored, {importer.repeated} were before, {len(importer.refused)} refused")
+    return 0 if importer.stored + importer.repeated or not rows else 1
+
+
+def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
+    with _memory(settings) as memory, source.open("rb") as lines:
+        if memory.store.read(lambda session: session.count(limit=1)):
+            raise UsageError(
+                "JSON Lines are restored into an empty store, this one holds elements", "name another --store"
+            )
+        importer = Importer(memory)
+        for number, line in enumerate(lines, 1):
+            importer.line(number, line)
+        importer.finish()
+    for refusal in importer.refused:
+        print(printable(f"line {refusal.line} refused: {refusal.reason}"))
+    print(f"{importer.stored} lines restored from {source}, {len(importer.refused)} refused")
+    return 1 if importer.refused else 0
+
+
+@contextlib.contextmanager
+def _memory(settings: DatabaseSettings) -> Iterator[Memory]:
+    memory = Memory(open_store(settings), _NoEmbedder(), settings)
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def _sqlite_file(settings: DatabaseSettings) -> Path | None:
+    url = settings.store
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def _read_only(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+
+
+def _require_ours(file: Path) -> int:
+    """The number of elements in a sound file of ours.
+
+    Raises:
+        StoreError: it is missing, damaged, or of another program.
+    """
+    if not file.exists():
+        raise StoreError(f"there is no file {file}", "name an existing one")
+    with _translated(file, file), contextlib.closing(_read_only(file)) as opened:
+        if opened.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise StoreError(f"{file} is an SQLite database of another program", "name a database of this one")
+        found = opened.execute("PRAGMA quick_check(3)").fetchall()
+        if found != [("ok",)]:
+            raise StoreError(f"{file} is damaged: {found[0][0]}", "take another backup")
+        return int(opened.execute("SELECT COUNT(*) FROM elements").fetchone()[0])
+
+
+def _require_unused(file: Path) -> None:
+    """Raises StoreError when another process has the database open."""
+    with contextlib.closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as opened:
+        try:
+            # Leaving WAL needs the file for oneself, and takes in what lies in the log.
+            mode = opened.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        except sqlite3.OperationalError:
+            mode = "locked"
+    if mode != "delete":
+        raise StoreError(f"{file} is in use", "stop the server that has it open, then try again")
+
+
+@contextlib.contextmanager
+def _translated(source: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{source} cannot be copied or read: {error}", "see whether it is a database of ours"
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {target}: {error.strerror}", "name a file in a folder you can write to"
+        ) from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,257 @@
+"""database/admin.py: backup under load, restore, verify that finds what is broken, migrations, published files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.files import sha256_text
+from common.process import REPOSITORY
+from database.admin import main
+from database.sqlite_schema import MIGRATIONS
+from tests.database.db_service import BASELINE, Service, body_of, mongodb_server
+
+VERSION_1 = REPOSITORY / "tests" / "assets" / "database_version_1.sqlite.gz"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A version-1 file, as the first release wrote it: elements 1, 3, 4, 5 (2 was removed), candidates 1 and 3."""
+    path = tmp_path / "database.sqlite"
+    path.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
+    return path
+
+
+def run(*arguments: object, store: Path | str) -> int:
+    url = store if isinstance(store, str) else f"sqlite:///{store}"
+    return main([*map(str, arguments), "--store", url])
+
+
+def test_a_version_1_file_is_migrated_and_sound(
+    file: Path, start: Callable[..., Service], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(file) as before:
+        assert before.execute("PRAGMA user_version").fetchone() == (1,)
+        stored = dict(before.execute("SELECT idx, body FROM documents"))
+        scores = dict(before.execute("SELECT idx, score FROM elements"))
+    assert run("migrate", store=file) == 0 and f"schema 1 -> {len(MIGRATIONS)}" in capsys.readouterr().out
+    assert run("verify", store=file) == 0, capsys.readouterr().out
+    assert "everything holds" in capsys.readouterr().out
+    assert run("migrate", store=file) == 0 and f"schema {len(MIGRATIONS)} -> " in capsys.readouterr().out
+    service = start()
+    assert sorted(stored) == [1, 3, 4, 5]
+    for index, text in stored.items():
+        element = service.get(f"/elements/with-score/by-index/{index}")
+        assert {name: element[name] for name in json.loads(text)} == json.loads(text)
+        assert element["score"] == pytest.approx(scores[index])
+    assert service.get("/elements/by-index/3")["parent"] == 1 and service.client.runs(4)[0].name == "delta_net_4"
+    assert sorted(element["index"] for element in service.get("/candidates/all")) == [1, 3]
+    program = service.get("/elements/by-index/4")["program"]
+    assert service.get(f"/v2/programs/{sha256_text(program)}")["indices"] == [4]
+    assert service.client.baseline("cpu-1") == BASELINE and service.add("next") == 6
+    assert service.get("/v2/events")["events"][-1]["kind"] in ("added", "scored")
+
+
+def test_a_backup_under_load_is_whole_and_comes_back(
+    start: Callable[..., Service], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = start()
+    source, copy = tmp_path / "database.sqlite", tmp_path / "copy.sqlite"
+    acknowledged: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            acknowledged.append(service.add(f"n{len(acknowledged)}", acknowledged[-1] if acknowledged else None))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(acknowledged) < 10:
+        pass
+    before = len(acknowledged)
+    assert run("backup", copy, store=source) == 0
+    assert run("restore", copy, "--replace", store=source) == 3 and "stop the server" in capsys.readouterr().err
+    stop.set()
+    writer.join()
+    assert run("backup", copy, store=source) == 2, "an existing file is not overwritten"
+    service.stop()
+    assert run("verify", store=copy) == 0, capsys.readouterr().out
+    assert run("restore", copy, store=source) == 2 and "--replace" in capsys.readouterr().err
+    assert run("restore", copy, "--replace", store=source) == 0
+    again = start()
+    total = again.get("/health")["database"]["total_records"]
+    assert before <= total <= len(acknowledged)
+    assert again.get(f"/elements/by-index/{before}")["name"] == f"n{before - 1}"
+    assert again.get("/elements/search-similar?motivation=motivation%20of%20n3&top_k=1")[0]["name"] == "n3"
+    assert again.add("next") == total + 1
+
+
+BREAKS = {
+    "counter": ("UPDATE state SET value = '2' WHERE name = 'last_index'", "counter: 2 is below"),
+    "parent": ("UPDATE elements SET parent = 77 WHERE idx = 4", "parent 77 of element 4"),
+    "cycle": ("UPDATE elements SET parent = 5 WHERE idx = 4", "own ancestors"),
+    "vector": ("UPDATE vectors SET idx = 88 WHERE idx = 4", "vectors: element 88"),
+    "run": ("UPDATE runs SET idx = 99 WHERE idx = 4", "runs: element 99"),
+    "candidate": ("INSERT INTO candidates VALUES (66)", "candidates: element 66"),
+    "document": ("UPDATE documents SET body = '{' WHERE idx = 4", "element 4: its document cannot be read"),
+    "missing": ("DELETE FROM documents WHERE idx = 4", "documents: element 4 has none"),
+    "evidence": ("UPDATE evidence SET evidence = '{}' WHERE idx = 4", "element 4: its document cannot be read"),
+    "score": ("UPDATE elements SET score = 2.9 WHERE idx = 4", "element 4: its score differs"),
+    "version": (
+        "UPDATE evidence SET evaluation = json_set(evaluation, '$.version', 99) WHERE idx = 4", "of version 99",
+    ),
+    "complete": ("UPDATE elements SET complete = 0 WHERE idx = 4", "element 4: it is marked incomplete"),
+    "program": ("UPDATE programs SET sha256 = 'x' WHERE idx = 4", "element 4: its program is not found"),
+    "count": ("UPDATE totals SET records = 9", "count: 9 elements are counted, 4"),
+    "children": ("UPDATE elements SET children = 7 WHERE idx = 5", "children of element 5"),
+}  # fmt: skip
+
+
+def test_verify_finds_each_thing_that_is_broken(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("migrate", store=file) == 0
+    sound = file.read_bytes()
+    for name, (statement, said) in BREAKS.items():
+        for end in ("-wal", "-shm"):
+            file.with_name(file.name + end).unlink(missing_ok=True)
+        file.write_bytes(sound)
+        connection = sqlite3.connect(file)
+        connection.execute(statement)
+        connection.commit()
+        connection.close()
+        capsys.readouterr()
+        assert run("verify", store=file) == 1, name
+        assert said in capsys.readouterr().out, name
+    file.write_bytes(sound)
+    assert main(["verify", "--store", f"sqlite:///{file}", "--database.candidate_capacity", "1"]) == 1
+    assert "its capacity is 1" in capsys.readouterr().out
+
+
+def test_what_is_no_database_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE x (a)")
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(gzip.decompress(VERSION_1.read_bytes())[:40_000])
+    for store in (tmp_path / "absent.sqlite", other, damaged):
+        for arguments in (("verify",), ("migrate",), ("backup", tmp_path / "out.sqlite")):
+            assert run(*arguments, store=store) == 3, (store, arguments)
+            assert "fix:" in capsys.readouterr().err
+    assert run("restore", damaged, store=tmp_path / "new.sqlite") == 3
+    assert run("restore", other, store=tmp_path / "new.sqlite") == 3
+    assert run("backup", store=other) == 2 and run("verify", other, store=other) == 2
+    assert not (tmp_path / "out.sqlite").exists() and not (tmp_path / "new.sqlite").exists()
+
+
+def test_an_export_is_restored_into_an_empty_store(
+    file: Path, start: Callable[..., Service], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = start()
+    lines = tmp_path / "export.jsonl"
+    lines.write_text(service.http.get("/v2/export").text)
+    service.stop()
+    fresh = tmp_path / "fresh.sqlite"
+    assert run("restore", lines, store=fresh) == 0, capsys.readouterr().out
+    assert run("restore", lines, store=fresh) == 2 and "empty" in capsys.readouterr().err
+    assert run("verify", store=fresh) == 0, capsys.readouterr().out
+    with sqlite3.connect(fresh) as after:
+        assert after.execute("SELECT idx, parent FROM elements ORDER BY idx").fetchall() == [
+            (1, None), (3, 1), (4, 1), (5, 4),
+        ]  # fmt: skip
+        assert after.execute("SELECT COUNT(*) FROM runs").fetchone() == (3,)
+
+
+GALLERY = [
+    {
+        "name": "delta_net_x", "index": 30.0, "parent": 10, "score": 2.31, "parameters": "495.73M",
+        "svg_picture": "<svg onload=alert(1)>", "name_new": "X", "summary": "one line", "motivation": "why",
+        "program": "class DeltaNet: ...",
+        "result": {"train": "step,1,1000\nx,10.8,3.4\n", "test": "Model,piqa,Wikitext ppl,average\nx,0.6,31.0,nan\n"},
+    },
+    {
+        "name": "delta_net_y", "index": 41, "parent": 30, "parameters": float("nan"), "svg_picture": None,
+        "motivation": "more", "program": "class DeltaNet: pass", "result": {"train": "step,1\nx,nan\n", "test": ""},
+    },
+]  # fmt: skip
+DUMP = [
+    body_of("root") | {"index": 1, "_id": {"$oid": "6"}, "motivation_embedding": [0.1], "created_at": "x", "score": 9},
+    body_of("child") | {"index": {"$numberInt": "7"}, "parent": {"$numberDouble": "1.0"}, "analysis": float("nan")},
+    body_of("no program") | {"index": 8, "program": None},
+    body_of("no result") | {"index": 9, "result": {"train": 1}},
+    "text",
+    body_of("its own parent") | {"index": 11, "parent": 11},
+    body_of("\ud800") | {"index": 12},
+    body_of("later parent") | {"index": 13, "parent": 99},
+]
+
+
+@pytest.mark.parametrize("form", ["list", "results", "lines"])
+def test_a_published_dump_is_read_and_its_refusals_told(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, store = tmp_path / "dump.json", tmp_path / "a.sqlite"
+    text = {
+        "list": lambda: json.dumps(DUMP),
+        "results": lambda: json.dumps({"total_records": len(DUMP), "results": DUMP}),
+        "lines": lambda: "\n".join(map(json.dumps, DUMP)) + "\n{broken\n",
+    }[form]()
+    published.write_text(text)
+    assert run("import-published", published, store=store) == 0
+    out = capsys.readouterr().out
+    for number, reason in ((3, "no program"), (4, "train and test"), (5, "e"), (6, "not older"), (7, "surrogate")):
+        assert any(line.startswith(f"row {number} refused: ") and reason in line for line in out.splitlines()), out
+    assert "row 8: its parent 99 is not in the file: stored as a root" in out
+    assert f"3 stored, 0 were before, {5 + (form == 'lines')} refused" in out
+    assert run("import-published", published, store=store) == 0 and "0 stored, 3 were before" in capsys.readouterr().out
+    assert run("verify", store=store) == 0, capsys.readouterr().out
+    with sqlite3.connect(store) as after:
+        assert after.execute("SELECT idx, name, parent FROM elements ORDER BY idx").fetchall() == [
+            (1, "root", None), (7, "child", 1), (13, "later parent", None),
+        ]  # fmt: skip
+
+
+def test_a_gallery_is_not_measured_by_the_constants_of_another_stage(
+    tmp_path: Path, start: Callable[..., Service], capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = tmp_path / "gallery.json"
+    published.write_text(json.dumps(GALLERY))
+    assert run("import-published", published, store=tmp_path / "database.sqlite") == 0
+    assert "published-340m-1b" in capsys.readouterr().out
+    service = start()
+    found = service.get("/elements/with-score/by-index/30")
+    assert found["score"] is None and found["summary"] == "one line" and found["parent"] is None
+    assert service.get("/elements/by-index/41")["parent"] == 30
+    details = service.get("/v2/elements/30/score")
+    assert details["loss_term"] is None and details["baseline_key"] == "published-340m-1b"
+    record = service.client.runs(30)[0]
+    assert record.parameters == 495_730_000 and record.train_loss == {"1": 10.8, "1000": 3.4}
+    assert [element["index"] for element in service.get("/elements/top-k/5")] == [30, 41]
+
+
+def test_no_file_is_too_odd_to_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"", b"3", b"not json", b"[" * 100_000, b"\xff\xfe\x00"):
+        odd = tmp_path / "odd.json"
+        odd.write_bytes(content)
+        assert run("import-published", odd, store=tmp_path / "a.sqlite") == 2, content
+        assert "fix:" in capsys.readouterr().err
+    assert run("import-published", tmp_path / "absent", store=tmp_path / "a.sqlite") == 2
+
+
+@pytest.mark.services
+def test_mongodb_is_backed_up_as_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = tmp_path / "dump.json"
+    published.write_text(json.dumps(DUMP))
+    with mongodb_server() as url:
+        store = f"{url}/admin_test"
+        assert run("import-published", published, store=store) == 0
+        assert run("verify", store=store) == 0, capsys.readouterr().out
+        assert run("backup", tmp_path / "lines.jsonl", store=store) == 0
+        other = f"{url}/admin_other"
+        assert run("restore", tmp_path / "lines.jsonl", store=other) == 0, capsys.readouterr().out
+        assert run("backup", tmp_path / "again.jsonl", store=other) == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "lines.jsonl").read_text()
