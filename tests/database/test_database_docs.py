@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema_rs
+import pytest
 
 from common.process import REPOSITORY
 from common.settings import Database
@@ -71,3 +75,29 @@ def test_examples_fit_their_schemas(service: Service) -> None:
                 if "schema" in content:
                     whole = content["schema"] | {"components": schema["components"]}
                     jsonschema_rs.validator_for(whole).validate(content["example"]), (method, path)
+
+
+def test_every_curl_line_of_the_docs_is_answered(start: Callable[..., Service], tmp_path: Path) -> None:
+    """The code blocks run as they stand; the server's own counters say which routes answered 200, and which did not."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    service = start(env={"ASI_DATABASE__COLD_START": "1", "ASI_DATABASE__UPDATE_BATCH": "1"})
+    text = Path(REPOSITORY, "docs/database.md").read_text()
+    script = "set -eu\n" + "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nnoproxy = *\n")
+    environment = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "DB": service.url}
+    ran = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-1500:] + ran.stderr
+    counted = service.http.get("/metrics").text
+    series = re.findall(r'requests_total\{method="(\w+)",route="([^"]+)",status="(\d+)"\}', counted)
+    assert {status for _, _, status in series} == {"200"}, series
+    answered = {f"{method} {re.sub(':text', '', route)}" for method, route, _ in series}
+    described = service.http.get("/openapi.json").json()["paths"]
+    assert {f"{method.upper()} {path}" for path, methods in described.items() for method in methods} <= answered
+
+
+def test_every_setting_is_documented() -> None:
+    text = Path(REPOSITORY, "docs/database.md").read_text()
+    assert set(re.findall(r"^\| database\.(\w+) \|", text, re.MULTILINE)) == set(Database.model_fields)
