@@ -2,14 +2,13 @@
 Dockerfile copies, and (for both services) only the packages that the Dockerfile installs. Each becomes ready by its own
 health check and stops on SIGTERM.
 
-Rewritten are only names that exist in a network of containers, ports, and paths of volumes. In place of MongoDB stands a
-MongoDB-wire server that asks for the password, in place of OpenSearch a real node. No image is built here.
+Rewritten are only names that exist in a network of containers, ports, and paths of volumes. In place of MongoDB stands
+a MongoDB-wire server that asks for the password, in place of OpenSearch a real node. No image is built here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import subprocess
@@ -218,4 +217,4 @@ def test_the_loop_starts_on_both_and_all_stop_on_sigterm(
         assert running.stop() == 0, running.log.read_text()[-3000:]
         assert not running.healthy()
         assert "Traceback" not in running.log.read_text(), running.log.read_text()[-3000:]
-    assert os.listdir(tmp_path / "runs")
+    assert (tmp_path / "runs/default/run.json").is_file()  # in the volume
