@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 from pathlib import Path
@@ -12,7 +14,18 @@ from pydantic import SecretStr
 
 from common.process import REPOSITORY
 from common.settings import Settings, load
-from tests.bring_up.compose import FILES, FOLDERS, environment, example, filled, read, services, stages, variables
+from tests.bring_up.compose import (
+    FILES,
+    FOLDERS,
+    closure,
+    environment,
+    example,
+    filled,
+    read,
+    services,
+    stages,
+    variables,
+)
 from training.profiles import load_profile
 
 SERVICES = services()
@@ -73,6 +86,41 @@ def test_no_secret_has_a_value_or_a_default() -> None:
     for place in (".env", "database/.env", "cognition_base/.env"):
         ignored = subprocess.run(["git", "-C", str(REPOSITORY), "check-ignore", "-q", place], check=False)
         assert ignored.returncode == 0, f"{place} would be committed"
+
+
+def test_every_secret_setting_of_a_service_can_be_given_to_it() -> None:
+    """An API key that a section has and the compose file forgets would leave a server open, or refuse to start it."""
+    for name, sections in (("database", ["database"]), ("cognition", ["cognition"]), ("pipeline", ["services", "llm"])):
+        for section in sections:
+            fields = Settings.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+            secret = [key for key, field in fields.items() if field.annotation in (SecretStr, SecretStr | None)]
+            wanted = {f"ASI_{section}__{key}".upper() for key in secret}
+            assert wanted <= set(SERVICES[name]["environment"]), f"{name} is not given {wanted}"
+
+
+@pytest.mark.parametrize("target", ["database", "cognition"])
+def test_an_image_has_every_package_that_its_code_imports(target: str) -> None:
+    stage = stages()[target]
+    installed = closure(stage.packages)
+    homes = importlib.metadata.packages_distributions()
+    for source, _ in [copy for copy in stage.copies if not copy[1].startswith("/")]:
+        for file in (REPOSITORY / source).rglob("*.py"):
+            if "llm" in file.parts:  # the loop's alone
+                continue
+            for top in imported(file) & set(homes):
+                names = {re.sub(r"[-_.]+", "-", home).lower() for home in homes[top]}
+                assert names & installed, f"{file} imports {top}: install one of {names} in the Dockerfile's {target}"
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of the modules that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
 
 
 def test_defaults_of_variables_are_those_of_the_example() -> None:

@@ -25,6 +25,7 @@ from pymongo.errors import OperationFailure
 
 from common.process import spawn, terminate
 from tests.bring_up.compose import environment, example, filled, lay_out, link_packages, services, stages
+from tests.database.db_service import body_of
 from tests.fixtures_services import CACHE, clean_environment
 from tests.services.opensearch.node import free_port, opensearch_node
 
@@ -186,8 +187,14 @@ def test_opensearch_is_ready_by_its_own_health_check(opensearch: str) -> None:
 def test_the_database_stores_in_mongodb(database: Container, mongodb: str) -> None:
     stats = httpx.get(f"{url_of(database)}/stats", trust_env=False).json()
     assert (stats["database_name"], stats["collection_name"]) == ("myapp", "data_elements")
-    found = httpx.get(f"{url_of(database)}/elements/search-similar?motivation=gated decay", timeout=90, trust_env=False)
-    assert found.status_code == 200, database.log.read_text()[-2000:]  # its embedding server starts, too
+    added = httpx.post(f"{url_of(database)}/elements", json=body_of("delta_net_1"), timeout=90, trust_env=False)
+    assert added.status_code == 200, database.log.read_text()[-2000:]
+    query = {"motivation": "motivation of delta_net_1"}
+    deadline = time.monotonic() + 90  # its embedding server and the vector index start, too
+    while not (found := httpx.get(f"{url_of(database)}/elements/search-similar", params=query, timeout=90).json()):
+        assert time.monotonic() < deadline, database.log.read_text()[-2000:]
+        time.sleep(0.5)
+    assert [element["name"] for element in found] == ["delta_net_1"], database.log.read_text()[-2000:]
 
 
 def test_the_cognition_base_answers_from_opensearch(cognition: Container) -> None:
