@@ -8,7 +8,7 @@ EXPERIMENTS ?= 3
 DATA_DIR ?= runs/demo
 PIPELINE := $(BIN)/python pipeline/pipeline.py --experiments $(EXPERIMENTS) --profile $(PROFILE) --data-dir $(DATA_DIR)
 
-.PHONY: run setup test test-services test-slow check format lock clean
+.PHONY: run setup test test-services test-slow check compose-check format lock clean
 
 run: setup
 	@$(PIPELINE)
@@ -31,6 +31,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The compose files, read by docker compose's own parser; needs Go.
+compose-check:
+	@bash tools/compose_check/run.sh
 
 format: setup
 	$(BIN)/ruff check --fix .

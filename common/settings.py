@@ -155,7 +155,7 @@ class Sandbox(Section):
     image: str = Field(
         "asi-arch-worker",
         min_length=1,
-        description="docker image of jobs: docker build -f training/Dockerfile -t IMAGE .",
+        description="docker image of jobs: docker build --target worker -t IMAGE .",
     )
     memory_mb: int = Field(4096, ge=256, description="memory limit of one job on CPU")
     disk_mb: int = Field(1024, ge=1, description="limit of all that a job writes")

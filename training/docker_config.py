@@ -53,7 +53,7 @@ def _version(name: str) -> str:
 
 def fix(image: str) -> str:
     """What to do about an image that is missing or does not fit."""
-    return f"build it from the repository root: docker build -f training/Dockerfile -t {image} ."
+    return f"build it from the repository root: docker build --target worker -t {image} ."
 
 
 @dataclass(frozen=True)

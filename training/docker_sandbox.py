@@ -7,7 +7,7 @@ one of bubblewrap: three pipes. A guard process removes the containers of a host
 daemon would let them run on.
 
 What it does not cover beyond what training/sandbox.py says: whoever may talk to the daemon is root on its machine, so
-the daemon is trusted; the image is trusted to hold what training/Dockerfile puts there (the probe job compares the
+the daemon is trusted; the image is trusted to hold what the Dockerfile puts there (the probe job compares the
 versions and looks for held-out packages); without root the job has the uid of whoever started it where it reads
 private files or writes a folder.
 """

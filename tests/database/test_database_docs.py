@@ -28,19 +28,6 @@ def test_every_route_is_documented(service: Service) -> None:
     assert len(re.findall(r"^\| (?:GET|POST|PUT|DELETE)", published, re.MULTILINE)) == 41
 
 
-def test_start_files_agree_with_the_settings() -> None:
-    folder = Path(REPOSITORY, "database")
-    port = str(Database().port)
-    compose = (folder / "docker-compose.yml").read_text()
-    assert f'ASI_DATABASE__PORT: "{port}"' in compose and f"EXPOSE {port}" in (folder / "Dockerfile").read_text()
-    names = re.findall(r"ASI_DATABASE__(\w+)", compose)
-    assert names and {name.lower() for name in names} <= set(Database.model_fields)
-    shown = subprocess.run(
-        [str(folder / "start_api.sh"), "--help"], cwd="/", capture_output=True, text=True, timeout=60, check=False
-    )
-    assert shown.returncode == 0 and "--store" in shown.stdout
-
-
 def test_openapi_has_an_example_and_the_errors_of_every_route(service: Service) -> None:
     schema = service.http.get("/openapi.json").json()
     operations = {

@@ -39,7 +39,7 @@ importlib.machinery.PathFinder.find_spec = classmethod(
 
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_daemon.Daemon]:
-    """A daemon whose image holds what training/Dockerfile puts there: our versions, without the held-out packages."""
+    """A daemon whose image holds what the Dockerfile puts there: our versions, without the held-out packages."""
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(WITHOUT_HELD_OUT)
     python = tmp_path / "python"
@@ -128,7 +128,7 @@ def test_auto_takes_docker_where_bubblewrap_fails(
 def test_an_image_that_does_not_fit_is_refused_with_the_command_that_builds_it(daemon: docker_daemon.Daemon) -> None:
     with pytest.raises(SandboxError) as found:
         choose("docker", image="other")
-    assert "no image other" in found.value.message and "training/Dockerfile -t other ." in found.value.fix
+    assert "no image other" in found.value.message and "--target worker -t other ." in found.value.fix
     daemon.python = sys.executable  # an image that holds the text we score on
     with pytest.raises(SandboxError, match="scipy sklearn pandas matplotlib"):
         choose("docker")
