@@ -185,13 +185,17 @@ def test_opensearch_is_ready_by_its_own_health_check(opensearch: str) -> None:
 
 
 def test_the_database_stores_in_mongodb(database: Container, mongodb: str) -> None:
-    stats = httpx.get(f"{url_of(database)}/stats", trust_env=False).json()
+    key = {"Authorization": f"Bearer {KNOWN['ASI_DATABASE__API_KEY']}"}
+    assert httpx.get(f"{url_of(database)}/stats", trust_env=False).status_code == 401
+    stats = httpx.get(f"{url_of(database)}/stats", headers=key, trust_env=False).json()
     assert (stats["database_name"], stats["collection_name"]) == ("myapp", "data_elements")
-    added = httpx.post(f"{url_of(database)}/elements", json=body_of("delta_net_1"), timeout=90, trust_env=False)
+    body = body_of("delta_net_1")
+    added = httpx.post(f"{url_of(database)}/elements", json=body, headers=key, timeout=90, trust_env=False)
     assert added.status_code == 200, database.log.read_text()[-2000:]
     query = {"motivation": "motivation of delta_net_1"}
     deadline = time.monotonic() + 90  # its embedding server and the vector index start, too
-    while not (found := httpx.get(f"{url_of(database)}/elements/search-similar", params=query, timeout=90).json()):
+    similar = f"{url_of(database)}/elements/search-similar"
+    while not (found := httpx.get(similar, params=query, headers=key, timeout=90, trust_env=False).json()):
         assert time.monotonic() < deadline, database.log.read_text()[-2000:]
         time.sleep(0.5)
     assert [element["name"] for element in found] == ["delta_net_1"], database.log.read_text()[-2000:]
