@@ -420,5 +420,7 @@ def usage_exit(error: UsageError) -> int:
     """Prints `error` as a command does and returns its exit status."""
     import sys
 
-    print(f"error: {error}", file=sys.stderr)
+    from common.text import printable
+
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return error.exit_code

@@ -233,6 +233,7 @@ class ScoreDetails(BaseModel):
 
     index: int
     version: int
+    revision: int | None
     score: float | None
     loss_term: float | None
     benchmark_term: float | None

@@ -91,6 +91,7 @@ _BASELINE = {
 _JUDGED = {
     "index": 7,
     "version": 2,
+    "revision": 3,
     "score": 1.62,
     "loss_term": 0.51,
     "benchmark_term": 0.53,

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from common.errors import AsiError
 from common.process import exit_with_parent
 from common.settings import Settings, parse
+from common.text import printable
 from pipeline.session import run_session
 
 SHORT = ("run.data_dir", "run.profile", "run.experiments", "run.seed", "run.parallel", "run.seed_program")
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings, _ = parse(parser, argv, sections=tuple(Settings.model_fields), short=SHORT)
         return run_session(settings)
     except AsiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"error: {error}\n  fix: free disk space or memory, then repeat the command", file=sys.stderr)

@@ -94,12 +94,20 @@ def heldout_loss(
     """Mean loss in nats a token over rows int32 [n, T + 1], as {value, n: tokens, se}.
 
     The standard error is over rows, since tokens of one row are not independent.
+
+    Raises:
+        NotFiniteError: the loss of a row is not finite.
     """
     means, first = [], 0
     for part in _parts(rows, server.vocab):
         means.append(_row_losses(server, part, first, on_logits))
         first += len(part)
     losses = np.concatenate(means)
+    if not np.isfinite(losses).all():
+        # Logits near the end of float32 are finite, and the loss that they make is not.
+        raise NotFiniteError(
+            f"the loss of {int((~np.isfinite(losses)).sum())} of {len(losses)} held-out rows is not finite"
+        )
     se = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None
     return {"value": float(losses.mean()), "n": int(rows[:, 1:].size), "se": se}
 

@@ -191,12 +191,12 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
 
 
 def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
-    """{spec, width, lengths, batch, grad, backward, operations, saved, seconds} -> {rows: [{length, flops, elements,
-    bytes, operations, saved, seconds}]}, with `backward` also backward_flops.
+    """{spec, width, lengths, batch, grad, backward, operations, saved, seconds} -> {late, rows: [{length, flops,
+    elements, bytes, operations, saved, seconds}]}, with `backward` also backward_flops.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
     keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` have
-    passed, so that a program which is far too slow still gets a verdict.
+    passed, so that a program which is far too slow still gets a verdict: then `late` is true.
     """
     spec, started = meta["spec"], time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -212,9 +212,9 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
             row = counting.count(run, functools.partial(_differentiate, mixer) if meta.get("backward") else None)
         now = time.perf_counter()
         rows.append({"length": length, **row, "seconds": now - begun})
-        if now - started + 2 * (now - begun) > float(meta.get("seconds", 60.0)):
-            break
-    return {"inside": True, "rows": rows}, []
+        if length != meta["lengths"][-1] and now - started + 2 * (now - begun) > float(meta.get("seconds", 60.0)):
+            return {"inside": True, "late": True, "rows": rows}, []
+    return {"inside": True, "late": False, "rows": rows}, []
 
 
 def _differentiate(mixer: Any, value: Any) -> None:

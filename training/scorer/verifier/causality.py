@@ -180,7 +180,7 @@ def _one_cut(
     base, output = context.outputs(NAME, spec, [x, changed], grad=spec["train"])
     difference = np.abs(base[row, :cut] - output[row, :cut]).max(axis=1)
     tolerance = np.full(cut, context.same_shape_tolerance(base, max(1.0, growth), spec["dtype"]))
-    if not (difference > tolerance).any():
+    if (difference <= tolerance).all():
         return None
     what = f"the output before token {cut} changes when only the input from token {cut} on changes"
     place = {**_place(spec, x.shape[1], cut), "batch": len(x), "row": row, "situation": name, "future_scale": growth}
@@ -204,7 +204,7 @@ def _future(context: Context) -> CheckOutcome | None:
         base, growth = bases[length], GROWTHS[cut % 2]
         difference = np.abs(base[:, :cut] - output[:, :cut]).max(axis=(0, 2))
         tolerance = np.full(cut, context.same_shape_tolerance(base, growth))
-        if (difference > tolerance).any():
+        if not (difference <= tolerance).all():
             what = f"the output before token {cut} changes when only the input from token {cut} on changes"
             place = {**_place(spec, length, cut), "future_scale": growth}
             return _found("future", what, difference, tolerance, base, place)
@@ -288,7 +288,7 @@ def _at_cuts(
     for cut, output in zip(cuts, outputs, strict=True):
         difference = np.abs(base[:, :cut] - output[:, :cut]).max(axis=(0, 2))
         tolerance = np.full(cut, context.same_shape_tolerance(base, 1.0, spec["dtype"]))
-        if (difference > tolerance).any():
+        if not (difference <= tolerance).all():
             what = f"the output before token {cut} changes when only the input from token {cut} on changes"
             place = {**_place(spec, x.shape[1], cut), "situation": situation}
             return _found("future", what, difference, tolerance, base, place)

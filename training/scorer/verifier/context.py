@@ -134,7 +134,9 @@ class Context:
         reply, outputs = self.worker.call("forward", {"spec": dict(spec), **meta}, arrays)
         calls = int(meta.get("calls", 1))
         wanted = [array for array in arrays for _ in range(calls)]
-        for array, result, output in zip(wanted, reply["results"], outputs, strict=False):
+        if not len(outputs) == len(reply["results"]) == len(wanted):
+            raise Refused(failed(check, f"expected {len(wanted)} outputs, got {len(outputs)}"))
+        for array, result, output in zip(wanted, reply["results"], outputs, strict=True):
             place = {"seed": spec["seed"], "batch": array.shape[0], "length": array.shape[1], "dtype": spec["dtype"]}
             if not result.get("ok"):
                 raise Refused(raised(check, "forward raises", result.get("error", {}), place))
@@ -148,8 +150,6 @@ class Context:
                 )
             if not np.isfinite(output).all():
                 raise Refused(failed(check, "the output is not finite", {**place, **not_finite(output)}))
-        if len(outputs) != len(wanted):
-            raise Refused(failed(check, f"expected {len(wanted)} outputs, got {len(outputs)}"))
         return [output.astype(np.float64) for output in outputs]
 
     @property

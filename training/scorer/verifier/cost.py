@@ -7,9 +7,9 @@ in eval mode; more operations per added token than the setting. Warns: more than
 1-2, a Python loop over tokens 5-30). 1.15 lets n log n pass (1.1 over this range) and stops anything with n^2 that
 matters at these lengths. How: a dispatch mode inside the worker counts; the exponents are fitted here. The table of
 length against work is the counterexample. Lengths are left out where 80,000 operations would be launched or 400 MB
-kept: by counting too, so that the rows are the same on every machine. For a reference program (outside the search)
-every refusal is a warning. Cannot see: work in kernels that torch does not dispatch; a quadratic term that is still
-under about a tenth of the work at 4096 tokens.
+kept: by counting too, so that the rows are the same on every machine; a program that is too slow to be counted to the
+end is refused. For a reference program (outside the search) every refusal is a warning. Cannot see: work in kernels
+that torch does not dispatch; a quadratic term that is still under about a tenth of the work at 4096 tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ length for every slice that was read, so an honest loop over chunks makes a smal
 def run(context: Context) -> list[CheckOutcome]:
     """Sets facts.work_exponent, memory_exponent, ops_per_token and flops_per_token."""
     options = context.options
-    rows = _rows(context, train=True, lengths=LENGTHS, backward=True)
+    rows, late = _rows(context, train=True, lengths=LENGTHS, backward=True)
     _facts(context, rows)
     if len(rows) < 2:
         context.slow = True
@@ -60,13 +60,17 @@ def run(context: Context) -> list[CheckOutcome]:
         context.slow = True
         what = f"{launched:.0f} operations are launched per added token, more than {options.refuse_operations:g}"
         return [_refuse(context, what, rows)]
+    if late:
+        return [_too_slow(context, rows, "train mode")]
     for what, grad, layer in (("eval mode", True, 0), ("eval mode without gradients at layer 3", False, 3)):
-        evaluated = _rows(context, train=False, lengths=EVAL_LENGTHS, grad=grad, layer=layer)
+        evaluated, late = _rows(context, train=False, lengths=EVAL_LENGTHS, grad=grad, layer=layer)
         if len(evaluated) > 1:
             ahead = {kind: _exponent(evaluated, kind) for kind in _KINDS if kind != _BEHIND}
             refusal = _too_steep(context, evaluated, ahead, what)
             if refusal is not None:
                 return [refusal]
+        if late:
+            return [_too_slow(context, evaluated, what)]
     outcome = passed(NAME, f"work grows as length^{work:.2f}; {launched:.2g} operations per added token")
     if launched > options.warn_operations:
         what = f"{launched:.1f} operations are launched per added token: a loop over tokens is slow; work in chunks"
@@ -82,7 +86,8 @@ def _rows(
     grad: bool = True,
     layer: int = 0,
     backward: bool = False,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], bool]:
+    """The counts by length, and whether lengths are missing because those before them took too long."""
     options = context.options
     meta = {
         "spec": context.spec(90, dtype=context.dtype, train=train, given={"layer_idx": layer}),
@@ -94,8 +99,8 @@ def _rows(
         "saved": MOST_SAVED,
         "seconds": options.seconds / 6,
     }
-    rows: list[dict[str, Any]] = context.worker.call("count", meta)[0]["rows"]
-    return rows
+    reply = context.worker.call("count", meta)[0]
+    return reply["rows"], bool(reply["late"])
 
 
 def _too_steep(
@@ -121,6 +126,14 @@ def _facts(context: Context, rows: list[dict[str, Any]]) -> None:
         reply, _ = context.worker.call("count", {"spec": spec, "width": options.profile_width, "lengths": lengths})
         known = reply["rows"]
     context.facts["flops_per_token"] = (known[0]["flops"] + known[0]["elements"]) / options.profile_length
+
+
+def _too_slow(context: Context, rows: list[dict[str, Any]], mode: str) -> CheckOutcome:
+    """What was not counted is not known to be linear."""
+    context.slow = True
+    last = rows[-1]
+    what = f"{last['length']} tokens took {last['seconds']:.1f} s in {mode}, so longer inputs were not counted"
+    return _refuse(context, what, rows)
 
 
 def _exponent(rows: list[dict[str, Any]], kind: str) -> float:

@@ -70,6 +70,9 @@ def _judge(result: dict[str, Any], output: np.ndarray, wanted: list[int], place:
     if not result["tuple"] or result["returned"] != 3:
         got = f"{result['returned']} values" if result["tuple"] else f"one {result['dtype']}"
         return failed(NAME, f"{where}: expected a tuple of 3 (output, auxiliary, cache), got {got}", place)
+    if result["auxiliary_shape"] is not None and np.prod(result["auxiliary_shape"]) != 1:
+        what = f"{where}: expected None or a scalar as the second value, got a tensor {result['auxiliary_shape']}"
+        return failed(NAME, what, {**place, "auxiliary": result["auxiliary_shape"]})
     if list(output.shape) != wanted:
         found = {**place, "expected": wanted, "output": list(output.shape)}
         return failed(NAME, f"{where}: expected output {wanted}, got {list(output.shape)}", found)

@@ -147,12 +147,12 @@ def _judge(
     for row, cut in enumerate(CUTS, start=1):
         allowed = context.same_shape_tolerance(same, 30.0 if row == 1 else 1.0, spec["dtype"])
         difference = np.abs(same[row, :cut] - mixed[row, :cut]).max(axis=1)
-        if (difference > allowed).any():
+        if not (difference <= allowed).all():
             what = f"with {label} the output before token {cut} changes when only the input from there on changes"
             return _found("causality", what, difference, allowed, {**place, "test": "future", "t": cut}, same)
     allowed = context.same_shape_tolerance(same, 30.0, spec["dtype"])
     difference = np.abs(same[0] - mixed[0]).max(axis=1)
-    if (difference > allowed).any():
+    if not (difference <= allowed).all():
         what = f"with {label} a row changes with its neighbours"
         return _found("batch", what, difference, allowed, place, same)
     loose = context.loose_tolerance(alone, spec["dtype"])
@@ -184,7 +184,7 @@ def _sizes(context: Context) -> CheckOutcome | None:
             continue
         difference = np.abs(output[0, : CUTS[0]] - output[1, : CUTS[0]]).max(axis=1).astype(np.float64)
         allowed = context.loose_tolerance(output, spec["dtype"])
-        if (difference > allowed).any():
+        if not (difference <= allowed).all():
             what = f"with {label} the output before token {CUTS[0]} changes when only the input from there on changes"
             place = {"with": label, **_place(spec), "batch": 2, "test": "future", "t": CUTS[0]}
             return _found("causality", what, difference, allowed, place, output)
