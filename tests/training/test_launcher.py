@@ -349,3 +349,30 @@ def test_the_command_checks_trains_and_tells(flags: dict[str, dict[str, Any]], t
     record = json.loads((tmp_path / "o" / "result.json").read_text())
     assert record["seed"] == 3 and record["name"] == "gated_delta_net" and record["checks"]
     assert record["command"].startswith("python training/train.py ")
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_tried_once_more_with_half_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
+    hungry = MEAN.replace(
+        "        x = self.proj",
+        "        if len(hidden_states) > 2 and self.training:\n"
+        "            raise MemoryError('cannot allocate memory for this batch')\n        x = self.proj",
+    )
+    notes: list[str] = []
+    record = launcher.train(
+        program(hungry), seed=0, out=tmp_path, run_id="m", on_event=lambda event: notes.append(event.text)
+    )
+    assert record.status == "finished" and record.hardware["micro_batch"] == 2
+    assert sum("tried again with 2 sequences" in note for note in notes) == 1
+    never = launcher.train(program(hungry.replace("> 2 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
+    assert (never.status, never.reason) == ("failed", "memory")
+
+
+@pytest.mark.slow
+def test_tensorboard_files_are_written_by_setting(launcher: Launcher, tmp_path: Path) -> None:
+    training = launcher.settings.training.model_copy(update={"tensorboard": True})
+    made = Launcher(launcher.settings.model_copy(update={"training": training}), launcher.profile)
+    assert made.train(program(MEAN), seed=0, out=tmp_path, run_id="t").status == "finished"
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm"))
