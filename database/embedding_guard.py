@@ -8,8 +8,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
 
 import numpy as np
 
@@ -33,22 +34,30 @@ class EmbeddingGuard:
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
         self._lock = threading.Lock()
         self._rest_until = 0.0
+        self._closed: Future[Any] = Future()
         self._known: OrderedDict[str, tuple[str, np.ndarray]] = OrderedDict()
         self.last_error: str | None = None
 
     @property
     def resting(self) -> bool:
-        """Whether nothing is asked now, because the embedder failed a moment ago."""
+        """Whether nothing is asked now: the embedder failed a moment ago, or this is closed."""
         with self._lock:
-            return time.monotonic() < self._rest_until
+            return self._closed.done() or time.monotonic() < self._rest_until
 
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
         if self.resting:
             return None
-        future = self._pool.submit(self._ask, list(texts))
         try:
-            return future.result(_WAIT_SECONDS)
+            future = self._pool.submit(self._ask, list(texts))
+        except RuntimeError:  # closed a moment ago
+            return None
+        both: list[Future[Any]] = [future, self._closed]
+        wait(both, _WAIT_SECONDS, FIRST_COMPLETED)
+        if self._closed.done():
+            return None
+        try:
+            return future.result(0)
         except FutureTimeoutError:
             self._rest(f"no answer in {_WAIT_SECONDS:g} s")
         except ServiceError as error:
@@ -75,6 +84,9 @@ class EmbeddingGuard:
         return found
 
     def close(self) -> None:
+        """Whoever waits for an answer gets none, at once."""
+        if not self._closed.done():
+            self._closed.set_result(None)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, texts: list[str]) -> tuple[str, list[np.ndarray]]:

@@ -223,7 +223,7 @@ def test_without_an_embedding_server_elements_wait_and_are_settled_later(
     assert stats["pending_embeddings"] == 1 and stats["unscored"] == 1 and stats["embedding_error"]
     assert service.get("/faiss/stats")["data"]["health_status"] == "pending"
     assert service.get("/elements/2/score")["data"] == {"index": 2, "score": None}
-    service.get("/elements/search-similar?motivation=a", 503)
+    service.get("/elements/search-similar?motivation=never%20asked%20before", 503)
     embedding.broken = False
     found = DatabaseClient(service.url).search_similar("gate 2 decays", 2)  # repeats while the server rests
     assert [element.index for element in found] == [2, 1]
