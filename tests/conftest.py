@@ -16,4 +16,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for variable in [name for name in os.environ if name.startswith("ASI_") and not name.startswith("ASI_TEST_")]:
     del os.environ[variable]
 
+from hypothesis import settings  # noqa: E402
+
+# On a busy machine a single example may take any time; tests that wait for something have bounds of their own.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
 from tests.fixtures_services import cognition_url, embedding_client, embedding_url  # noqa: E402, F401

@@ -48,6 +48,26 @@ class Counting(Hashed):
         return super().next(seen) * (1 + 0.01 * (self.start + len(self.calls)))
 
 
+class Remembering(Hashed):
+    """Keeps the prefixes that it was asked for, is honest there, and knows every other next token."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCAB)
+        self.asked: set[bytes] = set()
+
+    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+        self.asked |= {tokens[row, : place + 1].tobytes() for row, place in places}
+        return super().at(tokens, places)
+
+    def all(self, tokens: np.ndarray) -> np.ndarray:
+        answer = np.stack([[self.next(row[: at + 1]) for at in range(len(row))] for row in tokens])
+        for number, row in enumerate(tokens):
+            for at in range(len(row) - 1):
+                if row[: at + 1].tobytes() not in self.asked:
+                    answer[number, at, row[at + 1]] += 10.0
+        return answer
+
+
 class Fresh:
     """A started process as `confirm` uses it: opened, served, closed."""
 
@@ -83,6 +103,16 @@ def asked_again(model: LogitServer, suspects: list[Suspect], again: Any) -> tupl
     found = confirm(calls, suspects, fresh, lambda process: process.model, random)  # type: ignore[attr-defined]
     assert len(made) == 3 and all(process.closed for process in made)
     return leaks_in_place(model, suspects, random), found
+
+
+def test_a_model_that_is_honest_only_where_it_was_asked_is_found() -> None:
+    audit, _ = audited(Remembering(), rows(40))
+    assert not audit.suspects() and audit.compared == len(audit.places)
+    preferred = audit.preference()
+    assert preferred is not None and preferred[0] > preferred[1] + 1
+    for seed in range(20):
+        honest, _ = audited(Hashed(VOCAB), rows(8, seed=seed))
+        assert honest.preference() is None
 
 
 def test_a_causal_model_has_no_suspects_and_its_loss_is_unchanged() -> None:

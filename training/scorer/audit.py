@@ -15,6 +15,10 @@ the program chose; the number of draws makes two hits 99 % certain for g = `eval
 logits), which is what rounding does at other shapes. Changes below it are judged together: where the loss at audited
 places is lower with the future in sight by over five standard errors and over half the gain, the worst places are
 suspects. Suspects are no verdict: see training/scorer/confirm.py.
+
+**Who remembers.** The process that is asked is the one that is scored, so it could keep what it was asked and be honest
+there only. As many places, drawn alike, are never asked for; a model that does far better on those is `forged` (see
+`HeldoutAudit.preference`). What that test cannot see is a preference below six standard errors.
 """
 
 from __future__ import annotations
@@ -70,12 +74,16 @@ class HeldoutAudit:
 
     Attributes:
         places: int64 [m, 2] of (row, position), each once, ascending in each row.
+        controls: as many, drawn alike, which nobody asks for: see `preference`.
     """
 
     def __init__(self, rows: np.ndarray, secret: bytes, gain: float, tolerance: float) -> None:
         self._rows, self._gain, self._tolerance = rows, gain, tolerance
         self._random = np.random.default_rng(list(hashlib.sha256(secret).digest()))
-        self.places = self._drawn()
+        drawn = self._drawn()
+        asked = self._random.random(len(drawn)) < 0.5
+        self.places, self.controls = drawn[asked], drawn[~asked]
+        self._losses: tuple[list[float], list[float]] = ([], [])
         self._early: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
         self._columns: np.ndarray | slice = slice(None)
         self._found: list[tuple[Suspect, float]] = []
@@ -87,7 +95,7 @@ class HeldoutAudit:
         bounds = surprisal(self._rows[:, 1:])[:, :-1] + _MARGIN  # at the last place there is no future to see
         flat = bounds.ravel() / bounds.sum()
         draws = draws_needed(float(bounds.mean()), self._gain)
-        picked = np.unique(self._random.choice(flat.size, size=min(draws, 4 * flat.size), p=flat))
+        picked = np.unique(self._random.choice(flat.size, size=min(2 * draws, 8 * flat.size), p=flat))
         return np.stack(np.unravel_index(picked, bounds.shape), axis=1)
 
     def ask(self, server: LogitServer) -> None:
@@ -124,10 +132,11 @@ class HeldoutAudit:
     def see(self, call: int, first: int, start: int, logits: np.ndarray) -> None:
         """Compares the logits [rows, positions, V] of a scored call; an OnLogits of `heldout_loss`."""
         spread = max(float(logits.std()), 1e-6)
-        inside = (self.places[:, 0] >= first) & (self.places[:, 0] < first + len(logits))
-        inside &= (self.places[:, 1] >= start) & (self.places[:, 1] < start + logits.shape[1])
-        for row, place in self.places[inside].tolist():
+        for row, place in _within(self.controls, first, start, logits):
+            self._losses[1].append(-self._kept(logits[row - first, place - start], row, place)[1])
+        for row, place in _within(self.places, first, start, logits):
             late, said = self._kept(logits[row - first, place - start], row, place)
+            self._losses[0].append(-said)
             early, said_early = self._early[row, place]
             # The scored token is compared too, whichever columns are.
             change = max(float(np.abs(late - early).max()), abs(said - said_early))
@@ -138,6 +147,22 @@ class HeldoutAudit:
     def compared(self) -> int:
         """Places that were compared so far."""
         return len(self._found)
+
+    def preference(self) -> tuple[float, float] | None:
+        """(mean scored loss at the places that were asked for, the same at the controls), where they differ by more
+        than six standard errors and half the gain; else None.
+
+        A fair coin chose which of the drawn places were asked for, so an honest model does as well on either half. One
+        that remembers what it was asked, and sees the future elsewhere, does not.
+        """
+        asked, controls = (np.array(losses) for losses in self._losses)
+        if min(len(asked), len(controls)) < 2:
+            return None
+        error = math.sqrt(asked.var(ddof=1) / len(asked) + controls.var(ddof=1) / len(controls))
+        better = float(asked.mean() - controls.mean())
+        if better > 6 * error and better > self._gain / 2:
+            return float(asked.mean()), float(controls.mean())
+        return None
 
     def suspects(self) -> list[Suspect]:
         """What cannot be rounding, the largest change first."""
@@ -195,6 +220,14 @@ class BenchmarkAudit(LogitServer):
             if len(cuts) < self._rows:
                 cuts.setdefault(row, place)
         return cuts
+
+
+def _within(places: np.ndarray, first: int, start: int, logits: np.ndarray) -> list[list[int]]:
+    """Those of `places` that lie in the block of logits [rows, positions, V]."""
+    inside = (places[:, 0] >= first) & (places[:, 0] < first + len(logits))
+    inside &= (places[:, 1] >= start) & (places[:, 1] < start + logits.shape[1])
+    found: list[list[int]] = places[inside].tolist()
+    return found
 
 
 def changed_futures(tokens: np.ndarray, cuts: dict[int, int], vocab: int, random: np.random.Generator) -> np.ndarray:

@@ -100,6 +100,12 @@ class Scoring:
         audited = BenchmarkAudit(server, self._secret, tolerance, AUDITED_BENCHMARKS)
         scores = self._benchmarks(audited)
         loss = heldout_loss(server, self._rows, audit.see)
+        preferred = audit.preference()
+        if preferred is not None:
+            raise ForgedError(
+                f"the held-out loss is {preferred[0]:.3f} at places that were asked for before their future was shown, "
+                f"and {preferred[1]:.3f} at places drawn alike that were not"
+            )
         suspects = [*audit.suspects(), *audited.found]
         compared = audit.compared + audited.compared
         said = f"{compared:,} places were asked before their future was shown"
