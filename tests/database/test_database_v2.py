@@ -180,7 +180,8 @@ def test_export_and_import_carry_a_whole_store_over(service: Service, start: Cal
     service.add("published", 4)
     service.delete("/elements/by-index/2")
     service.post("/candidates/force-update")
-    out = lines(service)
+    # Baselines outlive a removal of all elements: those of other tests are left out.
+    out = [row for row in lines(service) if row.get("baseline", {}).get("key", BASELINE.key) == BASELINE.key]
     assert [next(iter(row)) for row in out] == ["baseline", *["element"] * 4, "candidates"]
     other = start()
     assert send(other, *out, key="carry") == {"stored": 5, "repeated": 0, "refused": []}
