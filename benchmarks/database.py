@@ -208,23 +208,25 @@ def run(store: str, size: int, requests: int, seconds: float, say: Callable[[str
         env = {"ASI_DATABASE__EXACT_WINDOWS": "1000000000"}
         began = time.perf_counter()
         service = Service(url, double.url, folder / "log", env=env)
-        client = Client(service.url, service.process.pid)
-        client.get("/health")
-        started = time.perf_counter() - began
-        length = client.get("/stats")[1]["average_object_size"]
-        first, _ = client.get("/elements/search-similar?motivation=vector%200")
-        naive = Naive(url)
-        report = Report(shown, size, length, started, first / 1000, 0.0, block.nbytes / 1e6)
-        report.answers = [
-            *measure(size, client, naive, requests),
-            measure_similar(block, client, naive, requests),
-        ]
-        double.away = True
-        report.inserts = measure_inserts(service.url, service.process.pid, folder, seconds)
-        report.rss_mb = rss_mb(service.process.pid)
-        service.kill()
-        double.close()
-        return report
+        try:
+            client = Client(service.url, service.process.pid)
+            client.get("/health")
+            started = time.perf_counter() - began
+            length = client.get("/stats")[1]["average_object_size"]
+            first, _ = client.get("/elements/search-similar?motivation=vector%200")
+            naive = Naive(url)
+            report = Report(shown, size, length, started, first / 1000, 0.0, block.nbytes / 1e6)
+            report.answers = [
+                *measure(size, client, naive, requests),
+                measure_similar(block, client, naive, requests),
+            ]
+            double.away = True
+            report.inserts = measure_inserts(service.url, service.process.pid, folder, seconds)
+            report.rss_mb = rss_mb(service.process.pid)
+            return report
+        finally:
+            service.kill()
+            double.close()
 
 
 def rss_mb(process: int) -> float:
