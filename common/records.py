@@ -130,8 +130,8 @@ class Usage(Record):
     failed: int = Field(0, ge=0, le=2**53)
     input_tokens: int = Field(0, ge=0, le=2**53)
     output_tokens: int = Field(0, ge=0, le=2**53)
-    seconds: FiniteFloat = Field(0.0, ge=0)
-    cost: FiniteFloat | None = Field(None, ge=0)
+    seconds: FiniteFloat = Field(0.0, ge=0, le=1e12)
+    cost: FiniteFloat | None = Field(None, ge=0, le=1e12)
     """US dollars; None without prices."""
     index: int | None = Field(None, ge=1, le=2**63 - 1)
 
