@@ -14,7 +14,8 @@ import ast
 from collections.abc import Iterator
 
 from common.records import CheckOutcome
-from training.scorer.verifier.context import failed, passed
+from training.scorer.verifier.context import passed
+from training.scorer.verifier.static import Problem, imported_names, parse, refused_for
 
 __all__ = ["NAME", "run"]
 
@@ -41,12 +42,10 @@ _MODULES = ("_C", "builtins", "ctypes", "gc", "importlib", "inspect", "os", "sub
 """Modules that other modules hold as attributes: torch.sys."""
 _IMPORTS = ("torch._C", "torch.overrides", "torch.utils._python_dispatch", "torch.utils.flop_counter")
 
-Problem = tuple[int, str, str]
-
 
 def run(text: str) -> CheckOutcome:
     """The outcome for the text of a program that parses; the counterexample names the lines and what to do."""
-    tree = ast.parse(text)
+    tree = parse(text)
     imported = {
         (alias.asname or alias.name).split(".")[0]
         for node in ast.walk(tree)
@@ -56,10 +55,7 @@ def run(text: str) -> CheckOutcome:
     problems = sorted({found for node in ast.walk(tree) for found in _problems(node, imported)})
     if not problems:
         return passed(NAME, "keeps to what it imports")
-    line, what, fix = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    listed = [{"line": number, "problem": problem, "instead": instead} for number, problem, instead in problems[:8]]
-    return failed(NAME, f"line {line}: {what}{more}; {fix}", {"line": line, "problems": listed})
+    return refused_for(NAME, problems)
 
 
 def _problems(node: ast.AST, imported: set[str]) -> Iterator[Problem]:
@@ -75,7 +71,6 @@ def _problems(node: ast.AST, imported: set[str]) -> Iterator[Problem]:
         if node.attr in _ATTRIBUTES or (owner in imported and node.attr in _MODULES):
             yield node.lineno, f"uses {f'{owner}.' if owner else '.'}{node.attr}", around
     elif isinstance(node, ast.Import | ast.ImportFrom):
-        module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-        for name in (module + alias.name for alias in node.names):
+        for name in imported_names(node):
             if any(name == denied or name.startswith(denied + ".") for denied in _IMPORTS):
                 yield node.lineno, f"imports {name}", "a mixer computes; how it is run and counted is not its part"

@@ -57,6 +57,7 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
     """One mixer, called before on other data."""
     x, one, two = _inputs(context, 70, LENGTH)
     spec = context.spec(70, jitter=True)
+    early: dict[str, np.ndarray] = {}
     for mode in ("eval", "train"):
         meta = {"spec": spec, "anew": True, "same": True, "first": mode}
         after_one, after_two = (
@@ -67,7 +68,8 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
             what = f"after a call in {mode} mode with other data of the same shape, the same input gives another output"
             place = _place(70, spec["dtype"]) | {"earlier_call": mode}
             return failed(NAME, f"{what}: by {found['max_difference']:.3g}", {**place, **found})
-    refusal = _stale(context, x, one)
+        early[mode] = after_one
+    refusal = _stale(context, [one, x], early)
     if refusal is not None:
         return refusal
     first, second = context.outputs(NAME, spec, [x], calls=2)
@@ -78,14 +80,13 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
     return None
 
 
-def _stale(context: Context, x: np.ndarray, before: np.ndarray) -> CheckOutcome | None:
-    """Parameters moved between two calls, against the same two calls with them moved from the start."""
-    spec, moved = context.spec(70), context.spec(70, jitter=True)
-    for mode in ("eval", "train"):
-        meta = {"anew": True, "same": True, "first": mode}
-        late = context.worker.call("history", {**meta, "spec": spec, "move": moved["jitter"]}, [before, x])[1][-1]
-        early = context.worker.call("history", {**meta, "spec": moved}, [before, x])[1][-1]
-        found = _difference(context, early.astype(np.float64), late.astype(np.float64))
+def _stale(context: Context, arrays: list[np.ndarray], early: dict[str, np.ndarray]) -> CheckOutcome | None:
+    """Parameters moved between two calls, against `early`: by the mode of the first call, the second output with them
+    moved from the start."""
+    spec, jitter = context.spec(70), context.spec(70, jitter=True)["jitter"]
+    for mode, wanted in early.items():
+        meta = {"spec": spec, "anew": True, "same": True, "first": mode, "move": jitter}
+        found = _difference(context, wanted, context.worker.call("history", meta, arrays)[1][-1].astype(np.float64))
         if found:
             what = f"parameters that change after a call in {mode} mode do not count in full: something made from them"
             place = _place(70, spec["dtype"]) | {"earlier_call": mode}

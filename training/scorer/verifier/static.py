@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from common.records import CheckOutcome
 from training.programs import MAX_BYTES
 from training.scorer.verifier.context import failed, passed
 
-__all__ = ["ALLOWED", "NAME", "run"]
+__all__ = ["ALLOWED", "NAME", "Problem", "imported_names", "parse", "refused_for", "run"]
 
 NAME = "static"
 ALLOWED = ("__future__", "dataclasses", "einops", "fla", "functools", "math", "torch", "typing")
@@ -54,9 +54,7 @@ def run(text: str) -> CheckOutcome:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         return failed(NAME, f"expected at most {MAX_BYTES} bytes, got {len(text)} characters")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(text)
+        tree = parse(text)
     except SyntaxError as error:
         source = (error.text or "").strip()[:200]
         return failed(
@@ -67,13 +65,32 @@ def run(text: str) -> CheckOutcome:
     problems = [*_imports(tree), *_contract(tree)]
     if not problems:
         return passed(NAME, "follows the contract; imports only what is allowed")
-    line, problem, fix = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    listed = [{"line": number, "problem": what, "instead": how} for number, what, how in problems[:8]]
-    return failed(NAME, f"line {line}: {problem}{more}; {fix}", {"line": line, "problems": listed})
+    return refused_for(NAME, problems)
 
 
 Problem = tuple[int, str, str]
+"""(line, what is wrong there, what to do instead)."""
+
+
+def parse(text: str) -> ast.Module:
+    """The syntax tree, without Python's warnings about the text. Raises as ast.parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
+
+
+def refused_for(name: str, problems: Sequence[Problem]) -> CheckOutcome:
+    """The refusal of check `name`: the first problem in words, up to eight of them in the counterexample."""
+    line, problem, fix = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    listed = [{"line": number, "problem": what, "instead": how} for number, what, how in problems[:8]]
+    return failed(name, f"line {line}: {problem}{more}; {fix}", {"line": line, "problems": listed})
+
+
+def imported_names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """What the statement imports, by dotted names."""
+    module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return [module + alias.name for alias in node.names]
 
 
 def _imports(tree: ast.Module) -> Iterator[Problem]:
@@ -90,10 +107,7 @@ def _imports(tree: ast.Module) -> Iterator[Problem]:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "relative import", "a candidate is one file: define it here"
             continue
-        names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        for name in names:
+        for name in imported_names(node):
             root = name.split(".")[0]
             if id(node) in guarded and root in (*ALLOWED, "transformers"):
                 continue
