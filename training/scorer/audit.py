@@ -26,8 +26,8 @@ number of draws makes two hits 99 % certain for g = `eval.audit_gain` of the pro
 
 **What counts.** A suspect is a place where the two differ by more than `TOLERANCE`; two rows with one are needed. What
 lies below is judged together: the mean gain, estimated from the draws with the weights that make it unbiased, may be
-a quarter of `audit_gain`. Noise could hide a gain from this test, but a mean of log-probabilities falls by half the
-variance of the noise, which costs more than it hides. Suspects are no verdict.
+a quarter of `audit_gain`, or three of its standard errors. Noise of variance v hides 3 sqrt(v / n) from n draws, but a
+mean of log-probabilities falls by v / 2 through it: what is left is 4.5 / n at best. Suspects are no verdict.
 
 **Benchmarks** are audited alike, one place a row. Sight of a continuation raises all choices of an item, so it can
 hardly gain anything: no mean is tested there.
@@ -55,7 +55,7 @@ FEWEST = 2
 """Rows that must differ: one may be an accident."""
 _TWO_HITS = 6.64
 """Poisson mean at which fewer than two hits have probability 1 %."""
-_MEAN_SHARE = 0.25
+_MEAN_SHARE, _MEAN_ERRORS = 0.25, 3.0
 _MOST_TOKENS = 1 << 14
 """Tokens of one question."""
 _CHOICES = 512
@@ -129,18 +129,22 @@ class Audit:
     def _width(self, number: int) -> int:
         return int(self.places.place[number]) + 2
 
-    def mean_gain(self) -> float:
-        """Nats a token that the held-out loss is lower than the fresh process would have it, estimated."""
+    def mean_gain(self) -> tuple[float, float]:
+        """(Nats a token that the held-out loss is lower than the fresh process would have it, estimated; its standard
+        error)."""
         if not self._heldout:
-            return 0.0
-        gained, worth = self._gained[: self._heldout], self.places.worth[: self._heldout]
-        return float((self._counts * gained / worth).sum() / self._counts.sum() * self._mean_worth)
+            return 0.0, 0.0
+        each = self._gained[: self._heldout] / self.places.worth[: self._heldout] * self._mean_worth
+        mean = float(np.average(each, weights=self._counts))
+        return mean, math.sqrt(float((self._counts * (each - mean) ** 2).sum())) / float(self._counts.sum())
 
     def suspects(self) -> list[Suspect]:
         """What cannot be rounding, or accident: all drawn places, the most suspicious first; none where nothing is."""
         order = np.argsort(-np.abs(self._gained), kind="stable")
         found = [Suspect(int(number), float(self._gained[number])) for number in order]
-        return found if self._differing() >= FEWEST or self.mean_gain() > _MEAN_SHARE * self._gain else []
+        mean, error = self.mean_gain()
+        gained = mean > _MEAN_SHARE * self._gain and mean > _MEAN_ERRORS * error
+        return found if gained or self._differing() >= FEWEST else []
 
     def said(self) -> str:
         """What was found, for a person."""
@@ -148,7 +152,7 @@ class Audit:
         return (
             f"{len(self.places):,} scored places were asked of a fresh process without their future; "
             f"{differing if differing else 'no'} row{'s' if differing > 1 else ''} differed, the held-out loss by "
-            f"{self.mean_gain():.2g} nats on average"
+            f"{self.mean_gain()[0]:.2g} nats on average"
         )
 
     def _differing(self) -> int:
