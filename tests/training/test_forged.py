@@ -61,7 +61,7 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
     said = judged(list(FAST), tmp_path, check=False)
     assert "reported a training loss" in said["cross_entropy_by_name"]
     assert "forged" in said["after_training_only"] and "process that was trained" in said["after_training_only"]
-    assert "forged" in said["honest_where_asked_again"] and "two fresh" in said["honest_where_asked_again"]
+    assert "forged" in said["honest_where_asked_again"] and "sees the future" in said["honest_where_asked_again"]
     assert "forged" in said["steps_in_forward"] and "something else than the optimiser" in said["steps_in_forward"]
 
 

@@ -325,7 +325,8 @@ def _encode(codec: tokenizer.Codec, documents: list[str], target: Path) -> int:
 def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
     need = {
         "train": 4 * (profile.train.seq_len + 1),
-        "heldout": profile.train.seq_len + 1 + profile.eval.heldout_sequences,
+        # Windows that overlap would show one another's future (training/scorer/audit.py).
+        "heldout": profile.eval.heldout_sequences * (profile.train.seq_len + 1),
     }
     for side, least in need.items():
         if counts[side] < least:
