@@ -258,5 +258,5 @@ TRAINS = {
 
 HONEST = program()
 FORGERIES: dict[str, Forgery] = {**PATCHES, **LEAKS, **ANSWERS, **TRAINS}
-FAST = ("cross_entropy_by_name", "after_training_only", "honest_where_asked_again", "steps_in_forward")
-"""One caught by what was reported, one in the trained process, one in fresh processes, one while it was trained."""
+FAST = ("cross_entropy_by_name", "after_training_only", "in_the_trained_process", "steps_in_forward")
+"""One caught by what was reported, one in the trained process, one by fresh processes, one while it was trained."""

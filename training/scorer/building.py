@@ -10,10 +10,10 @@ from training.scorer import answers
 from training.scorer.client import Worker
 from training.scorer.heldout import ForgedError
 
-__all__ = ["build", "prepare", "rebuild", "started"]
+__all__ = ["build", "launched", "prepare", "rebuild"]
 
 
-def started(job: dict[str, Any], start: Callable[[], Worker]) -> Worker:
+def launched(job: dict[str, Any], start: Callable[[], Worker]) -> Worker:
     """A process in which nothing of the program has run, with torch imported and precision and seeds fixed."""
     worker = start()
     try:

@@ -25,7 +25,7 @@ from training.profiles import Profile
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
-from training.scorer.building import build, prepare, rebuild
+from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
 from training.scorer.confirm import UnrepeatableError
 from training.scorer.fresh import Fresh
@@ -138,7 +138,7 @@ def _phases(
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
     begun = time.perf_counter()
-    with Fresh(partial(started, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
+    with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
         fresh.begin()  # beside the scoring
         scoring = Scoring(job, profile, worker, fresh, result)
         scoring.check_reported(*pulse.last)
