@@ -28,7 +28,7 @@ from common.errors import AsiError, JobError, UsageError
 from common.files import sha256_text, write_json
 from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
-from common.settings import Settings, parse, usage_exit
+from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
 from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
@@ -56,14 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", metavar="FILE", help="a program file with a class DeltaNet")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
     )
     parser.add_argument("--reference", action="store_true", help="a program outside the search: cost is a warning")
     parser.add_argument(
         "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="a kept checkpoint of this program and seed to go on from"
+        "--start-from",
+        type=path_argument,
+        metavar="FILE",
+        help="a kept checkpoint of this program and seed to go on from",
     )
     parser.add_argument(
         "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
