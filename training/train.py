@@ -16,7 +16,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import shlex
 import signal
 import threading
 import time
@@ -35,6 +34,7 @@ from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
+from training.repeat import repeating_command
 from training.results import FILES, clear
 from training.run import run_identity
 
@@ -90,7 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return usage_exit(
             UsageError(f"cannot make the folder {error.filename}: {error.strerror}", "name another --out")
         )
-    command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = repeating_command(
+        settings,
+        settings.run.profile,
+        program,
+        settings.run.seed,
+        file=str(Path(arguments.file).absolute()),
+        out=str(arguments.out.absolute()),
+        more=_branch_flags(arguments),
+    )
     with _Display() as display:
         try:
             record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
@@ -102,6 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     display.summary(record, arguments.out)
     return exit_status(record)
+
+
+def _branch_flags(arguments: argparse.Namespace) -> list[str]:
+    origin, decay = arguments.start_from, arguments.decay_steps
+    flags = ["--start-from", str(origin.absolute())] if origin is not None else []
+    return flags + (["--decay-steps", str(decay)] if decay is not None else [])
 
 
 def exit_status(record: RunRecord) -> int:
@@ -142,13 +156,15 @@ def _run(
         if origin is not None:
             require_lineage(origin, identity)
         report: CheckReport | None = None
+        began = time.monotonic()
         try:
             report = launcher.check([program], display.show, cancel)[0]
         except JobError:
             if not cancel.is_set():
                 raise
         if report is None or not report.accepted:
-            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command)
+            wall = time.monotonic() - began
+            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command, wall=wall)
             write_json(out / "result.json", record.model_dump(mode="json"))
             return record
         return launcher.train(
