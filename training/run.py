@@ -27,6 +27,7 @@ from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
+from training.repeat import repeating_command
 from training.results import benchmark_mean, clear, csv_text, curve_columns
 
 if TYPE_CHECKING:
@@ -283,12 +284,17 @@ class Run:
             else None,
             corpus_sha256=corpus.sha256,
             git_commit=git_commit(),
-            command=self.command
-            or f"python training/train.py PROGRAM --profile {profile.name} --seed {self.seed} --out DIR",
+            command=self.command or self._repeating(),
             reference=self.program.reference,
             forecast=self.forecast,
             **sizes,
         )
+
+    def _repeating(self) -> str:
+        settings = self.launcher.settings
+        given = settings.run.profile
+        name = given if Path(given).stem == self.profile.name else self.profile.name
+        return repeating_command(settings, name, self.program, self.seed)
 
 
 def _share(program: Program, seed: int) -> float:
@@ -303,15 +309,23 @@ def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
 
 
 def refused_record(
-    launcher: Launcher, program: Program, report: CheckReport | None, *, seed: int, run_id: str, command: str
+    launcher: Launcher,
+    program: Program,
+    report: CheckReport | None,
+    *,
+    seed: int,
+    run_id: str,
+    command: str,
+    wall: float,
 ) -> RunRecord:
-    """The record of a program that was not trained: the check refused it, or was interrupted (`report` None)."""
+    """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
+    (`report` None)."""
     corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, corpus, 0.0)
+    return run._record(ended, corpus, round(wall, 3))
 
 
 def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:

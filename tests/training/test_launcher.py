@@ -110,6 +110,9 @@ def test_a_finished_run_has_everything_in_its_record(
     assert record.baseline_key == launcher.baseline_key() and record.corpus_sha256 == launcher.prepare().sha256
     assert record.program_sha256 == program(PRINTS).sha256 and record.versions["torch"]
     assert peer_of(record).cpu_seconds_per_step
+    assert record.command.startswith("python training/train.py PROGRAM --profile tiny --seed 0 --out DIR --trust ")
+    (text,) = launcher.settings.training.text
+    assert f"--training.cache_dir {launcher.cache} --training.device cpu --training.text {text}" in record.command
 
 
 def test_candidates_have_the_baselines_size(
@@ -332,11 +335,20 @@ def test_a_refused_program_has_status_1_and_a_record(
         str(text_file),
         "--out",
         str(tmp_path / "o"),
+        "--reference",
+        "--trust",
         flags=flags,
     )
     assert done.returncode == 1, done.stderr
     record = json.loads((tmp_path / "o" / "result.json").read_text())
     assert (record["status"], record["reason"]) == ("failed", "refused") and "refused" in done.stdout
+    assert record["seconds"]["total"] > 0
+    head = (
+        f"python training/train.py {tmp_path}/bad.py --profile {TINY} --seed 0 --out {tmp_path}/o --reference --trust"
+    )
+    # What came from the environment is said too.
+    assert record["command"].startswith(head) and "--training.device cpu" in record["command"]
+    assert f"--training.text {text_file}" in record["command"]
     assert not (tmp_path / "o" / "test.csv").exists()
 
 
