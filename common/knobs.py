@@ -172,6 +172,9 @@ class Training(Section):
     text: list[Path] = Field([], description="text files to train on instead of the docstring corpus")
     cache_dir: Path | None = Field(None, description="folder for the extracted corpus; unset: the user's cache folder")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
+    processes: int = Field(
+        1, ge=1, le=64, description="worker processes that share each batch, one a GPU; torchrun sets it for train.py"
+    )
     init: Literal["program", "fla"] = Field(
         "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
     )

@@ -144,13 +144,14 @@ class Run:
     def _tried(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
-        """What the scorer says of the run; once more where the worker was killed, or out of memory."""
+        """What the scorer says of the run; once more where the worker was killed, and as often as the micro-batch can
+        be halved where memory ran out."""
         answer = self._answer(job, peers, tell, cancel)
         if answer.get("from_outside"):
             # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
             tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
             answer = self._answer(job, peers, tell, cancel)
-        elif answer.get("reason") == "memory" and (half := self._half()) is not None:
+        while answer.get("reason") == "memory" and (half := self._half()) is not None:
             tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
             train = self.profile.train.model_copy(update={"micro_batch": half})
             self.profile = self.profile.model_copy(update={"train": train})
@@ -158,9 +159,9 @@ class Run:
         return answer
 
     def _half(self) -> int | None:
-        """Half the sequences of a forward pass, None where there is one already."""
-        whole = min(self.profile.train.batch, self.profile.train.micro_batch or self.profile.train.batch)
-        return whole // 2 or None
+        """Half the sequences that one process takes in a forward pass, None where it is one already."""
+        rows = -(-self.profile.train.batch // self.launcher.settings.training.processes)
+        return min(rows, self.profile.train.micro_batch or rows) // 2 or None
 
     def _answer(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
@@ -247,6 +248,8 @@ class Run:
             for key in ("parameters", "mixer_parameters", "ffn_width", "tokens", "tokens_per_second")
         }
         hardware = dict(answer.get("hardware", {}))
+        if launcher.settings.training.processes > 1:
+            hardware["processes"] = launcher.settings.training.processes
         if profile.train.micro_batch != launcher.profile.train.micro_batch:
             hardware["micro_batch"] = profile.train.micro_batch
         parts = {name: answer[name] for name in ("embedding", "head", "mlps", "norms") if name in answer}

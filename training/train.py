@@ -4,6 +4,7 @@ Small version: `python training/train.py training/architectures/delta_net.py --p
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
 and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
 after a kill from the last one.
+`torchrun --nproc-per-node N training/train.py ...`, or --training.processes N, shares each batch among N processes.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
 
@@ -16,6 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+import os
 import signal
 import threading
 import time
@@ -37,6 +39,7 @@ from training.programs import Program, load
 from training.repeat import repeating_command
 from training.results import FILES, clear
 from training.run import run_identity
+from training.torchrun import asked_for
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
+        copies = asked_for(os.environ)
+        if copies is not None:
+            if copies[0] > 0:
+                return 0
+            settings = _shared(settings, copies[1])
         profile = load_profile(settings.run.profile)
         if arguments.start_from is not None:
             profile = branched(profile, arguments.start_from, arguments.decay_steps)
@@ -116,6 +124,11 @@ def _branch_flags(arguments: argparse.Namespace) -> list[str]:
     origin, decay = arguments.start_from, arguments.decay_steps
     flags = ["--start-from", str(origin.absolute())] if origin is not None else []
     return flags + (["--decay-steps", str(decay)] if decay is not None else [])
+
+
+def _shared(settings: Settings, processes: int) -> Settings:
+    training = settings.training.model_copy(update={"processes": processes})
+    return settings.model_copy(update={"training": training})
 
 
 def exit_status(record: RunRecord) -> int:

@@ -364,19 +364,19 @@ def test_the_command_checks_trains_and_tells(flags: dict[str, dict[str, Any]], t
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_tried_once_more_with_half_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
+def test_out_of_memory_is_tried_again_with_halves_of_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
     hungry = MEAN.replace(
         "        x = self.proj",
-        "        if len(hidden_states) > 2 and self.training:\n"
+        "        if len(hidden_states) > 1 and self.training:\n"
         "            raise MemoryError('cannot allocate memory for this batch')\n        x = self.proj",
     )
     notes: list[str] = []
     record = launcher.train(
         program(hungry), seed=0, out=tmp_path, run_id="m", on_event=lambda event: notes.append(event.text)
     )
-    assert record.status == "finished" and record.hardware["micro_batch"] == 2
-    assert sum("tried again with 2 sequences" in note for note in notes) == 1
-    never = launcher.train(program(hungry.replace("> 2 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
+    assert record.status == "finished" and record.hardware["micro_batch"] == 1
+    assert [sum(f"tried again with {rows} sequences" in note for note in notes) for rows in (2, 1)] == [1, 1]
+    never = launcher.train(program(hungry.replace("> 1 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
     assert (never.status, never.reason) == ("failed", "memory")
 
 
