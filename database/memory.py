@@ -150,7 +150,7 @@ class Memory:
         if key is None or facts is None:
             return None
         before, named = session.answer(_BODIES, key), key.partition(":")[2]
-        if session.elements([facts.index])[0].program != wanted.program:
+        if tree.element_of(session, facts.index).program != wanted.program:
             raise key_used(named, f"element {facts.index} ({facts.name}), which is another program")
         if before is not None and before[_REQUEST] != body:
             raise key_used(named, f"element {facts.index} ({facts.name}), with another body")
