@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -173,12 +173,12 @@ class Services:
             setattr(self, attribute, child.url)
             child.watch()
 
-    @property
-    def database_key(self) -> str | None:
-        """The key that the database in use asks for; None where it asks for none."""
-        mine = self._settings.services.database_key if self._settings.services.database_url else None
-        key = mine or (None if self._settings.services.database_url else self._settings.database.api_key)
-        return None if key is None else key.get_secret_value()
+    def database_client(self) -> DatabaseClient:
+        """A client of the database in use, with the key that it asks for. Valid once that was started or reached."""
+        services = self._settings.services
+        key = services.database_key if services.database_url else self._settings.database.api_key
+        secret = None if key is None else key.get_secret_value()
+        return DatabaseClient(self.database_url, services.timeout, secret)
 
     @property
     def _embedding_flags(self) -> list[str]:
@@ -237,13 +237,28 @@ class Services:
 
 
 def refuse_contradictions(settings: Settings) -> None:
-    """Raises UsageError when the embedded database is configured and another one is to be used."""
-    given = sorted(settings.database.model_fields_set)
-    if settings.services.database_url and given:
-        knobs = ", ".join(f"database.{key}" for key in given)
+    """Raises UsageError when a server that would be started here is configured, and another one is to be used."""
+    services = settings.services
+    for section, url in (("database", services.database_url), ("cognition", services.cognition_url)):
+        if url:
+            _refuse_idle(settings, section, f"services.{section}_url names a server that runs already")
+    if services.database_url and services.cognition_url:
+        # Only the services embed.
+        _refuse_idle(settings, "embedding", "both services run already, and only they embed")
+    elif services.embedding_url:
+        own = {"threads", "cache_size", "start_timeout"}
+        _refuse_idle(settings, "embedding", "services.embedding_url names a server that runs already", own)
+
+
+def _refuse_idle(settings: Settings, section: str, why: str, keys: Collection[str] | None = None) -> None:
+    """Raises UsageError when a knob of `section` (one of `keys`) was set: nothing would read it."""
+    given = getattr(settings, section).model_fields_set
+    knobs = ", ".join(f"{section}.{key}" for key in sorted(given if keys is None else given & set(keys)))
+    if knobs:
         raise UsageError(
-            f"{knobs} would have no effect: services.database_url names a database that runs already",
-            f"leave out {knobs} and set them where that server is started, or leave out services.database_url",
+            f"{knobs} would have no effect: {why}",
+            f"leave out {knobs} and set them where that server is started, or leave out the URL and let one be started "
+            "here",
         )
 
 

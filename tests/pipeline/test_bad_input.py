@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,26 @@ def test_a_taken_port() -> None:
                 cwd=os.environ["HOME"],
             )
             refused(done, port)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("pipeline/pipeline.py", ["--experiments", "1", "--profile", "cpu-smoke", "--data-dir", "run"]),
+        ("training/train.py", ["program.py", "--out", "out"]),
+    ],
+)
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, script: str, words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    while process.poll() is None and "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=20)
+    assert (process.returncode, printed, errors) == (130, "", "\ninterrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_service_that_does_not_answer(tmp_path: Path) -> None:
