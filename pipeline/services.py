@@ -7,11 +7,13 @@ both.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +47,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
+        self._words: deque[str] = deque(maxlen=8)
 
     def start(self) -> None:
         """Starts the process and waits until it says where it listens.
@@ -53,16 +56,17 @@ class Child:
             ServiceError: it ended or stayed silent; with the last lines of its log.
         """
         port = self.url.rsplit(":", 1)[1] if self.url else str(self._port)
-        with self.log.open("ab") as errors:
-            process = spawn(
-                [sys.executable, *self.argv, "--port", port],
-                env={**os.environ, **self.env},
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+        process = spawn(
+            [sys.executable, *self.argv, "--port", port],
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self._process = process
         lines: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=self._pump, args=(process, lines), daemon=True).start()
+        keeper = threading.Thread(target=self._keep, args=(process,), daemon=True)
+        keeper.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._closing.is_set():
             try:
@@ -71,9 +75,11 @@ class Child:
             except Empty:
                 if process.poll() is not None or time.monotonic() > deadline:
                     terminate(process)
+                    keeper.join(2)
+                    said, _, fix = "".join(self._words).rstrip().partition("\n  fix: ")
                     raise ServiceError(
-                        f"the {self.name} did not start (exit status {process.returncode}):\n{self._tail()}",
-                        f"see {self.log}",
+                        f"the {self.name} did not start (exit status {process.returncode}):\n{said}",
+                        fix or f"see {self.log}",
                     ) from None
 
     def _pump(self, process: subprocess.Popen[bytes], lines: SimpleQueue[str]) -> None:
@@ -83,8 +89,13 @@ class Child:
             if text.startswith(LISTENING):
                 lines.put(text)
 
-    def _tail(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        """Copies what the service says to its log, and remembers the last lines: a full disk may refuse them."""
+        assert process.stderr is not None
+        for line in process.stderr:
+            self._words.append(line.decode(errors="replace"))
+            with contextlib.suppress(OSError), self.log.open("ab") as log:
+                log.write(line)
 
     def watch(self) -> None:
         """Keeps the service alive until `close`: a killed service comes back on its port, its data is in the store."""
@@ -98,7 +109,7 @@ class Child:
                             try:
                                 self.start()
                             except ServiceError as error:
-                                with self.log.open("a") as log:
+                                with contextlib.suppress(OSError), self.log.open("a") as log:
                                     log.write(f"restart failed: {error}\n")
 
         threading.Thread(target=loop, name=f"watch {self.name}", daemon=True).start()

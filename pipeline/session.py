@@ -76,7 +76,7 @@ def _session(
     wanted = settings.run.experiments
     experiments = journal(workspace.experiments, workspace.run_id)
     stored = sum(experiment.state == "stored" for experiment in experiments)
-    if wanted is not None and stored >= wanted:
+    if wanted is not None and stored >= wanted and load_baseline(workspace.root) is not None:
         _confirm_finished(settings, profile, workspace, experiments)
         console.note(f"{counted(stored, 'experiment')} stored in {workspace.root}, {wanted} asked for.")
         print_summary(console.rich, workspace.root)
@@ -167,15 +167,18 @@ def measured_before(workspace: Workspace, key: str) -> Measured | None:
         UsageError: the experiments were compared with a baseline of another key.
     """
     before = load_baseline(workspace.root)
-    if before is None or before.baseline.key == key:
-        return before
-    if any(workspace.experiments.iterdir()):
+    if before is None:
+        journalled = (one.read("evaluate") for one in journal(workspace.experiments, workspace.run_id))
+        compared = {found["run"]["baseline_key"] for found in journalled if found}
+    else:
+        compared = {before.baseline.key} if any(workspace.experiments.iterdir()) else set()
+    if compared - {key}:
         raise UsageError(
             f"the experiments in {workspace.root} were compared with another baseline: since then the trainer, the "
             "profile, the corpus, a package or the device has changed, and scores across baselines mean nothing",
             "start a new --data-dir, or go back to what the experiments were made with (settings.toml, result.json)",
         )
-    return None
+    return before if before is not None and before.baseline.key == key else None
 
 
 def _baseline(

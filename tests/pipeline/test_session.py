@@ -32,7 +32,7 @@ from tests.database.db_service import EmbeddingDouble
 from tests.fixtures_services import running
 from tests.pipeline.labs import database
 from tests.pipeline.running import ROOT, TINY, run
-from tests.pipeline.test_experiment import RESULTS
+from tests.pipeline.test_experiment import RESULTS, RUN
 from training.profiles import load_profile
 
 
@@ -46,6 +46,12 @@ def test_another_baseline_is_refused_before_it_is_measured(tmp_path: Path) -> No
     assert measured_before(workspace, "key-2") is None, "nothing was compared with it yet"
     Experiment(1, workspace.experiments / "0001", "").write("sample", RESULTS["sample"])
     assert measured_before(workspace, "key-1") is not None
+    with pytest.raises(UsageError, match="another baseline"):
+        measured_before(workspace, "key-2")
+    # Without the file the journal says what they were compared with.
+    (tmp_path / "baseline.json").unlink()
+    Experiment(1, workspace.experiments / "0001", "").write("evaluate", RESULTS["evaluate"])
+    assert measured_before(workspace, RUN["baseline_key"]) is None
     with pytest.raises(UsageError, match="another baseline"):
         measured_before(workspace, "key-2")
     workspace.close()
