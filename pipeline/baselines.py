@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from common.errors import JobError, ServiceError, StoreError, UsageError
 from common.files import read_json, write_json
 from common.records import CheckReport, RunRecord
@@ -36,6 +38,7 @@ from training.results import element_result, finished_run
 
 __all__ = ["calibrate", "in_lanes", "store_roots"]
 
+_REPORTS = TypeAdapter(list[CheckReport])
 MOTIVATIONS = {
     "delta_net": (
         "DeltaNet writes to its matrix memory by the delta rule: what the memory already answers to a key is "
@@ -173,8 +176,13 @@ class Progress:
 def _reports(launcher: Launcher, programs: Sequence[Program], home: Path, show: Progress) -> dict[str, CheckReport]:
     path = home / f"checks-{source_hash(VERIFIER_SOURCES)[:12]}.json"
     if path.exists():
-        found = [CheckReport.model_validate(item) for item in read_json(path)]
-        return {report.program: report for report in found}
+        try:
+            kept = {report.program: report for report in _REPORTS.validate_python(read_json(path))}
+        except (StoreError, ValidationError):
+            kept = {}
+        if all(program.name in kept for program in programs):
+            return kept
+        show.progress("baselines", Event("note", "check", text=f"{path} holds no reports of them: checked again"))
     try:
         reports = launcher.check(programs, cancel=show.cancelled)
     except JobError:

@@ -15,13 +15,17 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.errors import AsiError, UsageError
-from common.process import exit_with_parent
+from common.process import exit_with_parent, raise_on_interrupt
 from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
@@ -49,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return usage_exit(error)
     show = _print_json if arguments.json else _Tables().show
+    raise_on_interrupt()
     try:
         reports = check_files(arguments.files, settings, show, trust=arguments.trust, reference=arguments.reference)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import JobError
+from common.errors import JobError, StoreError
 from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
@@ -224,8 +224,8 @@ class Launcher:
         baseline = load(REPOSITORY / "training" / "architectures" / "delta_net.py", name="delta_net")
         key = sha256_text(f"{baseline.sha256} {self.profile.model.model_dump_json()} {source_hash(MODEL_SOURCE)}")[:20]
         file = self.cache / "sizes" / f"{key}.json"
-        if file.is_file():
-            return int(read_json(file)["parameters"])
+        if file.is_file() and (known := _kept_size(file)) is not None:
+            return known
         tell(Event("stage", "size"))
         answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
@@ -254,6 +254,16 @@ class Launcher:
             },
             "budget": self._budget,
         }
+
+
+def _kept_size(file: Path) -> int | None:
+    """Parameters in a cached file; None where it is damaged: they are counted again."""
+    try:
+        found = read_json(file)
+    except StoreError:
+        return None
+    size = found.get("parameters") if isinstance(found, dict) else None
+    return size if type(size) is int and size > 0 else None
 
 
 def _ignore(event: Event) -> None:
