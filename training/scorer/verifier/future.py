@@ -2,9 +2,9 @@
 
 Two runs of equal shape add the same numbers in the same order, so next to no rounding is excused. One kind of honest
 program rounds with its future all the same: a sum over whole chunks from which the own chunk is taken again
-(`sums - own`) is left with the rounding of what it took away. So a difference that is found is held against what the
-*last bit of the future* does to the same outputs: rounding does as much by a last bit as by another future, where
-what is computed from the future, however faintly, does 10^7 times less (`rounding`).
+(`sums - own`) is left with the rounding of what it took away. What rounding makes has another sign in every run once
+the past is changed by a trifle; what is computed from the future, however faintly, stays. So a difference that is found
+is measured again under eight such changes: `is_rounding`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.records import CheckOutcome
 from training.scorer.verifier.context import EPSILON, Context, Refused
 from training.scorer.verifier.evidence import differs, place_of
 
-__all__ = ["EVERY", "at_cuts", "every_cut", "rounding", "single_rows", "tried"]
+__all__ = ["EVERY", "at_cuts", "every_cut", "is_rounding", "single_rows", "tried"]
 
 NAME = "causality"
 GROWTHS = (1.0, 30.0, 0.0)
@@ -31,7 +31,7 @@ EVERY, ROWS, NARROW = 256, 64, 32
 """The length at which every cut is tried, so many in one batch; with autograd recording, at this smaller width."""
 DRAWN = {256: 20, 512: 6}
 """Cuts that each program's text draws for itself, by length: nobody can write a leak between them."""
-CALLS = 64
+CALLS, CHANGES = 64, 8
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,19 @@ def _many_cuts(context: Context, situation: Situation) -> CheckOutcome | None:
         difference = np.abs(same - outputs).max(axis=2)
         allowed = [context.same_shape_tolerance(same, max(1.0, _growth(cut)), spec["dtype"]) for cut in batch]
         past = np.arange(length)[None, :] < batch[:, None]
-        for row in np.flatnonzero((~(difference <= np.array(allowed)[:, None]) & past).any(axis=1))[:3]:
+        excess = np.where(past, difference / np.maximum(allowed, 1e-300)[:, None], 0.0).max(axis=1)
+        excess /= np.array([max(1.0, _growth(cut)) ** 2 for cut in batch])
+        leaking = (~(difference <= np.array(allowed)[:, None]) & past).any(axis=1)
+        for row in sorted(np.flatnonzero(leaking), key=lambda row: -excess[row])[:3]:
             beside = base.copy()
             beside[row] = changed[row]
             # Alone; and where only a batch of that size shows it, among rows that stay as they are.
             for one, two, at in ((x, changed[row : row + 1], 0), (base, beside, int(row))):
-                found = _compared(context, situation.name, spec, one, two, int(batch[row]), at, situation.grad)
+                alike, found = _compared(context, situation.name, spec, one, two, int(batch[row]), at, situation.grad)
                 if found is not None:
                     return found
+                if not alike:
+                    break
     return None  # what depends on how neighbours change is a matter of the batch check
 
 
@@ -185,24 +190,28 @@ def _compared(
     cut: int,
     row: int = 0,
     grad: bool = False,
-) -> CheckOutcome | None:
-    """Row `row` of `x` and of `changed`, which has another input there from `cut` on and is equal elsewhere."""
-    growth = float(np.abs(changed[row, cut:]).max() / (np.abs(x[row]).max() or 1.0))
+) -> tuple[bool, CheckOutcome | None]:
+    """Whether the outputs are alike, and what was found, for row `row` of `x` and of `changed`, which has another
+    input there from `cut` on and is equal elsewhere."""
     base, output = context.outputs(NAME, spec, [x, changed], grad=grad)
     difference = np.abs(base[row, :cut] - output[row, :cut]).max(axis=1)
-    allowed = context.same_shape_tolerance(base, max(1.0, growth), spec["dtype"])
+    allowed = context.same_shape_tolerance(base, max(1.0, _larger(x, changed, row, cut)), spec["dtype"])
     if (difference <= allowed).all():
-        return None
-    allowed = max(allowed, rounding(context, NAME, spec, x, changed, row, cut, grad=grad))
-    if (difference <= allowed).all():
-        return None
+        return True, None
+    if is_rounding(context, NAME, spec, x, changed, row, cut, grad=grad):
+        return False, None
     what = f"the output before token {cut} changes when only the input from token {cut} on changes"
-    where = {"row": row, "situation": situation, "future_scale": growth, "gradients": "recorded" if grad else None}
-    place = {"test": "future", **place_of(spec, x.shape[1], cut, len(x)), **where}
-    return differs(NAME, what, difference, allowed, base, place)
+    where = {"row": row, "situation": situation, "future_scale": _larger(x, changed, row, cut)}
+    place = {"test": "future", **place_of(spec, x.shape[1], cut, len(x)), **where, "gradients": grad or None}
+    return False, differs(NAME, what, difference, allowed, base, place)
 
 
-def rounding(
+def _larger(x: np.ndarray, changed: np.ndarray, row: int, cut: int) -> float:
+    """How many times as large as `x` its new future is."""
+    return float(np.abs(changed[row, cut:]).max() / (np.abs(x[row]).max() or 1.0))
+
+
+def is_rounding(
     context: Context,
     check: str,
     spec: dict[str, Any],
@@ -212,28 +221,32 @@ def rounding(
     cut: int,
     *,
     grad: bool = False,
-) -> float:
-    """Largest difference of row `row` before `cut` that rounding of the future can make, by measurement.
+) -> bool:
+    """Whether that row's outputs before `cut` differ by no more than rounding of the future can make.
 
-    The future of both inputs is shaken in the last bit, twice; 32 times what that does is allowed (4 times in a coarse
-    dtype). What a program computes from its future changes by epsilon of its strength then, so that only a leak that
-    reads the last bits themselves could pass, and that up to a bound: in float64, 4096 roundings of the largest output
-    (times the square of how much larger the new future is, since a state is a product of two inputs), 64 in float32,
-    and under autocast two of bfloat16.
+    Both inputs get the same small change of the past (of some 2^20 roundings in float64, 2^11 in float32, 4 in
+    bfloat16), eight times. Differences by rounding then add up like random numbers, to a squared size of one times the
+    sum of theirs, those of a leak to eight times; up to 2.5 is rounding. It has a bound too, for a leak that makes
+    noise of the last bits: in float64 4096 roundings of the largest output, times the square of how much larger the
+    new future is (a state is a product of two inputs), so much less than a leak that could be of use; 64 in
+    float32, and under autocast two of bfloat16.
     """
     last_bit, generator = context.epsilon_in(spec["dtype"]), np.random.default_rng(9)
-    shaken = []
-    for array in (x, x, changed, changed):
-        other = array.copy()
-        other[row, cut:] *= 1 + last_bit * generator.integers(-1, 2, other[row, cut:].shape)
-        shaken.append(other)
-    base, output, *others = context.outputs(check, spec, [x, changed, *shaken], grad=grad)
-    pairs = zip((base, base, output, output), others, strict=True)
-    effect = max(float(np.abs(one[row, :cut] - two[row, :cut]).max()) for one, two in pairs)
-    growth = max(1.0, float(np.abs(changed[row, cut:]).max() / (np.abs(x[row]).max() or 1.0)))
+    trifle = 2.0**-32 if last_bit < 1e-10 else 2.0**-12 if last_bit < 1e-6 else 2.0**-5
+    arrays = []
+    for _ in range(CHANGES):
+        factor = 1 + trifle * generator.uniform(-1, 1, x[row, :cut].shape)
+        for array in (x, changed):
+            other = array.copy()
+            other[row, :cut] *= factor
+            arrays.append(other)
+    outputs = np.stack([output[row] for output in context.outputs(check, spec, arrays, grad=grad)])
+    differences = (outputs[0::2] - outputs[1::2])[:, :cut]
     fine, coarse = min(last_bit, EPSILON["float32"]), 2 * EPSILON["bfloat16"] * (spec["dtype"] == "bfloat16")
-    bound = (4096 if fine < 1e-10 else 64) * fine * growth**2 + coarse
-    return min((32 if last_bit < 1e-6 else 4) * effect, bound * float(np.abs(base[row]).max()))
+    growth = max(1.0, _larger(x, changed, row, cut))
+    bound = ((4096 if fine < 1e-10 else 64) * fine * growth**2 + coarse) * float(np.abs(outputs).max())
+    together = float(np.square(differences.sum(axis=0)).sum())
+    return bool(np.abs(differences).max() <= bound and together <= 2.5 * float(np.square(differences).sum()))
 
 
 def single_rows(context: Context) -> CheckOutcome | None:
@@ -252,7 +265,7 @@ def single_rows(context: Context) -> CheckOutcome | None:
     for (length, cut), other, output in zip(cases, changed, outputs[len(inputs) :], strict=True):
         allowed = context.same_shape_tolerance(bases[length], GROWTHS[cut % 2], spec["dtype"])
         if not (np.abs(bases[length][:, :cut] - output[:, :cut]) <= allowed).all():
-            found = _compared(context, "one row", spec, inputs[length], other, cut)
+            _, found = _compared(context, "one row", spec, inputs[length], other, cut)
             if found is not None:
                 return found
     return None
@@ -264,7 +277,7 @@ def at_cuts(
     """One row at a few cuts: `other` is what the future of `x` is replaced by."""
     for cut in cuts:
         changed = np.concatenate([x[:, :cut], other[:, cut:]], axis=1)
-        found = _compared(context, situation, spec, x, changed, cut)
+        _, found = _compared(context, situation, spec, x, changed, cut)
         if found is not None:
             return found
     return None
