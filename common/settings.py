@@ -161,6 +161,16 @@ class Sandbox(Section):
     disk_mb: int = Field(1024, ge=1, description="limit of all that a job writes")
 
 
+class Check(Section):
+    operations: float = Field(
+        64.0, gt=0, description="refuse a program that launches more operations per added token than this"
+    )
+    seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
+    call_seconds: float = Field(
+        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+    )
+
+
 class Training(Section):
     text: list[Path] = Field([], description="text files to train on instead of the docstring corpus")
     cache_dir: Path | None = Field(None, description="folder for the extracted corpus; unset: the user's cache folder")
@@ -248,6 +258,7 @@ class Settings(BaseSettings):
     cognition: Cognition = Cognition()
     embedding: Embedding = Embedding()
     sandbox: Sandbox = Sandbox()
+    check: Check = Check()
     training: Training = Training()
     monitor: Monitor = Monitor()
     sample: Sample = Sample()

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     short = ("run.profile", "run.seed", "training.text")
     try:
-        sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
+        sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
         profile = load_profile(settings.run.profile)
         if arguments.start_from is not None:

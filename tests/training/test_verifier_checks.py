@@ -138,6 +138,15 @@ def test_what_a_program_raises_itself_is_unsupported_and_no_fault(worker: Worker
     assert "unsupported: expand_v=2.0" in found[0].detail
 
 
+def test_what_other_models_use_is_not_replaced() -> None:
+    """In a process of its own: the next program would be judged by what this one left."""
+    with Worker(BEST, Program("p", assets.REPLACES)) as own:
+        context, (outcome, *_) = judged(own, assets.REPLACES, "state")
+        reply, _ = own.call("environment", {"spec": context.spec()}, [context.inputs(0, 2, 9)])
+    assert set(reply["imported"]["replaced"]) == assets.REPLACED
+    assert not outcome.passed and "hooks on all modules from 0 to" in outcome.detail
+
+
 @pytest.mark.parametrize("name", assets.COUNTS)
 def test_what_only_counts_calls_or_changes_speed_is_a_warning(worker: Worker, name: str) -> None:
     _, found = judged(worker, assets.COUNTS[name], *(("shapes",) if "module" in name else ()), "state")

@@ -192,6 +192,27 @@ SWITCHES = {
     ),
     "by_default_only": CAUSALITY["by_default_only"],
 }
+REPLACES = f"""{BASE}
+
+def forward(self, input):
+    return F.linear(input, self.weight, self.bias)
+
+
+nn.Linear.forward.__code__ = forward.__code__
+nn.LayerNorm.forward = lambda self, x: x
+nn.Embedding.__call__ = lambda self, x: F.embedding(x, self.weight)
+torch.Tensor.mean = lambda self, *a, **k: torch.mean(self, *a, **k)
+nn.RMSNorm = type("RMSNorm", (nn.RMSNorm,), {{}})
+torch.nn.modules.module.register_module_forward_hook(lambda *a: None)
+"""
+"""Replaces what other models of the process use, and hooks itself into all of them."""
+REPLACED = {
+    "torch.nn.Linear.forward",
+    "torch.nn.LayerNorm.forward",
+    "torch.nn.Embedding.__call__",
+    "torch.Tensor.mean",
+    "torch.nn.RMSNorm",
+}
 LENGTH = {
     "sum_over_time": planted(RETURN, "        o = o + 0.1 * (o.square() + 1).cumsum(1)\n" + RETURN),
     "huge": planted(RETURN, "        o = o * 1e9\n" + RETURN),

@@ -58,7 +58,7 @@ def run(context: Context) -> list[CheckOutcome]:
     refusal = _too_steep(context, rows, exponents, "train mode")
     if refusal is not None:
         return [refusal]
-    if launched > options.refuse_operations:
+    if not launched <= options.refuse_operations:
         context.slow = True
         what = f"{launched:.0f} operations are launched per added token, more than {options.refuse_operations:g}"
         return [_refuse(context, what, rows)]
@@ -99,7 +99,7 @@ def _rows(
         "lengths": lengths,
         "operations": MOST_OPERATIONS,
         "saved": MOST_SAVED,
-        "seconds": options.seconds / 6,
+        "seconds": options.call_seconds * 2 / 3,
     }
     reply = context.worker.call("count", meta)[0]
     return reply["rows"], bool(reply["late"])
@@ -110,7 +110,7 @@ def _too_steep(
 ) -> CheckOutcome | None:
     limit = context.options.exponent
     for kind, exponent in exponents.items():
-        if exponent > limit:
+        if not exponent <= limit:  # nor is it a number that a forged count makes
             what = f"{_KINDS[kind]} grow as length^{exponent:.2f} in {mode}, more than length^{limit:g}"
             return _refuse(context, what, rows)
     return None

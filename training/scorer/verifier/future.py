@@ -151,11 +151,11 @@ def _many_cuts(context: Context, situation: Situation) -> CheckOutcome | None:
         excess = np.where(past, difference / np.maximum(allowed, 1e-300)[:, None], 0.0).max(axis=1)
         excess /= np.array([max(1.0, _growth(cut)) ** 2 for cut in batch])
         leaking = (~(difference <= np.array(allowed)[:, None]) & past).any(axis=1)
-        for row in sorted(np.flatnonzero(leaking), key=lambda row: -excess[row])[:3]:
+        for row in sorted(map(int, np.flatnonzero(leaking)), key=lambda row: -excess[row])[:3]:
             beside = base.copy()
             beside[row] = changed[row]
             # Alone; and where only a batch of that size shows it, among rows that stay as they are.
-            for one, two, at in ((x, changed[row : row + 1], 0), (base, beside, int(row))):
+            for one, two, at in ((x, changed[row : row + 1], 0), (base, beside, row)):
                 alike, found = _compared(context, situation.name, spec, one, two, int(batch[row]), at, situation.grad)
                 if found is not None:
                     return found

@@ -210,7 +210,7 @@ def _steep(context: Context) -> CheckOutcome | None:
             spare = 0.01 * np.array([row["elements"] for row in rows]) if kind == "flops" else 0
             amounts = np.log(np.array([max(1.0, row[kind]) for row in rows]) + spare)
             power = float((amounts[1] - amounts[0]) / np.log(COUNTED[1] / COUNTED[0]))
-            if power > context.options.exponent:
+            if not power <= context.options.exponent:
                 what = (
                     f"with {label} the {kind} grow as length^{power:.2f}, more than length^{context.options.exponent:g}"
                 )
