@@ -15,6 +15,7 @@ from common.strict import StrictModel, types_in
 
 __all__ = [
     "Analyse",
+    "Check",
     "Cognition",
     "Database",
     "Embedding",
@@ -166,6 +167,16 @@ class Sandbox(Section):
     )
     memory_mb: int = Field(4096, ge=256, description="memory limit of one job on CPU")
     disk_mb: int = Field(1024, ge=1, description="limit of all that a job writes")
+
+
+class Check(Section):
+    operations: float = Field(
+        64.0, gt=0, description="refuse a program that launches more operations per added token than this"
+    )
+    seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
+    call_seconds: float = Field(
+        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+    )
 
 
 class Training(Section):

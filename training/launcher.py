@@ -19,6 +19,7 @@ from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
 from common.settings import Settings
+from training.checking import run_checks
 from training.data.corpus import Corpus, default_cache, prepare_corpus
 from training.environment import (
     MODEL_SOURCE,
@@ -148,22 +149,18 @@ class Launcher:
             elif event["event"] == "sandbox" and event["note"]:
                 tell(Event("note", "check", text=event["note"]))
 
-        job = {
-            "kind": "check",
-            "programs": to_job(programs),
-            "backend": self.settings.sandbox.backend,
-            "image": self.settings.sandbox.image,
-            "device": self.device,
-            "options": {
-                "memory_mb": self.settings.sandbox.memory_mb,
-                "profile_width": self.profile.model.hidden_size,
-                "profile_heads": self.profile.model.heads,
-                "profile_length": self.profile.train.seq_len,
-                "baseline_mixer_parameters": baseline.mixer_parameters if baseline else None,
-                "baseline_flops_per_token": baseline.flops_per_token if baseline else None,
-            },
-        }
-        answer = run_job(job, show, cancel)
+        answer = run_checks(
+            programs,
+            self.settings,
+            self.device,
+            show,
+            cancel,
+            profile_width=self.profile.model.hidden_size,
+            profile_heads=self.profile.model.heads,
+            profile_length=self.profile.train.seq_len,
+            baseline_mixer_parameters=baseline.mixer_parameters if baseline else None,
+            baseline_flops_per_token=baseline.flops_per_token if baseline else None,
+        )
         if answer == CANCELLED:
             raise JobError("the check was cancelled")
         reports = [CheckReport.model_validate(report) for report in answer["reports"]]

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     short = ("run.profile", "run.seed", "training.text")
     try:
-        sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
+        sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
         copies = asked_for(os.environ)
         if copies is not None:
