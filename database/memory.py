@@ -16,7 +16,7 @@ from typing import Any
 from common.embeddings import Embedder
 from common.errors import ServiceError
 from common.files import sha256_text
-from common.records import Baseline, RunRecord
+from common.records import Baseline, RunRecord, Usage
 from common.settings import Database as DatabaseSettings
 from database import tree
 from database.background import Background
@@ -99,9 +99,14 @@ class Memory:
         return self.submit(element, run, key, body).result()
 
     def submit(
-        self, element: NewElement, run: RunRecord | None = None, key: str | None = None, body: str | None = None
+        self,
+        element: NewElement,
+        run: RunRecord | None = None,
+        key: str | None = None,
+        body: str | None = None,
+        usage: Sequence[Usage] = (),
     ) -> Future[StoredExperiment]:
-        """As `add`, without waiting."""
+        """As `add`, without waiting; `usage` is kept with it, under its index."""
         wanted = element.stored()
         _refuse_unfit(element, run)
         train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
@@ -112,7 +117,7 @@ class Memory:
             run=run,
             key=key,
         )
-        stored = self.store.submit(lambda session: self._insert(session, entry, body))
+        stored = self.store.submit(lambda session: self._insert(session, entry, body, usage))
         stored.add_done_callback(lambda _: self._settler.wake())
         return stored
 
@@ -125,12 +130,14 @@ class Memory:
         except NotFoundError:
             return stored
 
-    def _insert(self, session: Session, entry: NewEntry, body: str | None) -> StoredExperiment:
+    def _insert(self, session: Session, entry: NewEntry, body: str | None, usage: Sequence[Usage]) -> StoredExperiment:
         known = self._repeat(session, entry.key, entry.element, body)
         if known is not None:
             return known
         _refuse_unknown_parent(session, entry.element.parent)
         index = session.insert(entry)
+        if usage:
+            session.ledger.put_usage([record.model_copy(update={"index": index}) for record in usage])
         if entry.key is not None and body is not None:
             session.put_answer(_BODIES, entry.key, {_REQUEST: body})
         score = None
