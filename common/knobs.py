@@ -107,6 +107,9 @@ class Database(Section):
     max_body_mb: int = Field(64, ge=1, description="largest body of a request; a line of an import may be as long")
     rate_limit: int = Field(6000, ge=0, description="requests a minute of one key, where keys are set; 0 for no limit")
     log_format: Literal["text", "json"] = Field("text", description="form of the log's lines")
+    judge: Literal["rubric", "llm"] = Field(
+        "rubric", description="who judges a design: a rubric over measured facts, or the model of the llm settings"
+    )
     events_kept: int = Field(1_000_000, ge=1000, description="newest events kept for those who follow the database")
 
     @field_validator("api_key", "read_key")

@@ -128,6 +128,7 @@ EXAMPLES: dict[str, Any] = {
         "incomplete": 0,
         "embedding_model": "all-MiniLM-L6-v2",
         "embedding_error": None,
+        "judge": {"backend": "rubric", "model": None, "failed": 0, "error": None},
         "vector_index": {"vectors": 9, "elements": 7, "orphans": 0, "dimension": 384, "recall": None},
         "candidates": _CANDIDATES | {"cold_start": 200},
     },

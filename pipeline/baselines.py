@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.errors import JobError, ServiceError, StoreError, UsageError
 from common.files import read_json, write_json
+from common.llm import Call, metered, usage_of
 from common.records import CheckReport, RunRecord
 from database.models import NewElement, Result
 from pipeline.agents.roles import Proposal
@@ -316,7 +317,9 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
     found = _stored(lab, program)
     if found is not None:
         return found
-    texts = analyse(lab, proposal, run, None)
+    calls: list[Call] = []
+    with metered(calls.append):
+        texts = analyse(lab, proposal, run, None)
     design = {"operator": "root", "change": origin.change, "genome": None, "mechanisms": list(mechanisms)}
     run = run.model_copy(update={"design": {**design, "seeds": seeds_of(run)}})
     element = NewElement(
@@ -330,7 +333,7 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
         **texts,
     )
     key = f"root:{program.sha256}:{lab.baseline.key}"
-    return lab.ask(lambda: lab.database.add_experiment(key, element, run)).index
+    return lab.ask(lambda: lab.database.add_experiment(key, element, run, usage_of(calls))).index
 
 
 def _store_own_root(lab: Lab, path: Path) -> int:

@@ -11,12 +11,13 @@ did answer before the kill answers the same again and keeps one element.
     analyse.json   the five fields, what the cognition base answered, the summary
     update.json    index and score given by the database
     failed.json    instead of what would have come next: why the experiment ended without an element
+    calls.jsonl    what each call of a language model took, appended as they end, of stages cut short as well
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,8 @@ from pydantic import BaseModel, BeforeValidator, FiniteFloat, StrictInt, Validat
 
 from common.errors import JournalError, StoreError
 from common.files import read_json, write_json
-from common.records import CheckReport, RunRecord
+from common.llm import Call, CallLog, append_call, usage_of
+from common.records import CheckReport, RunRecord, Usage
 from pipeline.agents.roles import Proposal
 
 __all__ = ["STAGES", "Experiment", "journal", "proposal_from"]
@@ -152,6 +154,18 @@ class Experiment:
         write_json(self.folder / f"{stage}.json", value)
         self._known[stage] = value
         return value
+
+    def note_call(self, call: Call) -> None:
+        """Keeps what a call of a language model took, without its texts, which are in the log of all calls."""
+        append_call(self._calls, replace(call, system="", prompt="", answer=None))
+
+    def usage(self) -> list[Usage]:
+        """What its calls of language models took so far, by role and model."""
+        return usage_of(CallLog.read(self._calls)) if self._calls.exists() else []
+
+    @property
+    def _calls(self) -> Path:
+        return self.folder / "calls.jsonl"
 
     @property
     def state(self) -> str:

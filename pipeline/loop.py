@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import JobError, message_of
 from common.files import write_atomic
+from common.llm import metered
 from common.records import CheckReport, RunRecord
 from common.text import counted
 from database.models import NewElement, Result
@@ -105,7 +106,8 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
             parent=sampled["parent"],
             summary=analysed["summary"],
         )
-        stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run))
+        usage = experiment.usage()
+        stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run, usage))
         gain = _gain(lab, stored.score, context.parent)
         write_atomic(lab.workspace.pool / f"{stored.name}.py", proposal.program)
         return {"index": stored.index, "name": stored.name, "score": stored.score, "gain": gain}
@@ -162,6 +164,7 @@ class Loop:
         self._faults = 0
         self._stored = sum(experiment.state == "stored" for experiment in experiments)
         self._unfinished = [experiment for experiment in experiments if experiment.state not in ("stored", "failed")]
+        self._failed = [experiment for experiment in experiments if experiment.state == "failed"]
         self._next = max((experiment.number for experiment in experiments), default=0) + 1
         self._seen = 0
         for experiment in experiments:
@@ -180,6 +183,9 @@ class Loop:
             Cancelled: Ctrl-C came.
             AsiError: see `run_experiment`. What else a lane raised is a fault of ours, and is raised as it was.
         """
+        # Again, in case a kill came between the journal and the database, which keeps it once.
+        for experiment in self._failed:
+            self._account(experiment)
         lanes = [
             threading.Thread(target=self._lane, name=f"lane {number}")
             for number in range(self._lab.settings.run.parallel)
@@ -214,7 +220,8 @@ class Loop:
         if experiment.read("sample") is None:
             require_unstored(experiment, self._lab.database)
         try:
-            run_experiment(self._lab, experiment)
+            with metered(experiment.note_call):
+                run_experiment(self._lab, experiment)
         except ExperimentFailed as failure:
             self._count_faults(failure)
             self._fail(experiment, failure)
@@ -271,8 +278,15 @@ class Loop:
             f"experiment {experiment.number}", "failed", f"{failure.stage}, {failure.reason}: {failure.detail}"[:400]
         )
         record = experiment.write("failed", failure.record())
+        self._account(experiment)
         self._learn_from_failure(experiment, record)
         lab.cancelled.wait(lab.settings.evolve.failure_wait)
+
+    def _account(self, experiment: Experiment) -> None:
+        """Tells the database what a failed experiment's calls of language models took, which no element carries."""
+        usage = experiment.usage()
+        if usage:
+            self._lab.ask(lambda: self._lab.database.add_usage(usage, f"{experiment.key}:failed"))
 
     def _recall(self, experiment: Experiment) -> None:
         """Claims what a journalled experiment designed, and learns from how it ended."""

@@ -210,6 +210,10 @@ class Services:
             env["ASI_DATABASE__API_KEY"] = given.api_key.get_secret_value()
         if given.read_key is not None:
             env["ASI_DATABASE__READ_KEY"] = given.read_key.get_secret_value()
+        if given.judge == "llm":
+            argv += flags_of(self._settings.llm, "llm", ("backend",))
+            if self._settings.llm.api_key is not None:
+                env["ASI_LLM__API_KEY"] = self._settings.llm.api_key.get_secret_value()
         # The profile's constants, unless the user set others.
         for key, value in (("cold_start", search.cold_start), ("update_batch", search.update_batch)):
             if key not in given.model_fields_set:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from common.errors import JobError, JournalError, StoreError
+from common.llm import ScriptedBackend
 from common.records import CheckReport, RunRecord
+from pipeline.agents.llm_roles import LLMPlanner
 from pipeline.agents.roles import CodeChecker, Debugger, DesignContext, Planner, Proposal
 from pipeline.agreement import require_agreement
 from pipeline.experiment import journal
-from pipeline.lab import Lab
+from pipeline.lab import Cancelled, Lab
 from tests.database.db_service import Service
 from tests.pipeline.labs import accept, database, loop, opened, refuse
 from training.programs import Program
@@ -135,6 +137,23 @@ def test_no_other_design_is_asked_for_after_the_last_one(tmp_path: Path, url: st
         assert states(lab) == ["failed"] * 3 and planner.asked == 3
         assert failed(lab, 1)["reason"] == "repeated" and len(failed(lab, 1)["attempts"]) == 2
         assert lab.history() == (), "a repeated design says nothing against its kind"
+
+
+def test_what_a_failed_experiment_spent_is_told_once(tmp_path: Path, server: Service, url: str) -> None:
+    def spent() -> list[dict[str, Any]]:
+        return [row for row in server.get("/v2/usage/totals") if row["model"] == "script"]
+
+    with opened(tmp_path, url) as (lab, _):
+        lab.roles = replace(lab.roles, planner=LLMPlanner(ScriptedBackend(lambda *_: "no design today")))
+        loop(lab).run()
+        assert states(lab) == ["failed"] * 3 and failed(lab, 1)["reason"] == "unusable"
+        assert [(row["role"], row["calls"], row["failed"]) for row in spent()] == [("planner", 3, 3)]
+        # A start after a kill does not know how far the last one came.
+        again = loop(lab)
+        lab.cancelled.set()
+        with pytest.raises(Cancelled):
+            again.run()
+        assert spent()[0]["calls"] == 3
 
 
 def test_failures_are_learnt_from_and_keep_their_time_also_at_the_next_start(tmp_path: Path, url: str) -> None:

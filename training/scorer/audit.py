@@ -39,7 +39,7 @@ process, and what training itself may do, which is no matter of the future (trai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,7 +183,7 @@ def _ranks(owners: np.ndarray) -> np.ndarray:
     return np.arange(len(owners)) - np.repeat(starts, np.diff(np.append(starts, len(owners))))
 
 
-def changed_futures(tokens: np.ndarray, cuts: dict[int, int], vocab: int, random: np.random.Generator) -> np.ndarray:
+def changed_futures(tokens: np.ndarray, cuts: Mapping[int, int], vocab: int, random: np.random.Generator) -> np.ndarray:
     """`tokens` with random ones after the place of each row in `cuts`."""
     changed = tokens.copy()
     for row, cut in cuts.items():
