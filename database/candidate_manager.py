@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.score import PUBLISHED
 from database.scores import BASELINES, Scores

@@ -16,8 +16,8 @@ from typing import Any
 from common.embeddings import Embedder
 from common.errors import ServiceError
 from common.files import sha256_text
+from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
-from common.settings import Database as DatabaseSettings
 from database import tree
 from database.background import Background
 from database.candidate_file import read_candidate_file

@@ -26,8 +26,8 @@ from fastapi_offline import FastAPIOffline
 
 from common.embeddings import Embedder, EmbeddingClient
 from common.errors import AsiError, BusyError, UsageError
+from common.knobs import Database as DatabaseSettings
 from common.process import announce, exit_with_parent
-from common.settings import Database as DatabaseSettings
 from common.settings import parse, usage_exit
 from database.access import Access, Keys, require_key
 from database.envelope import answer_errors

@@ -5,6 +5,7 @@ Lines hold no query, no body and no key: motivations, programs and secrets stay 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -112,6 +113,10 @@ class Telemetry:
         with self._metrics.running.track_inprogress():
             try:
                 await self._app(scope, receive, answer)
+            except asyncio.CancelledError:
+                # Only a stopping server cancels, when it has waited long enough for a client that does not read its
+                # answer or does not end its body. The task ends here, and the connection with it.
+                _LOG.warning("%s is cut off: the server stops and its client keeps it waiting", identity)
             finally:
                 self._record(scope, identity, status, time.perf_counter() - started)
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from common.errors import AsiError, UsageError
 from common.process import exit_with_parent
+from common.settings import path_argument
 from pipeline.console import make_console
 from pipeline.figures import ReportRow, draw_all
 from pipeline.hopeless import hopeless_text
@@ -30,8 +31,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     exit_with_parent()
     parser = argparse.ArgumentParser(prog="report.py", description="Tables and figures of a run.")
-    parser.add_argument("--data-dir", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--out", type=Path, help="folder for the figures (default: DATA_DIR/report)")
+    parser.add_argument("--data-dir", type=path_argument, required=True, help="the run's folder")
+    parser.add_argument("--out", type=path_argument, help="folder for the figures (default: DATA_DIR/report)")
     arguments = parser.parse_args(argv)
     try:
         return report(arguments.data_dir, arguments.out or arguments.data_dir / "report")

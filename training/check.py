@@ -2,6 +2,7 @@
 
 Small version: `python training/check.py training/architectures/delta_net.py` (about 6 s).
 Exit status: 0 all accepted, 1 one or more refused, 2 a fault of ours or a file that cannot be read (accepted is null).
+A folder, a pipe, a device, a very long file and one that is no text can be no programs: they are refused.
 With --json one object a line, one for each FILE in order; otherwise a table for each, with a counterexample for what
 failed.
 """
@@ -25,7 +26,7 @@ from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
 from training.jobs import run_job
-from training.programs import Program, load, to_job
+from training.programs import NotAProgramError, Program, load, to_job
 from training.reports import counterexample_lines
 
 __all__ = ["check_files", "main"]
@@ -78,8 +79,11 @@ def check_files(
     for index, name in enumerate(files):
         try:
             programs.append((index, load(name, trust=trust, reference=reference)))
+        except NotAProgramError as error:
+            static = CheckOutcome(name="static", passed=False, detail=str(error))
+            reports[index] = CheckReport(program=name, accepted=False, checks=[static])
         except UsageError as error:
-            reports[index] = _unreadable(name, error)
+            reports[index] = CheckReport(program=name, accepted=None, checks=[], error=str(error))
     told = 0
 
     def tell() -> None:
@@ -121,15 +125,6 @@ def _job(programs: Sequence[Program], settings: Settings) -> dict[str, Any]:
         "device": "cuda" if settings.training.device == "cuda" else "cpu",
         "options": {"memory_mb": settings.sandbox.memory_mb},
     }
-
-
-def _unreadable(name: str, error: UsageError) -> CheckReport:
-    """A file that is there but is no program is refused; one that cannot be read is no verdict on a program."""
-    if Path(name).is_file() and "cannot read" not in error.message:
-        return CheckReport(
-            program=name, accepted=False, checks=[CheckOutcome(name="static", passed=False, detail=str(error))]
-        )
-    return CheckReport(program=name, accepted=None, checks=[], error=str(error))
 
 
 def _print_json(report: CheckReport) -> None:

@@ -24,6 +24,7 @@ from training.environment import (
     MODEL_SOURCE,
     TRAINER_SOURCES,
     find_device,
+    require_processes,
     seed_programs,
     source_hash,
     versions,
@@ -48,12 +49,13 @@ class Launcher:
         settings: the sections sandbox, training and monitor are read.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the device asked for is not there, or there are more processes than rows or GPUs.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
         self.settings, self.profile = settings, profile
         self.device = find_device(settings.training.device)
+        require_processes(settings.training.processes, profile, self.device)
         self.dtype = "bfloat16" if self.device == "cuda" else "float32"
         self.cache = settings.training.cache_dir or default_cache()
         self._lock = threading.Lock()
@@ -243,6 +245,7 @@ class Launcher:
             "init": self.settings.training.init,
             "device": self.device,
             "dtype": dtype or self.dtype,
+            "processes": self.settings.training.processes,
             "sandbox": {
                 "backend": self.settings.sandbox.backend,
                 "image": self.settings.sandbox.image,

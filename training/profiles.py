@@ -11,10 +11,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.errors import UsageError
-from common.files import sha256_text
+from common.files import read_regular, sha256_text
+from common.strict import StrictModel
 
 __all__ = [
     "HELDOUT_PACKAGES",
@@ -39,8 +40,8 @@ OWN_TASKS = ("recall", "copying", "induction", "cloze")
 """Benchmarks of this project; all others are names of lm-eval's own task library."""
 
 
-class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Spec(StrictModel):
+    """One section of a profile."""
 
 
 class ModelSpec(Spec):
@@ -289,8 +290,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
             "name one of these with --profile, or a TOML file like those in training/profiles",
         )
     try:
-        return Profile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return Profile.model_validate({"name": path.stem, **tomllib.loads(read_regular(path).decode())})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UsageError(f"{path} is not a readable TOML file: {error}", "correct the line that is named") from error
     except ValidationError as error:
         wrong = "\n".join(_explain(item) for item in error.errors())

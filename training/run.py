@@ -27,6 +27,7 @@ from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
+from training.repeat import repeating_command
 from training.results import benchmark_mean, clear, csv_text, curve_columns
 
 if TYPE_CHECKING:
@@ -143,13 +144,14 @@ class Run:
     def _tried(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
-        """What the scorer says of the run; once more where the worker was killed, or out of memory."""
+        """What the scorer says of the run; once more where the worker was killed, and as often as the micro-batch can
+        be halved where memory ran out."""
         answer = self._answer(job, peers, tell, cancel)
         if answer.get("from_outside"):
             # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
             tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
             answer = self._answer(job, peers, tell, cancel)
-        elif answer.get("reason") == "memory" and (half := self._half()) is not None:
+        while answer.get("reason") == "memory" and (half := self._half()) is not None:
             tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
             train = self.profile.train.model_copy(update={"micro_batch": half})
             self.profile = self.profile.model_copy(update={"train": train})
@@ -157,9 +159,9 @@ class Run:
         return answer
 
     def _half(self) -> int | None:
-        """Half the sequences of a forward pass, None where there is one already."""
-        whole = min(self.profile.train.batch, self.profile.train.micro_batch or self.profile.train.batch)
-        return whole // 2 or None
+        """Half the sequences that one process takes in a forward pass, None where it is one already."""
+        rows = -(-self.profile.train.batch // self.launcher.settings.training.processes)
+        return min(rows, self.profile.train.micro_batch or rows) // 2 or None
 
     def _answer(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
@@ -246,6 +248,8 @@ class Run:
             for key in ("parameters", "mixer_parameters", "ffn_width", "tokens", "tokens_per_second")
         }
         hardware = dict(answer.get("hardware", {}))
+        if launcher.settings.training.processes > 1:
+            hardware["processes"] = launcher.settings.training.processes
         if profile.train.micro_batch != launcher.profile.train.micro_batch:
             hardware["micro_batch"] = profile.train.micro_batch
         parts = {name: answer[name] for name in ("embedding", "head", "mlps", "norms") if name in answer}
@@ -283,12 +287,17 @@ class Run:
             else None,
             corpus_sha256=corpus.sha256,
             git_commit=git_commit(),
-            command=self.command
-            or f"python training/train.py PROGRAM --profile {profile.name} --seed {self.seed} --out DIR",
+            command=self.command or self._repeating(),
             reference=self.program.reference,
             forecast=self.forecast,
             **sizes,
         )
+
+    def _repeating(self) -> str:
+        settings = self.launcher.settings
+        given = settings.run.profile
+        name = given if Path(given).stem == self.profile.name else self.profile.name
+        return repeating_command(settings, name, self.program, self.seed)
 
 
 def _share(program: Program, seed: int) -> float:
@@ -303,15 +312,23 @@ def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
 
 
 def refused_record(
-    launcher: Launcher, program: Program, report: CheckReport | None, *, seed: int, run_id: str, command: str
+    launcher: Launcher,
+    program: Program,
+    report: CheckReport | None,
+    *,
+    seed: int,
+    run_id: str,
+    command: str,
+    wall: float,
 ) -> RunRecord:
-    """The record of a program that was not trained: the check refused it, or was interrupted (`report` None)."""
+    """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
+    (`report` None)."""
     corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, corpus, 0.0)
+    return run._record(ended, corpus, round(wall, 3))
 
 
 def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:

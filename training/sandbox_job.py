@@ -8,7 +8,7 @@ import signal
 import stat
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
@@ -55,6 +55,13 @@ class Limits:
     output_mb: int = 4
     processes: int = 64
     files: int = 256
+
+    def times(self, world: int) -> Limits:
+        """Limits of a job in which `world` processes share the work: memory and tasks for each, the same time."""
+        if world == 1:
+            return self
+        memory = None if self.memory_mb is None else self.memory_mb * world + (world - 1) * (_START_BYTES >> 20)
+        return replace(self, memory_mb=memory, processes=self.processes * world)
 
 
 class Handle(Protocol):

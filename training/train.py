@@ -4,6 +4,7 @@ Small version: `python training/train.py training/architectures/delta_net.py --p
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
 and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
 after a kill from the last one.
+`torchrun --nproc-per-node N training/train.py ...`, or --training.processes N, shares each batch among N processes.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
 
@@ -16,7 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import shlex
+import os
 import signal
 import threading
 import time
@@ -28,15 +29,17 @@ from common.errors import AsiError, JobError, UsageError
 from common.files import sha256_text, write_json
 from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
-from common.settings import Settings, parse, usage_exit
+from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
 from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
+from training.repeat import repeating_command
 from training.results import FILES, clear
 from training.run import run_identity
+from training.torchrun import asked_for
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -56,14 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", metavar="FILE", help="a program file with a class DeltaNet")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
     )
     parser.add_argument("--reference", action="store_true", help="a program outside the search: cost is a warning")
     parser.add_argument(
         "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="a kept checkpoint of this program and seed to go on from"
+        "--start-from",
+        type=path_argument,
+        metavar="FILE",
+        help="a kept checkpoint of this program and seed to go on from",
     )
     parser.add_argument(
         "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
@@ -72,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
+        copies = asked_for(os.environ)
+        if copies is not None:
+            if copies[0] > 0:
+                return 0
+            settings = _shared(settings, copies[1])
         profile = load_profile(settings.run.profile)
         if arguments.start_from is not None:
             profile = branched(profile, arguments.start_from, arguments.decay_steps)
@@ -87,7 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return usage_exit(
             UsageError(f"cannot make the folder {error.filename}: {error.strerror}", "name another --out")
         )
-    command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = repeating_command(
+        settings,
+        settings.run.profile,
+        program,
+        settings.run.seed,
+        file=str(Path(arguments.file).absolute()),
+        out=str(arguments.out.absolute()),
+        more=_branch_flags(arguments),
+    )
     with _Display() as display:
         try:
             record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
@@ -99,6 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     display.summary(record, arguments.out)
     return exit_status(record)
+
+
+def _branch_flags(arguments: argparse.Namespace) -> list[str]:
+    origin, decay = arguments.start_from, arguments.decay_steps
+    flags = ["--start-from", str(origin.absolute())] if origin is not None else []
+    return flags + (["--decay-steps", str(decay)] if decay is not None else [])
+
+
+def _shared(settings: Settings, processes: int) -> Settings:
+    training = settings.training.model_copy(update={"processes": processes})
+    return settings.model_copy(update={"training": training})
 
 
 def exit_status(record: RunRecord) -> int:
@@ -139,13 +169,15 @@ def _run(
         if origin is not None:
             require_lineage(origin, identity)
         report: CheckReport | None = None
+        began = time.monotonic()
         try:
             report = launcher.check([program], display.show, cancel)[0]
         except JobError:
             if not cancel.is_set():
                 raise
         if report is None or not report.accepted:
-            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command)
+            wall = time.monotonic() - began
+            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command, wall=wall)
             write_json(out / "result.json", record.model_dump(mode="json"))
             return record
         return launcher.train(

@@ -177,7 +177,7 @@ class Service:
         return self._ended()
 
     def _ended(self) -> int:
-        status = self.process.wait(15)
+        status = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.http.close()

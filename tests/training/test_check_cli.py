@@ -59,21 +59,24 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path: Path) -> None:
-    done = check("--json", tmp_path / "missing.py", tmp_path)
+    done = check("--json", tmp_path / "missing.py")
     assert done.returncode == 2
-    assert [item["accepted"] for item in lines(done)] == [None, None]
+    assert [item["accepted"] for item in lines(done)] == [None]
     assert "missing.py" in lines(done)[0]["error"]
 
 
 def test_refusals_without_a_worker_read_as_a_table(tmp_path: Path) -> None:
-    binary, numpy = tmp_path / "binary.py", tmp_path / "numpy.py"
+    binary, numpy, pipe = tmp_path / "binary.py", tmp_path / "numpy.py", tmp_path / "pipe.py"
     binary.write_bytes(b"\xff\xfe")
     numpy.write_text(assets.STATIC["imports_numpy"])
-    done = check(binary, numpy)
+    os.mkfifo(pipe)
+    done = check(binary, numpy, pipe, tmp_path, "/dev/zero")
     assert done.returncode == 1
     assert (
-        done.stdout.count("refused") == 2 and "use torch" in done.stdout and "counterexample of static" in done.stdout
+        done.stdout.count("refused") == 5 and "use torch" in done.stdout and "counterexample of static" in done.stdout
     )
+    for kind in ("a pipe", "a folder", "a device"):
+        assert f"regular file, got {kind}" in " ".join(done.stdout.split())
 
 
 def test_wrong_use_is_explained() -> None:

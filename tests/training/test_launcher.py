@@ -110,6 +110,9 @@ def test_a_finished_run_has_everything_in_its_record(
     assert record.baseline_key == launcher.baseline_key() and record.corpus_sha256 == launcher.prepare().sha256
     assert record.program_sha256 == program(PRINTS).sha256 and record.versions["torch"]
     assert peer_of(record).cpu_seconds_per_step
+    assert record.command.startswith("python training/train.py PROGRAM --profile tiny --seed 0 --out DIR --trust ")
+    (text,) = launcher.settings.training.text
+    assert f"--training.cache_dir {launcher.cache} --training.device cpu --training.text {text}" in record.command
 
 
 def test_candidates_have_the_baselines_size(
@@ -332,11 +335,20 @@ def test_a_refused_program_has_status_1_and_a_record(
         str(text_file),
         "--out",
         str(tmp_path / "o"),
+        "--reference",
+        "--trust",
         flags=flags,
     )
     assert done.returncode == 1, done.stderr
     record = json.loads((tmp_path / "o" / "result.json").read_text())
     assert (record["status"], record["reason"]) == ("failed", "refused") and "refused" in done.stdout
+    assert record["seconds"]["total"] > 0
+    head = (
+        f"python training/train.py {tmp_path}/bad.py --profile {TINY} --seed 0 --out {tmp_path}/o --reference --trust"
+    )
+    # What came from the environment is said too.
+    assert record["command"].startswith(head) and "--training.device cpu" in record["command"]
+    assert f"--training.text {text_file}" in record["command"]
     assert not (tmp_path / "o" / "test.csv").exists()
 
 
@@ -352,19 +364,19 @@ def test_the_command_checks_trains_and_tells(flags: dict[str, dict[str, Any]], t
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_tried_once_more_with_half_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
+def test_out_of_memory_is_tried_again_with_halves_of_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
     hungry = MEAN.replace(
         "        x = self.proj",
-        "        if len(hidden_states) > 2 and self.training:\n"
+        "        if len(hidden_states) > 1 and self.training:\n"
         "            raise MemoryError('cannot allocate memory for this batch')\n        x = self.proj",
     )
     notes: list[str] = []
     record = launcher.train(
         program(hungry), seed=0, out=tmp_path, run_id="m", on_event=lambda event: notes.append(event.text)
     )
-    assert record.status == "finished" and record.hardware["micro_batch"] == 2
-    assert sum("tried again with 2 sequences" in note for note in notes) == 1
-    never = launcher.train(program(hungry.replace("> 2 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
+    assert record.status == "finished" and record.hardware["micro_batch"] == 1
+    assert [sum(f"tried again with {rows} sequences" in note for note in notes) for rows in (2, 1)] == [1, 1]
+    never = launcher.train(program(hungry.replace("> 1 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
     assert (never.status, never.reason) == ("failed", "memory")
 
 

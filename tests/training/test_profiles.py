@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
+from common.knobs import Monitor
 from common.process import REPOSITORY
-from common.settings import Monitor
 from training.profiles import (
     HELDOUT_PACKAGES,
     OWN_TASKS,
@@ -62,6 +62,7 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
     ("old", "new", "said"),
     [
         ("steps = 30", "steps = -1", "train.steps"),
+        ("symbols = 16", "symbols = true", "tasks.symbols.*a number, got True"),
         ("steps = 30", 'stepz = 30\nsteps = "many"', "stepz"),
         ('heldout = ["sklearn"]', 'heldout = ["numpy"]', "data.heldout"),
         ("symbols = 16", "symbols = 16\nrecall_pairs = 3\nx = 1", "overwrite"),

@@ -93,6 +93,19 @@ def test_a_planted_fault_is_refused(worker: Worker, check: str, name: str, group
     assert refusal(found).name == check
 
 
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ("[o, None, past_key_values]", "got a list of 3"),
+        ("(o, None)", "got a tuple of 2"),
+        ("o", "got one float32"),
+    ],
+)
+def test_what_was_returned_instead_of_three_values_is_told(worker: Worker, returned: str, told: str) -> None:
+    _, found = judged(worker, assets.planted(assets.RETURN, f"        return {returned}\n"), "shapes")
+    assert refusal(found).detail.endswith(told)
+
+
 @pytest.mark.parametrize("name", ["reference_switch", "own_switch", "later_layers"])
 def test_a_leak_behind_a_switch_is_refused_as_a_leak(worker: Worker, name: str) -> None:
     _, found = judged(worker, assets.SWITCHES[name], "construct", "switches")

@@ -323,15 +323,17 @@ def _encode(codec: tokenizer.Codec, documents: list[str], target: Path) -> int:
 
 
 def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
+    windows, length = profile.eval.heldout_sequences, profile.train.seq_len
     need = {
-        "train": 4 * (profile.train.seq_len + 1),
-        "heldout": profile.train.seq_len + 1 + profile.eval.heldout_sequences,
+        "train": (4 * (length + 1), "training tokens"),
+        # Windows that overlap would count tokens twice: a wrong n, and a standard error that is too small.
+        "heldout": (windows * length + 1, f"held-out tokens, so that the {windows} scored windows do not overlap"),
     }
-    for side, least in need.items():
+    for side, (least, what) in need.items():
         if counts[side] < least:
             raise UsageError(
-                f"the text is too short: {counts[side]:,} {side} tokens without duplicates, profile {profile.name} "
-                f"needs at least {least:,}",
+                f"the text is too short for profile {profile.name}: expected at least {least:,} {what}, got "
+                f"{counts[side]:,} (every tenth part is held out, duplicates are removed)",
                 "name more text with --text",
             )
 

@@ -43,7 +43,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Runs one job.
 
     Args:
-        job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
+        job: {program, profile, seed, init, device, dtype, processes: that share each batch while it trains, sandbox:
+            {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
@@ -75,15 +76,23 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])) if job["device"] == "cpu" else None,
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
+    world = 1 if job.get("measure") else int(job.get("processes", 1))
     program = from_job([job["program"]])[0]
     emit({"event": "stage", "name": "start"})
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
-    def start(reads: list[Path]) -> Worker:
-        return Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds)
+    def start(reads: list[Path], world: int = 1) -> Worker:
+        return Worker(
+            sandbox,
+            program,
+            reads=reads,
+            limits=limits.times(world),
+            env={"ASI_WORLD": str(world)},
+            timeout=profile.limits.seconds,
+        )
 
-    with start(reads) as worker:
+    with start(reads, world) as worker:
         pulse = _Pulse(worker, emit, profile.train.steps, found)
         try:
             _phases(job, profile, worker, partial(start, []), pulse, place, result, started)

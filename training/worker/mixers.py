@@ -185,13 +185,14 @@ def gradients(target: Any, inputs: Sequence[Any], *, keep: bool = False) -> list
 
 
 def describe_value(value: Any) -> dict[str, Any]:
-    """What was returned: how many values, shape and dtype of the first."""
-    items = list(value) if isinstance(value, tuple | list) else []
+    """What was returned: in which container, how many values, shape and dtype of the first."""
+    container = next((kind.__name__ for kind in (tuple, list) if isinstance(value, kind)), None)
+    items = list(value) if container else []
     first = items[0] if items else value
     return {
         "ok": True,
-        "tuple": isinstance(value, tuple),
-        "returned": len(items) if items else 1,
+        "container": container,
+        "returned": len(items) if container else 1,
         "shape": list(first.shape) if isinstance(first, _tensor) else None,
         "dtype": str(first.dtype).removeprefix("torch.") if isinstance(first, _tensor) else type(first).__name__,
         "auxiliary": type(items[1]).__name__ if len(items) > 1 else None,

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
-from training.worker.model import LanguageModel, all_tensors, build_model
+from training.worker.model import LanguageModel, all_parameters, all_tensors, build_model
 from training.worker.optimizer import AdamW, learning_rate
-from training.worker.snapshot import Restored, Snapshot, plain, state_of
+from training.worker.snapshot import Restored, Snapshot, plain, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
 
 __all__ = ["OPS"]
@@ -93,6 +93,8 @@ def train(
     tasks; loss is None when it is not finite. Emits {checkpoint: {step, name, last}} with one array for each piece of
     a snapshot.
 
+    With several ranks each takes its share of every batch's rows; rank 0 reports and keeps checkpoints for all.
+
     Returns:
         {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit.
     """
@@ -108,17 +110,26 @@ def train(
     done, spent = _resume(state, meta.get("resume"), model, optimizer, means)
     if isinstance(done, str):
         return {"refused": done}, []
+    ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
+    ranks.copy([*optimizer.vectors.values(), *unheld(model)])
     started = time.perf_counter() - spent
-    sender, every = _Sender(meta.get("checkpoint") or {}, emit), int(spec["report_every"])
-    for step, parts in enumerate(batches(rows, batch, micro, state.device, done), start=done + 1):
+    # Rank 0 keeps checkpoints and reports for all.
+    sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
+    stream = batches(rows, batch, micro, state.device, done, ranks.share(batch))
+    for step, parts in enumerate(stream, start=done + 1):
         rate = learning_rate(step, spec)
         optimizer.gradients.zero_()
+        _agree(state, model, step)
         for part in parts:
             with _precision(state):
                 losses, total = _losses(model, part, spec)
             total.backward()
-            means.add(losses.detach(), part)
+            mine.add(losses.detach(), part)
+        ranks.add([optimizer.gradients])
         norm = optimizer.step(rate)
+        if mine is not means:
+            ranks.add([*mine.state.values()])
+            means.absorb(mine)
         if step % every == 0 or step == steps or step == 1:
             finite = norm.item() if norm.isfinite() else None
             passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
@@ -128,9 +139,20 @@ def train(
             sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
         sender.trickle()
     sender.flush()
+    ranks.release()
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     return {"tokens": steps * batch * length, "seconds": seconds, "peak_memory_mb": _peak_memory(state.device)}, []
+
+
+def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
+    """Before a step of several ranks: buffers as rank 0 has them (as in DDP), and random numbers of each other rank
+    that follow from the step, so that a checkpoint needs none but rank 0's."""
+    if state.ranks.world == 1:
+        return
+    state.ranks.copy(all_tensors(model)[len(all_parameters(model)) :])
+    if state.ranks.rank > 0:
+        torch.manual_seed((state.values["seed"] + 1) * 1_000_003 + step * 1_009 + state.ranks.rank)
 
 
 def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -154,6 +176,10 @@ def _resume(
     """(Steps that are done, seconds they took), after putting a restored checkpoint in place; or why it does not
     fit."""
     restored: Restored | None = state.values.pop("restored", None)
+    if resume is not None and state.ranks.rank > 0:
+        # It is given rank 0's state before the first step.
+        optimizer.steps = int(resume["step"])
+        return optimizer.steps, 0.0
     if resume is None or restored is None:
         return 0, 0.0
     refused = restored.into(state_of(model, {**optimizer.vectors, **means.state}, state.device), state.device)
