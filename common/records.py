@@ -159,6 +159,10 @@ class RunRecord(Record):
     benchmark_mean: Measurement | None = None
     train_loss: dict[str, FiniteFloat] = {}
     """Step (as text) -> mean training loss since the previous step listed."""
+    validation_loss: dict[str, FiniteFloat] = {}
+    """Step (as text) -> loss on a small fixed sample of held-out text, nats a token; no part of what is scored."""
+    learning_curve: Measurement | None = None
+    """Area under `validation_loss` over its steps, as a mean in nats a token; n is the number of its points."""
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None

@@ -271,6 +271,9 @@ class _Display:
         if record.heldout_loss is not None:
             loss = record.heldout_loss
             table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}", "")
+        if record.learning_curve is not None:
+            area = record.learning_curve
+            table.add_row("validation loss, mean over the run", f"{area.value:.4f}", "", f"{area.n} points", "")
         for name, score in record.benchmarks.items():
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), _number(score.chance, 2))
         if record.benchmark_mean is not None:
