@@ -76,6 +76,13 @@ class BenchmarkScore(Measurement):
 
     chance: FiniteFloat | None = None
     counted: bool = True
+    bits_per_byte: Measurement | None = None
+    """Of the correct answers of a multiple-choice task: signal where the accuracy is still at chance."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether this very score is within 2 standard errors of guessing."""
+        return self.chance is not None and self.se is not None and abs(self.value - self.chance) <= 2 * self.se
 
 
 class CheckOutcome(Record):

@@ -29,7 +29,7 @@ __all__ = [
 
 COLUMNS = 20
 """Columns of the training curve beside step 1."""
-FILES = ("result.json", "train.csv", "test.csv", "metrics.jsonl", "stderr.log")
+FILES = ("result.json", "train.csv", "test.csv", "items.json", "metrics.jsonl", "stderr.log")
 """What a run writes into its folder; the first stands for a run that is done, so it goes first and comes last."""
 
 

@@ -24,6 +24,7 @@ from training.checkpoints import Identity
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
+from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
@@ -230,6 +231,9 @@ class Run:
         write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
         scores = {name: score.value for name, score in record.benchmarks.items()}
         write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        if record.benchmarks:
+            items = {name: score["items"] for name, score in answer["benchmarks"].items()}
+            write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))
         if answer.get("stderr"):
             write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
         write_json(self.out / "result.json", record.model_dump(mode="json"))
@@ -237,10 +241,12 @@ class Run:
 
     def _record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
         launcher, profile = self.launcher, self.profile
-        scored = answer.get("benchmarks", {})
         benchmarks = {
-            name: BenchmarkScore(**score, counted=self.counted is None or name in self.counted)
-            for name, score in scored.items()
+            name: BenchmarkScore(
+                **{key: value for key, value in score.items() if key != "items"},
+                counted=self.counted is None or name in self.counted,
+            )
+            for name, score in answer.get("benchmarks", {}).items()
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)

@@ -25,6 +25,7 @@ from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
 from training.checkpoints import FOLDER, kept
+from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
 from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
@@ -150,6 +151,18 @@ def test_the_files_say_what_the_record_says(
     assert record.learning_curve.value == pytest.approx(area)
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
+
+
+def test_every_item_is_kept_beside_the_record(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    (record, other), out, _ = pair
+    items, same = read_items(out / "0" / "items.json"), read_items(out / "1" / "items.json")
+    assert items is not None and same is not None and items.tasks == same.tasks
+    assert (items.run_id, items.baseline_key) == (record.run_id, record.baseline_key)
+    for name, score in record.benchmarks.items():
+        assert np.mean(items.tasks[name].scores) == pytest.approx(score.value)
+        assert len(items.tasks[name].scores) == score.n
+        assert score.bits_per_byte is not None and score.bits_per_byte.n == score.n and score.bits_per_byte.value > 0
+    assert other.benchmarks == record.benchmarks
 
 
 def test_events_show_stages_and_progress(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
