@@ -76,6 +76,13 @@ class BenchmarkScore(Measurement):
 
     chance: FiniteFloat | None = None
     counted: bool = True
+    bits_per_byte: Measurement | None = None
+    """Of the correct answers of a multiple-choice task: signal where the accuracy is still at chance."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether this very score is within 2 standard errors of guessing."""
+        return self.chance is not None and self.se is not None and abs(self.value - self.chance) <= 2 * self.se
 
 
 class CheckOutcome(Record):
@@ -159,6 +166,10 @@ class RunRecord(Record):
     benchmark_mean: Measurement | None = None
     train_loss: dict[str, FiniteFloat] = {}
     """Step (as text) -> mean training loss since the previous step listed."""
+    validation_loss: dict[str, FiniteFloat] = {}
+    """Step (as text) -> loss on a small fixed sample of held-out text, nats a token; no part of what is scored."""
+    learning_curve: Measurement | None = None
+    """Area under `validation_loss` over its steps, as a mean in nats a token; n is the number of its points."""
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from training.launcher import Event, Launcher
 from training.programs import Program, load
 from training.results import element_result, finished_run
 
-__all__ = ["calibrate", "in_lanes", "store_roots"]
+__all__ = ["calibrate", "calibration_folders", "in_lanes", "store_roots"]
 
 _REPORTS = TypeAdapter(list[CheckReport])
 MOTIVATIONS = {
@@ -69,6 +69,13 @@ class Job:
 def calibration_folder(baselines: Path, key: str, name: str, seed: int) -> Path:
     """Where the run of seed architecture `name` with training seed `seed` is kept."""
     return baselines / key[:16] / f"{name}-seed{seed}"
+
+
+def calibration_folders(launcher: Launcher, runs: Mapping[str, Sequence[RunRecord]]) -> dict[str, Path]:
+    """Where the calibration runs of this baseline key are kept, by NAME-seedN."""
+    home, key = launcher.cache / "baselines", launcher.baseline_key()
+    found = [calibration_folder(home, key, name, run.seed) for name, group in runs.items() for run in group]
+    return {folder.name: folder for folder in found}
 
 
 def seed_programs() -> list[Program]:

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from common.errors import AsiError, StoreError, UsageError
 from common.process import exit_with_parent
@@ -25,11 +26,18 @@ from common.settings import path_argument
 from pipeline.console import make_console
 from pipeline.figures import ReportRow, draw_all
 from pipeline.hopeless import hopeless_text
-from pipeline.measured import load_baseline
+from pipeline.measured import Measured, load_baseline
+from pipeline.paired import baseline_items, compare, experiment_items, paired_table
 from pipeline.summary import Row, load_rows, print_summary
 from pipeline.verdict import verdict
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 __all__ = ["main"]
+
+PAIRED = 3
+"""Experiments, by score, that are compared with the baseline item by item."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +70,10 @@ def report(root: Path, out: Path) -> int:
         raise UsageError(f"nothing has been measured in {root} yet", "let the pipeline finish its baselines first")
     baseline = found.baseline
     rows = load_rows(root)
-    print_summary(make_console(), root)
+    console = make_console()
+    print_summary(console, root)
+    if (table := _paired(root, rows, found)) is not None:
+        console.print(table)
     tried = [run for row in rows for run in (*row.ended, *([row.run] if row.run else []))]
     if (said := hopeless_text(tried)) is not None:
         print(said)
@@ -75,6 +86,20 @@ def report(root: Path, out: Path) -> int:
     for path in drawn:
         print(f"drew {path}")
     return 0
+
+
+def _paired(root: Path, rows: Sequence[Row], found: Measured) -> Table | None:
+    """The experiments with the best scores, item by item against the baseline."""
+    base = baseline_items(root, found.baseline.program)
+    stored = [row for row in rows if row.run is not None and row.index is not None]
+    best = sorted(stored, key=lambda row: -(row.score if row.score is not None else -1.0))[:PAIRED]
+    compared = []
+    for row in best:
+        assert row.run is not None and row.index is not None
+        own = experiment_items(root, row.number, row.run)
+        if own is not None:
+            compared.append((row.index, row.name, compare(own, base)))
+    return paired_table(compared, found.baseline.tasks)
 
 
 def _report_row(row: Row, said: str) -> ReportRow:

@@ -20,12 +20,13 @@ from common.settings import Settings
 from common.text import counted
 from pipeline.agents.roles import Roles
 from pipeline.agreement import require_agreement
-from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.baselines import Progress, calibrate, calibration_folders, store_roots
 from pipeline.console import Console
 from pipeline.experiment import Experiment, journal
 from pipeline.lab import Cancelled, Lab
 from pipeline.loop import Loop
 from pipeline.measured import Measured, load_baseline, save_baseline
+from pipeline.paired import keep_baseline_items
 from pipeline.roles import build_roles
 from pipeline.services import Services, note_other_constants, refuse_contradictions
 from pipeline.summary import print_summary
@@ -203,6 +204,7 @@ def _baseline(
     baseline = build_baseline([run for group in runs.values() for run in group], launcher.baseline_key(), profile)
     roots = before.roots if before is not None else []
     save_baseline(workspace.root, Measured(baseline=baseline, runs=runs, roots=roots))
+    keep_baseline_items(workspace.root, calibration_folders(launcher, runs))
     seconds = time.monotonic() - began
     workspace.record_time("baselines", seconds)
     console.line(

@@ -36,12 +36,14 @@ TRAINER_SOURCES = (
     "training/worker/snapshot.py",
     "training/worker/state.py",
     "training/worker/train.py",
+    "training/worker/validation.py",
     "training/data/packing.py",
     "training/data/tasks.py",
     "training/scorer/heldout.py",
     "training/scorer/scoring.py",
     "training/scorer/benchmarks.py",
     "training/scorer/train_job.py",
+    "training/scorer/validation.py",
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),
 )
 """What a training result depends on besides profile, corpus and program."""

@@ -197,6 +197,10 @@ class EvalSpec(Spec):
     """What the scorer measures."""
 
     heldout_sequences: int = Field(ge=4)
+    validation_every: int | None = Field(
+        None, ge=1, description="steps between two validation losses while a run trains; unset: none"
+    )
+    validation_sequences: int = Field(8, ge=1, description="held-out sequences of the validation loss, never scored")
     benchmarks: list[str]
     items: int = Field(ge=8, description="items a benchmark")
     audit_gain: float = Field(
@@ -247,6 +251,11 @@ class Profile(Spec):
             raise ValueError(f"train.seq_len must be at least {longest} for these tasks, got {self.train.seq_len}")
         if self.train.warmup + self.train.decay > self.train.steps:
             raise ValueError("train.warmup + train.decay must not exceed train.steps")
+        if (self.eval.validation_every or 0) % self.train.report_every:
+            raise ValueError(
+                f"eval.validation_every must be a multiple of train.report_every = {self.train.report_every}, "
+                f"got {self.eval.validation_every}"
+            )
         if self.checkpoint.stable and self.train.schedule != "wsd":
             raise ValueError("checkpoint.stable needs train.schedule = 'wsd': a cosine has no stable phase")
         if self.data.tokenizer == "bpe" and self.model.vocab < 256 + self.tasks.symbols + 16:

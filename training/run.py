@@ -1,7 +1,8 @@
 """One training run on the host side: what is known of it so far, and how that becomes its record and its files.
 
 metrics.jsonl grows while the run goes on: one object a report, {step, loss, task_loss, lr, grad_norm, tokens, seconds,
-tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, and at the end {step, val_loss, n} of the held-out text.
+tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, where the profile validates in that step also val_loss,
+and at the end {step, heldout_loss, n} of the scored text.
 The monitor and every plot read these. A run that goes on from a checkpoint tells its reports again.
 """
 
@@ -23,12 +24,13 @@ from training.checkpoints import Identity
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
+from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
 from training.repeat import repeating_command
-from training.results import benchmark_mean, clear, csv_text, curve_columns
+from training.results import benchmark_mean, clear, csv_text, curve_columns, learning_curve
 
 if TYPE_CHECKING:
     import threading
@@ -96,6 +98,7 @@ class Run:
         self.profile = launcher.profile
         self.dtype = str(self.facts.get("dtype") or launcher.dtype) if launcher.device == "cpu" else launcher.dtype
         self.reports: list[tuple[int, float]] = []
+        self.validated: list[tuple[int, float]] = []
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out, launcher.settings.training.tensorboard)
@@ -167,7 +170,7 @@ class Run:
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
-        self.reports = []
+        self.reports, self.validated = [], []
         self.metrics.begin()
         rules = self.launcher.settings.monitor
         spared = _share(self.program, self.seed) < rules.hopeless_spared
@@ -204,6 +207,8 @@ class Run:
             step, loss = int(event["step"]), event["loss"]
             if loss is not None:
                 self.reports.append((step, float(loss)))
+            if event.get("val_loss") is not None:
+                self.validated.append((step, float(event["val_loss"])))
             stop = monitor.report(step, loss, event.get("cpu_seconds"))
             tell(self._progress(event, step))
         else:
@@ -222,10 +227,13 @@ class Run:
         record = self._record(answer, corpus, wall)
         if record.heldout_loss is not None:
             held = record.heldout_loss
-            self.metrics.add({"step": self.profile.train.steps, "val_loss": held.value, "n": held.n})
+            self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
         write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
         scores = {name: score.value for name, score in record.benchmarks.items()}
         write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        if record.benchmarks:
+            items = {name: score["items"] for name, score in answer["benchmarks"].items()}
+            write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))
         if answer.get("stderr"):
             write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
         write_json(self.out / "result.json", record.model_dump(mode="json"))
@@ -233,10 +241,12 @@ class Run:
 
     def _record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
         launcher, profile = self.launcher, self.profile
-        scored = answer.get("benchmarks", {})
         benchmarks = {
-            name: BenchmarkScore(**score, counted=self.counted is None or name in self.counted)
-            for name, score in scored.items()
+            name: BenchmarkScore(
+                **{key: value for key, value in score.items() if key != "items"},
+                counted=self.counted is None or name in self.counted,
+            )
+            for name, score in answer.get("benchmarks", {}).items()
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
@@ -270,6 +280,8 @@ class Run:
             benchmarks=benchmarks,
             benchmark_mean=benchmark_mean(benchmarks),
             train_loss=curve_columns(self.reports, profile.train.steps),
+            validation_loss={str(step): loss for step, loss in self.validated},
+            learning_curve=learning_curve(self.validated),
             flops_per_token=self.facts.get("flops_per_token"),
             work_exponent=self.facts.get("work_exponent"),
             seconds=seconds,

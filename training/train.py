@@ -270,16 +270,24 @@ class _Display:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, show_header=True)
-        for title in ("measure", "value", "± se", "n", "chance"):
+        for title in ("measure", "value", "± se", "n", "chance", "bits a byte"):
             table.add_column(title, justify="left" if title == "measure" else "right")
         if record.heldout_loss is not None:
             loss = record.heldout_loss
-            table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}", "")
+            table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}")
+        if record.learning_curve is not None:
+            area = record.learning_curve
+            table.add_row("validation loss, mean over the run", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), _number(score.chance, 2))
+            chance = _number(score.chance, 2) + (", as this" if score.at_chance else "")
+            bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
+            table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
-            table.add_row("benchmark mean", f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n), "")
+            counted = [score for score in record.benchmarks.values() if score.counted]
+            lost = sum(score.at_chance for score in counted)
+            named = f"mean of {len(counted)}" + (f", {lost} of them at chance" if lost else "")
+            table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
         if table.row_count:

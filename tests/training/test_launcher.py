@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import verifier_assets as assets
 
@@ -24,6 +25,7 @@ from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
 from training.checkpoints import FOLDER, kept
+from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
 from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
@@ -129,18 +131,38 @@ def test_one_seed_gives_one_result_to_the_last_bit(pair: tuple[list[RunRecord], 
     assert first.heldout_loss == second.heldout_loss and first.benchmarks == second.benchmarks
 
 
-def test_the_files_say_what_the_record_says(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+def test_the_files_say_what_the_record_says(
+    pair: tuple[list[RunRecord], Path, list[Event]], launcher: Launcher
+) -> None:
     (record, _), out, _ = pair
     folder = out / "0"
     assert RunRecord.model_validate_json((folder / "result.json").read_text()) == record
     assert {name: (folder / f"{name}.csv").read_text() for name in ("train", "test")} == element_result(record)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert record.heldout_loss is not None and lines.pop()["val_loss"] == record.heldout_loss.value
+    assert record.heldout_loss is not None and lines.pop()["heldout_loss"] == record.heldout_loss.value
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30]
     wanted = ("cpu_seconds", "grad_norm", "lr", "tokens_per_second", "memory_mb")
     assert all(line[name] > 0 for line in lines for name in wanted)
+    validated = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert {int(step): loss for step, loss in record.validation_loss.items()} == validated
+    assert list(validated) == [10, 20, 30] and validated[30] < validated[10] < np.log(launcher.profile.model.vocab)
+    area = (validated[10] + 2 * validated[20] + validated[30]) / 4
+    assert record.learning_curve is not None and record.learning_curve.n == 3
+    assert record.learning_curve.value == pytest.approx(area)
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
+
+
+def test_every_item_is_kept_beside_the_record(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    (record, other), out, _ = pair
+    items, same = read_items(out / "0" / "items.json"), read_items(out / "1" / "items.json")
+    assert items is not None and same is not None and items.tasks == same.tasks
+    assert (items.run_id, items.baseline_key) == (record.run_id, record.baseline_key)
+    for name, score in record.benchmarks.items():
+        assert np.mean(items.tasks[name].scores) == pytest.approx(score.value)
+        assert len(items.tasks[name].scores) == score.n
+        assert score.bits_per_byte is not None and score.bits_per_byte.n == score.n and score.bits_per_byte.value > 0
+    assert other.benchmarks == record.benchmarks
 
 
 def test_events_show_stages_and_progress(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:

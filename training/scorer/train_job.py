@@ -31,6 +31,7 @@ from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring
+from training.scorer.validation import Sample, sample_of
 
 __all__ = ["run"]
 
@@ -173,6 +174,9 @@ def _train(
             **profile.checkpoint.model_dump(include={"steps", "seconds"}),
             "at": sorted(place.stable),
         }
+    pulse.sample = sample_of(profile, np.memmap(job["heldout"], dtype=np.uint16, mode="r"))
+    if pulse.sample is not None:
+        call["validation"] = {"every": profile.eval.validation_every}
     found = pulse.found
     if found is not None:
         send(worker, found)
@@ -185,7 +189,8 @@ def _train(
             place, result["parameters"], begun_at, profile.train.steps, pulse.facts(place), partial(_note, pulse.emit)
         )
     try:
-        answer, _ = worker.call("train.run", call, on_event=partial(pulse.event, saver))
+        asked = pulse.sample.asked() if pulse.sample is not None else []
+        answer, _ = worker.call("train.run", call, asked, on_event=partial(pulse.event, saver))
     finally:
         if saver is not None:
             saver.close()
@@ -273,12 +278,16 @@ class _Pulse:
 
     Attributes:
         last: training loss of the last report, and the steps it stands for.
+        sample: what the validation loss is measured on; None: nothing.
     """
+
+    sample: Sample | None = None
 
     def __init__(self, worker: Worker, emit: Emit, steps: int, found: Checkpoint | None = None) -> None:
         self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
         self._reports: list[dict[str, Any]] = []
+        self._validated: dict[int, float | None] = {}
         self._worker, self._steps, self._step = worker, steps, 0
         self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
         self._begun, self._cpu = time.perf_counter(), 0.0
@@ -307,9 +316,12 @@ class _Pulse:
         )
 
     def event(self, saver: Saver | None, meta: dict[str, Any], arrays: list[np.ndarray]) -> None:
-        """One event of the worker: a report, or a piece of a checkpoint."""
+        """One event of the worker: a report, a piece of a checkpoint, or logits of the validation sample, which come
+        before the report of their step."""
         piece = meta.get("checkpoint")
-        if piece is None:
+        if self.sample is not None and type(meta.get("validation")) is int:
+            self._validated = {meta["validation"]: self.sample.loss(arrays)}
+        elif piece is None:
             self._report(meta)
         elif saver is None or not isinstance(piece, dict):
             raise ForgedError(f"expected a report of training, got {str(meta)[:200]}")
@@ -322,7 +334,8 @@ class _Pulse:
         passed = report["seconds"] - before["seconds"]
         rate = (report["tokens"] - before["tokens"]) / passed if passed > 0 else None
         cpu = self._worker.cpu_seconds() + self._before[1]
-        self._tell({**report, "tokens_per_second": rate, "cpu_seconds": cpu})
+        validated = {"val_loss": self._validated[report["step"]]} if report["step"] in self._validated else {}
+        self._tell({**report, **validated, "tokens_per_second": rate, "cpu_seconds": cpu})
 
     def _tell(self, report: dict[str, Any]) -> None:
         self._reports.append(report)

@@ -32,6 +32,7 @@ from training.worker.model import (
 from training.worker.optimizer import AdamW, learning_rate
 from training.worker.snapshot import Restored, Snapshot, plain, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.validation import Validation
 
 __all__ = ["OPS"]
 
@@ -95,7 +96,7 @@ def train(
     Args:
         meta: {stream, type, train: the profile's section}, and optionally checkpoint: {steps, seconds, at}, the
             intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds}, from where the
-            restored checkpoint goes on.
+            restored checkpoint goes on; validation: {every}, with what `logits` is then asked as arrays.
 
     Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds, memory_mb} every `report_every` steps: means since the
     last report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated
@@ -128,6 +129,9 @@ def train(
     # Rank 0 keeps checkpoints and reports for all.
     sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
     stream = batches(rows, batch, micro, state.device, done, ranks.share(batch))
+    validation = Validation.of(
+        meta if not ranks.rank else {}, arrays, lambda asked: logits(state, {}, asked, emit)[1], emit
+    )
     for step, parts in enumerate(stream, start=done + 1):
         rate = learning_rate(step, spec)
         optimizer.gradients.zero_()
@@ -143,6 +147,7 @@ def train(
         if mine is not means:
             ranks.add([*mine.state.values()])
             means.absorb(mine)
+        validation.look(model, step, steps)
         reports = step % every == 0 or step == steps or step == 1
         if (reports or state.device == "cpu") and (changed := guard.found()):  # a GPU is not waited for at every step
             if ranks.rank:
