@@ -328,8 +328,8 @@ def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
     windows, length = profile.eval.heldout_sequences, profile.train.seq_len
     need = {
         "train": (4 * (length + 1), "training tokens"),
-        # Windows that overlap would count tokens twice: a wrong n, and a standard error that is too small.
-        "heldout": (windows * length + 1, f"held-out tokens, so that the {windows} scored windows do not overlap"),
+        # Windows that overlap would count tokens twice, and show one another's future (training/scorer/audit.py).
+        "heldout": (windows * (length + 1), f"held-out tokens, so that the {windows} scored windows do not overlap"),
     }
     for side, (least, what) in need.items():
         if counts[side] < least:

@@ -56,9 +56,9 @@ FEWEST = 2
 _TWO_HITS = 6.64
 """Poisson mean at which fewer than two hits have probability 1 %."""
 _MEAN_SHARE, _MEAN_ERRORS = 0.25, 3.0
-_MOST_TOKENS = 1 << 14
+_MOST_TOKENS = 1 << 12
 """Tokens of one question."""
-_CHOICES = 512
+_CHOICES = 128
 """Rows of benchmarks that are audited."""
 
 

@@ -29,7 +29,7 @@ __all__ = ["EQUAL", "UnrepeatableError", "caught", "replayed"]
 EQUAL = {"float32": 1e-4, "bfloat16": 5e-3}
 """Change of a log-probability, in nats, that is none where shapes and call numbers are equal. On a CPU there is no
 change at all; the rest is for kernels that add in no fixed order."""
-_NOISE = 4.0
+_NOISE, _TRIES = 4.0, 3
 _FEW_ROWS = 16
 Cuts = Mapping[int, int]
 """Owner of a row -> number of the place after which it gets another future."""
@@ -42,8 +42,9 @@ class UnrepeatableError(Exception):
 def caught(server: LogitServer, scored: Scored, tolerance: float, random: np.random.Generator) -> str | None:
     """Asks a process that was scored some of its questions again, with other futures; what it found, or None.
 
-    A difference counts in both of two tries, over the tolerance and four times what any row of the question changes
-    when it is asked twice as it was.
+    Where a first try differs from what was scored, the question is asked _TRIES times as it was and as often with other
+    futures, in random order, so that no counter alternates with it. A row counts whose answers with other futures all
+    differ from all of its own, by over the tolerance and four times what any row's own answers differ.
     """
     found: list[tuple[Places, np.ndarray]] = []
     for chosen in (*_few(scored.heldout, random), *_few(scored.choices, random)):
@@ -54,15 +55,17 @@ def caught(server: LogitServer, scored: Scored, tolerance: float, random: np.ran
             tokens = changed_futures(call.tokens, cuts, server.vocab, random) if changed else call.tokens
             return _said(server.ask(Call(tokens, call.places)), call, chosen)
 
-        other = said(changed=True)
-        if (np.abs(other - chosen.said) <= tolerance).all():
+        if (np.abs(said(changed=True) - chosen.said) <= tolerance).all():
             continue
-        one, another, two = said(changed=False), said(changed=True), said(changed=False)
-        moved = np.minimum(np.abs(other - one), np.abs(another - two))
-        guilty = moved > tolerance + _NOISE * np.abs(one - two).max()
+        order = random.permutation([True, False] * _TRIES)
+        answers = np.stack([said(changed=bool(changed)) for changed in order])
+        other, own = answers[order], answers[~order]
+        moved = np.abs(other[:, None] - own[None]).min(axis=(0, 1))
+        guilty = moved > tolerance + _NOISE * np.ptp(own, axis=0).max()
         found.append((chosen.take(np.flatnonzero(guilty)), moved[guilty]))
     places, moved = Places.joined([one for one, _ in found]), np.concatenate([np.zeros(0), *(two for _, two in found)])
-    return _evidence(places, moved, "twice in the process that was trained") if len(places) >= FEWEST else None
+    where = "again and again in the process that was trained"
+    return _evidence(places, moved, where) if len(places) >= FEWEST else None
 
 
 def _few(places: Places, random: np.random.Generator) -> Iterator[Places]:
