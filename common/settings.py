@@ -167,7 +167,7 @@ class Check(Section):
     )
     seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
     call_seconds: float = Field(
-        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+        20.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
     )
 
 

@@ -48,7 +48,7 @@ class Options:
     profile_heads: int = 4
     profile_length: int = 512
     seconds: float = 180.0
-    call_seconds: float = 30.0
+    call_seconds: float = 20.0
     memory_mb: int = 4096
     file_mb: int = 64
     exponent: float = 1.15
