@@ -123,6 +123,26 @@ def test_a_cancelled_job_leaves_nothing_behind() -> None:
     assert not left
 
 
+def test_a_cancelled_limited_process_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    program = Program("endless", assets.hostile("while True: pass", "import"), trust="user")
+    cancel, seen = threading.Event(), []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "check" and event["check"]["name"] == "reach":  # the sandbox is started next
+            threading.Thread(target=watch, daemon=True).start()
+
+    def watch() -> None:
+        while not list(tmp_path.glob("asi-arch-job-*")):
+            time.sleep(0.02)
+        seen.extend(tmp_path.glob("asi-arch-job-*"))
+        cancel.set()
+
+    job = {"kind": "check", "programs": to_job([program]), "backend": "process"}
+    assert run_job(job, on_event, cancel, 60) == {"event": "cancelled"}
+    assert seen and not list(tmp_path.glob("asi-arch-job-*"))
+
+
 def test_a_scorer_that_fails_is_an_error_with_its_words() -> None:
     with pytest.raises(JobError) as found:
         run_job({"kind": "check"})

@@ -20,11 +20,14 @@ from common.records import CheckOutcome
 from training.programs import Program, block_arguments
 from training.scorer.client import Worker
 
-__all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
+__all__ = ["EPSILON", "WALL", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
 
 _DETAIL, _TEXT, _ITEMS, _DEPTH = 2000, 2000, 64, 6
 """Longest detail and text, most items of a list, and deepest nesting of a counterexample."""
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+WALL = 4.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Options:
     Attributes:
         width, heads: of the mixers that are tested.
         profile_width, profile_heads, profile_length: where parameters and FLOPs a token are counted for the record.
-        seconds: CPU and wall time of all checks of one program together; call_seconds: CPU time of one call to its
-            process, which may take twice that by the clock; memory_mb: of its process.
+        seconds: CPU time of all checks of one program together; call_seconds: of one call to its process. By the clock
+            both may take `WALL` times as long, so that a busy machine refuses nobody; memory_mb: of its process.
         exponent: largest growth of work and memory with the length.
         warn_operations, refuse_operations: launched operations per added token.
         unused: largest share of parameters that never get a gradient.
