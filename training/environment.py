@@ -19,6 +19,7 @@ __all__ = ["MODEL_SOURCE", "TRAINER_SOURCES", "find_device", "git_commit", "seed
 
 TRAINER_SOURCES = (
     "training/worker/model.py",
+    "training/worker/registers.py",
     "training/worker/batches.py",
     "training/worker/optimizer.py",
     "training/worker/program.py",
@@ -41,7 +42,7 @@ VERIFIER_SOURCES = tuple(
 )
 """What a check report depends on besides the program."""
 _PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
-MODEL_SOURCE = TRAINER_SOURCES[:1]
+MODEL_SOURCE = TRAINER_SOURCES[:2]
 
 
 def find_device(wanted: str = "auto") -> str:

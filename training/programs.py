@@ -9,7 +9,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.files import sha256_text
 
-__all__ = ["MAX_BYTES", "Program", "block_arguments", "from_job", "load", "seed_hashes", "to_job", "trusted"]
+__all__ = ["MAX_BYTES", "Program", "from_job", "load", "seed_hashes", "to_job", "trusted"]
 
 MAX_BYTES = 1 << 20
 """A program is one readable file; the largest published one has under 100 KB."""
@@ -98,23 +98,3 @@ def from_job(items: Iterable[dict[str, object]]) -> list[Program]:
         )
         for item in items
     ]
-
-
-def block_arguments(width: int, heads: int, layer: int = 0) -> dict[str, object]:
-    """The keywords with which the model's block builds a mixer, at their published defaults."""
-    return {
-        "mode": "chunk1",
-        "hidden_size": width,
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "num_heads": heads,
-        "use_gate": False,
-        "use_beta": True,
-        "use_short_conv": True,
-        "use_output_norm": True,
-        "conv_size": 4,
-        "qk_norm": "l2",
-        "qk_activation": "silu",
-        "norm_eps": 1e-5,
-        "layer_idx": layer,
-    }

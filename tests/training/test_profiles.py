@@ -10,7 +10,6 @@ from common.errors import UsageError
 from common.process import REPOSITORY
 from common.settings import Monitor
 from training.profiles import (
-    HELDOUT_PACKAGES,
     OWN_TASKS,
     CheckpointSpec,
     DataSpec,
@@ -19,7 +18,6 @@ from training.profiles import (
     load_profile,
     profile_names,
 )
-from training.sandbox import HELD_OUT_PACKAGES
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
 
@@ -47,10 +45,6 @@ def test_published_scales_have_the_published_numbers() -> None:
         assert profile.train.tokens_per_step == 524_288 and profile.train.steps == 2000
         assert len(profile.eval.benchmarks) == 12 and not profile.search.measured_clip
         assert (profile.search.cold_start, profile.search.update_batch) == (200, 50)
-
-
-def test_heldout_packages_are_those_that_the_sandbox_hides() -> None:
-    assert set(HELDOUT_PACKAGES) == set(HELD_OUT_PACKAGES)
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:

@@ -6,13 +6,15 @@ baseline's number of parameters, whatever the mixer takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from training.worker.registers import registers
 
 __all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "all_tensors", "build_model", "fit_width"]
 
@@ -169,8 +171,8 @@ def build_model(
 def all_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Every parameter registered in `module` and below it, once, in the order of registration."""
     found: dict[int, nn.Parameter] = {}
-    for registers in _registers(module):
-        for parameter in registers["_parameters"].values():
+    for _, held in registers(module):
+        for parameter in held["_parameters"].values():
             if parameter is not None:
                 found.setdefault(id(parameter), parameter)
     return list(found.values())
@@ -179,28 +181,11 @@ def all_parameters(module: nn.Module) -> list[nn.Parameter]:
 def all_tensors(module: nn.Module) -> list[Tensor]:
     """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
     found: dict[int, Tensor] = {id(parameter): parameter.detach() for parameter in all_parameters(module)}
-    for registers in _registers(module):
-        for buffer in registers["_buffers"].values():
+    for _, held in registers(module):
+        for buffer in held["_buffers"].values():
             if buffer is not None:
                 found.setdefault(id(buffer), buffer)
     return list(found.values())
-
-
-def _registers(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """The attributes of `module` and of every module below it, each once, in the order of registration.
-
-    Reads the registers themselves: a class may override `parameters` and the methods under it.
-    """
-    seen: set[int] = set()
-    pending: list[nn.Module] = [module]
-    while pending:
-        current = pending.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        registers = object.__getattribute__(current, "__dict__")
-        yield registers
-        pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
 
 
 def _parts(model: LanguageModel) -> dict[str, int]:

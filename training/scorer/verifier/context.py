@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from common.records import CheckOutcome
-from training.programs import Program, block_arguments
+from training.profiles import ModelSpec
+from training.programs import Program
 from training.scorer.client import Worker
 
 __all__ = ["EPSILON", "WALL", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
@@ -104,8 +105,10 @@ class Context:
     refused: set[str] = field(default_factory=set)
 
     def arguments(self, heads: int | None = None, layer: int = 0) -> dict[str, object]:
-        """The block's keywords at the width under test."""
-        return block_arguments(self.options.width, heads or self.options.heads, layer)
+        """The block's keywords at the width under test, the others as published."""
+        options = self.options
+        model = ModelSpec(hidden_size=options.width, heads=heads or options.heads, layers=1, ffn=1, vocab=300)
+        return model.mixer_arguments(layer)
 
     def spec(
         self,
