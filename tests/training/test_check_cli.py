@@ -40,10 +40,11 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     narrow.write_text(assets.SHAPES["too_short"])
     crash.write_text(assets.hostile("__import__('os')._exit(0)", "import"))
     short.write_text(assets.STATIC["no_kwargs"])
-    done = check("--json", "narrow.py", crash, short, cwd=tmp_path)
+    (tmp_path / "loop.py").write_text(assets.COST["token_loop"].replace("range(40)", "range(2)"))
+    done = check("--json", "narrow.py", crash, short, "loop.py", "--check.operations", 6, cwd=tmp_path)
     found = lines(done)
-    assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short)]
-    assert [item["accepted"] for item in found] == [False, False, False]
+    assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short), "loop.py"]
+    assert [item["accepted"] for item in found] == [False, False, False, False]
     assert done.returncode == 1, done.stderr
     for item in found:
         for outcome in item["checks"]:
@@ -56,6 +57,7 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     assert (
         found[1]["checks"][-1]["name"] == "sandbox" and found[1]["checks"][-1]["counterexample"]["reason"] == "crashed"
     )
+    assert "operations are launched per added token, more than 6" in found[3]["checks"][-1]["detail"]
 
 
 def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path: Path) -> None:

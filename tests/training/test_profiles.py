@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UsageError
 from common.process import REPOSITORY
-from common.settings import Monitor
+from common.settings import Check, Monitor
 from training.profiles import (
     OWN_TASKS,
     CheckpointSpec,
@@ -88,6 +88,9 @@ def test_every_profile_key_setting_and_rule_is_documented() -> None:
             assert f"`{prefix}{key}`" in text, f"{spec.__name__}.{key}"
     for key in Monitor.model_fields:
         assert f"`{key}`" in text, key
+    verifier = (REPOSITORY / "docs" / "verifier.md").read_text()
+    for key in Check.model_fields:
+        assert f"`check.{key}`" in verifier, key
 
 
 def test_scales_of_20_tokens_a_parameter() -> None:
