@@ -176,9 +176,11 @@ class Check(Section):
     operations: float = Field(
         64.0, gt=0, description="refuse a program that launches more operations per added token than this"
     )
-    seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
+    seconds: float = Field(
+        180.0, gt=0, description="CPU seconds of all checks of one program; four times that by the clock"
+    )
     call_seconds: float = Field(
-        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+        20.0, gt=0, description="CPU seconds of one of a program's hundred calls; four times that by the clock"
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
 
 TRAINER_SOURCES = (
     "training/worker/model.py",
+    "training/worker/registers.py",
     "training/worker/batches.py",
     "training/worker/guard.py",
     "training/worker/optimizer.py",
@@ -64,7 +65,7 @@ VERIFIER_SOURCES = tuple(
 )
 """What a check report depends on besides the program."""
 _PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
-MODEL_SOURCE = TRAINER_SOURCES[:1]
+MODEL_SOURCE = TRAINER_SOURCES[:2]
 
 
 def find_device(wanted: str = "auto") -> str:

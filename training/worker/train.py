@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
 from training.worker.guard import Guard
-from training.worker.model import LanguageModel, all_parameters, all_tensors, build_model
+from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
+from training.worker.registers import all_parameters, all_tensors
 from training.worker.snapshot import Restored, Snapshot, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
 from training.worker.validation import Validation
