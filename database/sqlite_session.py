@@ -47,8 +47,11 @@ class SqliteSession:
     def insert(self, entry: NewEntry) -> int:
         element = entry.element
         # The counter is a row of the same transaction: an index is taken with its element, or not at all.
-        index = int(self.state("last_index") or 0) + 1
-        self.put_state("last_index", index)
+        query = (
+            "INSERT INTO state VALUES ('last_index', 1)"
+            " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)"
+        )
+        index = int(self._run(query).fetchone()[0])
         body = element.model_dump_json(exclude={"parent"})
         evidence = entry.evidence
         self._run(

@@ -13,10 +13,11 @@ from fastapi.responses import StreamingResponse
 from database.answers import ApiResponse, Imported
 from database.bulk import Importer, export_lines
 from database.routers import IdempotencyKey, MemoryDep
+from database.routers.route import ThreadRoute
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _LINES = "application/x-ndjson"
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {_LINES: {"schema": {"type": "string"}}}}}
 

@@ -27,12 +27,13 @@ from database.answers import (
 )
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["VERSION", "router"]
 
 VERSION = "0.1.0"
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=ThreadRoute)
 
 
 @router.get("/")
