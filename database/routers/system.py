@@ -66,8 +66,9 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
 
 @router.get("/ready", response_model=Ready)
 def ready(memory: MemoryDep) -> Ready:
-    """ready when a write would be taken now; 503 while the store is locked, read-only, full or away."""
-    memory.store.write(lambda _: None)
+    """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    memory.store.write(lambda session: session.put_state("asked_ready", now))
     return Ready(status="ready")
 
 
