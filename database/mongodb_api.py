@@ -88,8 +88,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Telemetry, metrics)
-    # Fixed words win over {index} in paths, so the routes with them come first.
-    for module in (system, elements, lineage, candidates, experiments, records, events, bulk):
+    # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
+    for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
         app.include_router(module.router)
     answer_errors(app)
     describe_api(app)
