@@ -94,7 +94,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}", "free disk space or choose another --data-dir"
+            f"cannot write {path}: {error.strerror or error}", "free disk space, or name a folder that can be written"
         ) from error
 
 

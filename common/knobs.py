@@ -15,6 +15,7 @@ from common.strict import StrictModel, types_in
 
 __all__ = [
     "Analyse",
+    "Check",
     "Cognition",
     "Database",
     "Embedding",
@@ -106,6 +107,9 @@ class Database(Section):
     max_body_mb: int = Field(64, ge=1, description="largest body of a request; a line of an import may be as long")
     rate_limit: int = Field(6000, ge=0, description="requests a minute of one key, where keys are set; 0 for no limit")
     log_format: Literal["text", "json"] = Field("text", description="form of the log's lines")
+    judge: Literal["rubric", "llm"] = Field(
+        "rubric", description="who judges a design: a rubric over measured facts, or the model of the llm settings"
+    )
     events_kept: int = Field(1_000_000, ge=1000, description="newest events kept for those who follow the database")
 
     @field_validator("api_key", "read_key")
@@ -166,6 +170,16 @@ class Sandbox(Section):
     )
     memory_mb: int = Field(4096, ge=256, description="memory limit of one job on CPU")
     disk_mb: int = Field(1024, ge=1, description="limit of all that a job writes")
+
+
+class Check(Section):
+    operations: float = Field(
+        64.0, gt=0, description="refuse a program that launches more operations per added token than this"
+    )
+    seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
+    call_seconds: float = Field(
+        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+    )
 
 
 class Training(Section):

@@ -23,6 +23,7 @@ from common.errors import SettingsError, UsageError
 from common.files import read_regular
 from common.knobs import (
     Analyse,
+    Check,
     Cognition,
     Database,
     Embedding,
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     cognition: Cognition = Cognition()
     embedding: Embedding = Embedding()
     sandbox: Sandbox = Sandbox()
+    check: Check = Check()
     training: Training = Training()
     monitor: Monitor = Monitor()
     sample: Sample = Sample()

@@ -58,7 +58,14 @@ def load_baseline(root: Path) -> Measured | None:
         return Measured.model_validate(read_json(path))
     except (StoreError, ValidationError) as error:
         fix = "remove it; the next start of the pipeline measures it again"
-        raise JournalError(f"{path} is not a baseline: {error}", fix) from error
+        raise JournalError(f"{path} is not a baseline: {_first(error)}", fix) from error
+
+
+def _first(error: StoreError | ValidationError) -> str:
+    if isinstance(error, StoreError):
+        return error.message
+    one = error.errors()[0]
+    return f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}"
 
 
 def mean_run(runs: Sequence[RunRecord]) -> RunRecord:

@@ -12,11 +12,15 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from common.errors import AsiError, UsageError
+from common.errors import AsiError, StoreError, UsageError
 from common.process import exit_with_parent
 from common.settings import path_argument
 from pipeline.console import make_console
@@ -54,6 +58,8 @@ def report(root: Path, out: Path) -> int:
 
     Raises:
         UsageError: there is no run in `root`, or nothing was measured in it yet.
+        JournalError: what lies there is damaged.
+        StoreError: `out` cannot be written.
     """
     if not (root / "run.json").exists():
         raise UsageError(
@@ -73,7 +79,11 @@ def report(root: Path, out: Path) -> int:
         print(said)
     shown = [ReportRow(one.index, one.name, None, "root", one.run, one.score, "root", "") for one in found.roots]
     shown += [_report_row(row, verdict(row.run, baseline) if row.run else "") for row in rows if row.index is not None]
-    for path in draw_all(shown, baseline, out):
+    try:
+        drawn = draw_all(shown, baseline, out)
+    except StoreError as error:
+        raise StoreError(error.message, "free disk space, or name a folder that can be written: --out DIR") from error
+    for path in drawn:
         print(f"drew {path}")
     return 0
 

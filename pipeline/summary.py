@@ -252,6 +252,7 @@ def _files(root: Path, rows: list[Row], profile: str) -> str:
     """Where everything lies, and commands that can be pasted as they are."""
     here = Path.cwd()
     shown = str(root.relative_to(here) if root.is_relative_to(here) else root)
+    shown = f"./{shown}" if shown.startswith("-") else shown  # else a command would take it for a flag
     entry = REPOSITORY.relative_to(here) if REPOSITORY.is_relative_to(here) else REPOSITORY
     python = Path(sys.executable)
     python = python.relative_to(here) if python.is_relative_to(here) else python

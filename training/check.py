@@ -15,18 +15,22 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.errors import AsiError, UsageError
-from common.process import exit_with_parent
+from common.process import exit_with_parent, raise_on_interrupt
 from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
-from training.jobs import run_job
-from training.programs import NotAProgramError, Program, load, to_job
+from training.checking import run_checks
+from training.programs import NotAProgramError, Program, load
 from training.reports import counterexample_lines
 
 __all__ = ["check_files", "main"]
@@ -45,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reference", action="store_true", help="programs outside the search: cost is a warning")
     try:
-        settings, arguments = parse(parser, argv, sections=("sandbox",))
+        settings, arguments = parse(parser, argv, sections=("sandbox", "check"))
     except UsageError as error:
         return usage_exit(error)
     show = _print_json if arguments.json else _Tables().show
+    raise_on_interrupt()
     try:
         reports = check_files(arguments.files, settings, show, trust=arguments.trust, reference=arguments.reference)
     except KeyboardInterrupt:
@@ -105,7 +110,8 @@ def check_files(
     failure = ""
     if programs:
         try:
-            run_job(_job([program for _, program in programs], settings), on_event)
+            device = "cuda" if settings.training.device == "cuda" else "cpu"
+            run_checks([program for _, program in programs], settings, device, on_event)
         except AsiError as fault:
             failure = str(fault)
     for index, name in enumerate(files):
@@ -114,17 +120,6 @@ def check_files(
             reports[index] = CheckReport(program=name, accepted=None, checks=[], error=missing)
     tell()
     return [report for report in reports if report is not None]
-
-
-def _job(programs: Sequence[Program], settings: Settings) -> dict[str, Any]:
-    return {
-        "kind": "check",
-        "programs": to_job(programs),
-        "backend": settings.sandbox.backend,
-        "image": settings.sandbox.image,
-        "device": "cuda" if settings.training.device == "cuda" else "cpu",
-        "options": {"memory_mb": settings.sandbox.memory_mb},
-    }
 
 
 def _print_json(report: CheckReport) -> None:

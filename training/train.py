@@ -16,6 +16,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import os
 import signal
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     short = ("run.profile", "run.seed", "training.text")
     try:
-        sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
+        sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
         copies = asked_for(os.environ)
         if copies is not None:

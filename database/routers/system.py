@@ -17,6 +17,7 @@ from database.answers import (
     ExtendedStats,
     Health,
     IndexNumbers,
+    JudgeState,
     OrphansCleaned,
     Plain,
     Ready,
@@ -100,8 +101,8 @@ def published_stats(session: Session) -> dict[str, Any]:
 
 @router.get("/v2/stats", tags=["v2"])
 def extended_stats(memory: MemoryDep) -> ExtendedStats:
-    """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; and the
-    candidate set."""
+    """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; who
+    judges, and what went wrong; and the candidate set."""
 
     def work(session: Session) -> dict[str, Any]:
         return published_stats(session) | {
@@ -111,11 +112,19 @@ def extended_stats(memory: MemoryDep) -> ExtendedStats:
             "incomplete": session.count(Where(incomplete=True)),
             "embedding_model": session.vector_state().model,
             "embedding_error": memory.guard.last_error,
+            "judge": _judge(memory),
             "vector_index": asdict(memory.index.stats(session)),
             "candidates": memory.candidates.stats(session),
         }
 
     return ExtendedStats.model_validate(memory.store.read(work))
+
+
+def _judge(memory: Memory) -> JudgeState:
+    judging = memory.judging
+    if judging is None:
+        return {"backend": "rubric", "model": None, "failed": 0, "error": None}
+    return {"backend": "llm", "model": judging.model, "failed": judging.failed, "error": judging.last_error}
 
 
 @router.post("/repair")

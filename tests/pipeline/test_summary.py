@@ -14,6 +14,7 @@ from pipeline.agents.roles import AnalysisSubject, Kin, Proposal, Relative
 from pipeline.analyse.offline import OfflineAnalyzer
 from pipeline.experiment import Experiment
 from pipeline.measured import Measured, Root, mean_run, save_baseline
+from pipeline.report import main as report
 from pipeline.summary import load_rows, print_summary
 from tests.pipeline.labs import record
 from tests.pipeline.test_experiment import PROPOSAL, RESULTS
@@ -135,3 +136,14 @@ def test_an_expectation_is_judged_in_the_words_of_the_verdict(loss: float, said:
     analysis = OfflineAnalyzer().analyse(subject)
     assert f"This is {said}" in analysis.expectation_vs_reality_comparison
     assert "its mixers take 100" in analysis.design_evaluation
+
+
+def test_a_folder_of_figures_that_cannot_be_written_is_told_with_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    assert report(["--data-dir", str(tmp_path), "--out", str(tmp_path / "file" / "figures")]) == 3
+    told = capsys.readouterr().err
+    assert "--out DIR" in told and "--data-dir" not in told and told.count("fix: ") == 1

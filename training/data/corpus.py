@@ -149,8 +149,10 @@ def prepare_corpus(
 
 
 def _open(folder: Path) -> Corpus:
-    facts = read_json(folder / "corpus.json")
-    corpus = Corpus(folder=folder, **facts)
+    try:
+        corpus = Corpus(folder=folder, **read_json(folder / "corpus.json"))
+    except TypeError as error:
+        raise StoreError(f"the cached corpus {folder} is damaged: {error}", f"remove {folder}") from error
     for paths, tokens in ((corpus.train, corpus.train_tokens), ([corpus.heldout], corpus.heldout_tokens)):
         if not all(path.is_file() for path in paths) or sum(path.stat().st_size for path in paths) != 2 * tokens:
             raise StoreError(

@@ -26,7 +26,8 @@ from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
 from training.scorer.client import CandidateFault, Worker, WorkerDied
-from training.scorer.confirm import write_weights
+from training.scorer.confirm import UnrepeatableError
+from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring
@@ -102,6 +103,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             result["from_outside"] = isinstance(fault, WorkerDied) and fault.from_outside
         except ForgedError as error:
             result |= {"status": "failed", "reason": "forged", "detail": str(error)}
+        except UnrepeatableError as error:
+            result |= {"status": "failed", "reason": "refused", "detail": str(error)}
         except NotFiniteError as error:
             result |= {"status": "failed", "reason": "nan", "detail": str(error)}
         finally:
@@ -123,8 +126,8 @@ def _phases(
 ) -> None:
     seconds: dict[str, float] = result["seconds"]
     model = profile.model
-    built, facts = _build(job, profile, worker)
-    result["versions"], hardware = answers.prepared_facts(facts)
+    result["versions"], hardware = answers.prepared_facts(_prepare(job, worker))
+    built = _build(job, profile, worker)
     result["hardware"] = {**_hardware(), **hardware}
     if "refused" in built:
         result |= {"status": "failed", "reason": "refused", "detail": str(built["refused"])[:500]}
@@ -144,13 +147,11 @@ def _phases(
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
     begun = time.perf_counter()
-
-    def restored(weights: list[np.ndarray]) -> Worker:
-        return _restored(job, profile, start(), result["parameters"], weights)
-
-    scoring = Scoring(job, profile, worker, restored, result)
-    scoring.check_reported(*pulse.last)
-    scoring.run(benchmarks)
+    with Fresh(partial(_started, job, start), partial(_rebuild, job, profile, result["parameters"])) as fresh:
+        fresh.begin()  # beside the scoring
+        scoring = Scoring(job, profile, worker, fresh, result)
+        scoring.check_reported(*pulse.last)
+        scoring.run(benchmarks)
     seconds["score"] = time.perf_counter() - begun
 
 
@@ -195,6 +196,8 @@ def _train(
             saver.close()
     if "refused" in answer:
         raise ForgedError(f"a fresh process builds another model: {str(answer['refused'])[:500]}")
+    if "changed" in answer:
+        raise ForgedError(answers.changed_parameter(answer["changed"]))
     result["seconds"]["train"] = pulse.train_seconds()
     tokens = profile.train.steps * profile.train.tokens_per_step
     result |= {"tokens": tokens, "tokens_per_second": tokens / result["seconds"]["train"]}
@@ -226,24 +229,32 @@ def _note(emit: Emit, text: str) -> None:
     emit({"event": "note", "text": text})
 
 
-def _restored(
-    job: dict[str, Any], profile: Profile, worker: Worker, parameters: int, weights: list[np.ndarray]
-) -> Worker:
-    """`worker`, a fresh process, with these weights; closed where they do not fit."""
+def _started(job: dict[str, Any], start: Callable[[], Worker]) -> Worker:
+    """A process in which nothing of the program has run, with torch imported and precision and seeds fixed."""
+    worker = start()
     try:
-        built, _ = _build(job, profile, worker)
-        if "refused" in built or answers.model_sizes(built)["parameters"] != parameters:
-            raise ForgedError(f"a fresh process builds another model: {str(built)[:300]}")
-        write_weights(worker, weights)
+        _prepare(job, worker)
     except BaseException:
         worker.close()
         raise
     return worker
 
 
-def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prepares the process, loads the program, builds the model: (its sizes as said, facts of the process)."""
+def _rebuild(job: dict[str, Any], profile: Profile, parameters: int, worker: Worker) -> None:
+    """Builds in a started process the model of so many parameters that was built before."""
+    built = _build(job, profile, worker)
+    if "refused" in built or answers.model_sizes(built)["parameters"] != parameters:
+        raise ForgedError(f"a fresh process builds another model: {str(built)[:300]}")
+
+
+def _prepare(job: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Fixes precision and seeds of the process; facts about it."""
     facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
+    return facts
+
+
+def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> dict[str, Any]:
+    """Loads the program, builds the model: its sizes as said."""
     worker.load()
     model = profile.model
     built, _ = worker.call(
@@ -255,7 +266,7 @@ def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> tuple[dict[
             "init": job["init"],
         },
     )
-    return built, facts
+    return built
 
 
 class _Pulse:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.worker import counting, probes
+from training.worker import counting, probes, surroundings
 from training.worker.__main__ import describe
 from training.worker.mixers import (
     autocast,
@@ -46,7 +46,7 @@ def load(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -
     """{text} -> {seconds}. Executes the program once; what it does to torch meanwhile is kept for `environment`."""
     started = time.perf_counter()
     state.text = str(meta["text"])
-    probes.before_import(state)
+    surroundings.before_import(state)
     state.cls = load_class(state.text, state.device)
     return {"seconds": time.perf_counter() - started}, []
 

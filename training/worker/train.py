@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
-from training.worker.model import LanguageModel, all_parameters, all_tensors, build_model
+from training.worker.guard import Guard
+from training.worker.model import (
+    LanguageModel,
+    all_parameters,
+    all_tensors,
+    build_model,
+    named_buffers,
+    named_parameters,
+    register_buffer,
+)
 from training.worker.optimizer import AdamW, learning_rate
 from training.worker.snapshot import Restored, Snapshot, plain, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
@@ -97,7 +106,8 @@ def train(
     With several ranks each takes its share of every batch's rows; rank 0 reports and keeps checkpoints for all.
 
     Returns:
-        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit.
+        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit, or {changed: {parameter,
+        step}} where a parameter was not what the step before left, and training ended there.
     """
     model: LanguageModel = state.instances["model"]
     spec = meta["train"]
@@ -113,6 +123,8 @@ def train(
         return {"refused": done}, []
     ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
     ranks.copy([*optimizer.vectors.values(), *unheld(model)])
+    optimizer.publish()
+    guard = Guard(model, [optimizer.pair])
     started = time.perf_counter() - spent
     # Rank 0 keeps checkpoints and reports for all.
     sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
@@ -129,13 +141,20 @@ def train(
                 losses, total = _losses(model, part, spec)
             total.backward()
             mine.add(losses.detach(), part)
+        guard.look(step)
         ranks.add([optimizer.gradients])
         norm = optimizer.step(rate)
         if mine is not means:
             ranks.add([*mine.state.values()])
             means.absorb(mine)
         validation.look(model, step, steps)
-        if step % every == 0 or step == steps or step == 1:
+        reports = step % every == 0 or step == steps or step == 1
+        if (reports or state.device == "cpu") and (changed := guard.found()):  # a GPU is not waited for at every step
+            if ranks.rank:
+                # Its end tells rank 0, which waits for its part of the next step.
+                raise RuntimeError(f"parameter {changed[0]} was changed beside the optimiser in step {changed[1]}")
+            return {"changed": {"parameter": changed[0], "step": changed[1]}}, []
+        if reports:
             finite = norm.item() if norm.isfinite() else None
             passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
             used = {"memory_mb": _memory(state.device)}
@@ -147,6 +166,9 @@ def train(
     ranks.release()
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
+    state.values["guard"] = guard
+    if state.device == "cuda":
+        torch.cuda.empty_cache()
     return {"tokens": steps * batch * length, "seconds": seconds, "peak_memory_mb": _peak_memory(state.device)}, []
 
 
@@ -236,7 +258,7 @@ def logits(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Logits of the trained model. arrays: tokens int32 [B, T], and optionally places int32 [N, 2] (row, position).
 
-    Returns float32 [B, T, V], or [N, V] with places.
+    Returns float32 [B, T, V], or [N, V] with places; and {changed: a parameter} where answering changed one.
     """
     model: LanguageModel = state.instances["model"]
     model.eval()
@@ -247,40 +269,66 @@ def logits(
             places = torch.from_numpy(arrays[1].astype(np.int64)).to(state.device)
             hidden = hidden[places[:, 0], places[:, 1]]
         out = model.head(hidden)
-    return {}, [out.float().cpu().numpy()]
+    answer = out.float().cpu().numpy()
+    guard: Guard | None = state.values.get("guard")
+    if guard is not None:
+        guard.look(1)
+        if changed := guard.found():
+            return {"changed": changed[0]}, [answer]
+    return {}, [answer]
 
 
 def read(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Weights and buffers of the model from number `from` on, as many as fit into one answer. Returns {total}.
+    """Weights and buffers of the trained model from number `from` on, as many as fit into one answer.
 
-    Types that numpy lacks go as float32; complex ones as pairs.
+    Returns {total, tensors: [name, dtype] of each}. Types that numpy lacks go as float32; complex ones as pairs.
     """
-    tensors, size = all_tensors(state.instances["model"]), 0
+    model, guard = state.instances["model"], state.values["guard"]
+    tensors = {**named_buffers(model), **guard.values()}
+    names = list(tensors)[int(meta["from"]) :]
     parts: list[np.ndarray] = []
-    for tensor in tensors[int(meta["from"]) :]:
-        array = plain(tensor).cpu().numpy()
+    size = 0
+    for name in names:
+        array = plain(tensors[name].detach()).cpu().numpy()
         if parts and size + array.nbytes > _PART:
             break
         parts.append(array)
         size += array.nbytes
-    return {"total": len(tensors)}, parts
+    told = [[name, str(tensors[name].dtype).removeprefix("torch.")] for name in names[: len(parts)]]
+    return {"total": len(tensors), "tensors": told}, parts
 
 
 def write(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Gives the tensors from number `from` on these values. meta: {from, total}. Returns {refused} on a mismatch."""
-    tensors = all_tensors(state.instances["model"])
-    chosen = tensors[int(meta["from"]) : int(meta["from"]) + len(arrays)]
-    shapes = [tuple(plain(tensor).shape) for tensor in chosen]
-    if len(tensors) != meta["total"] or shapes != [array.shape for array in arrays]:
-        return {"refused": f"{len(tensors)} tensors of shapes {shapes[:8]}"}, []
-    for tensor, array in zip(chosen, arrays, strict=True):
-        value = torch.from_numpy(array.copy())
-        tensor.copy_(torch.view_as_complex(value) if tensor.is_complex() else value)
+    """Gives a built model what `read` gave. meta: {tensors, last: whether these are the last}.
+
+    Buffers that the model makes only when it runs are registered. Returns {refused: why} where a parameter is missing,
+    is none of the model's or has another shape.
+    """
+    model: LanguageModel = state.instances["model"]
+    parameters, buffers = named_parameters(model), named_buffers(model)
+    written: set[str] = state.values.setdefault("written", set())
+    for (name, kind), array in zip(meta["tensors"], arrays, strict=True):
+        value, target = torch.from_numpy(array.copy()), parameters.get(name, buffers.get(name))
+        dtype = getattr(torch, kind)
+        if target is not None and plain(target.detach()).shape == value.shape and target.dtype == dtype:
+            target.detach().copy_(torch.view_as_complex(value) if target.is_complex() else value)
+        elif name in parameters or not register_buffer(model, name, _typed(value, dtype).to(state.device)):
+            return {"refused": f"{name} has another shape or dtype, or no place"}, []
+        written.add(name)
+    if not meta["last"]:
+        return {}, []
+    if missing := sorted(set(parameters) - written):
+        return {"refused": f"{len(missing)} parameters more, {missing[0]} among them"}, []
+    state.values["guard"] = Guard(model)
     return {}, []
+
+
+def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.view_as_complex(value) if dtype.is_complex else value.to(dtype)
 
 
 def _precision(state: WorkerState) -> AbstractContextManager[Any]:
