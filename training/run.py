@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UsageError
 from common.files import sha256_text, write_atomic, write_json
-from common.records import BenchmarkScore, CheckOutcome, CheckReport, Forecast, Measurement, RunRecord
+from common.records import BenchmarkScore, CheckOutcome, CheckReport, Efficiency, Forecast, Measurement, RunRecord
 from common.text import printable
 from training import checkpoints
 from training.branch import require_lineage
@@ -284,6 +284,7 @@ class Run:
             learning_curve=learning_curve(self.validated),
             flops_per_token=self.facts.get("flops_per_token"),
             work_exponent=self.facts.get("work_exponent"),
+            efficiency=_efficiency(answer, self.facts),
             seconds=seconds,
             checks=[*self.checks, *_audit_outcome(answer.get("audit"))],
             sandbox=str(answer.get("sandbox", "")),
@@ -341,6 +342,17 @@ def refused_record(
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
     return run._record(ended, corpus, round(wall, 3))
+
+
+def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:
+    """None for a run that did not come to be scored."""
+    if "prefill" not in answer:
+        return None
+    return Efficiency(
+        prefill={length: Measurement(**speed) for length, speed in answer["prefill"].items()},
+        state_bytes=facts.get("state_bytes"),
+        peak_memory_mb=answer["worker_memory_mb"],
+    )
 
 
 def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:

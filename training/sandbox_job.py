@@ -124,6 +124,11 @@ class SandboxedProcess:
         tenth of a second ago. Calling it again replaces that; `Limits.cpu_seconds` holds in any case."""
         self._allowed = min(self.limits.cpu_seconds, self._cpu + cpu_seconds)
 
+    def peak_memory_mb(self) -> float:
+        """The most MB that the whole tree was seen to hold, a look now included."""
+        self._look()
+        return self._peak_bytes / 2**20
+
     def stderr_tail(self) -> str:
         """The last 16 KB of what it wrote to standard error."""
         return self._tail.decode("utf-8", "replace")

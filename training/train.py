@@ -295,6 +295,9 @@ class _Display:
         if record.parameters is not None:
             rate = f", {record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
             self.line(f"{record.parameters:,} parameters ({record.mixer_parameters:,} in the mixers){rate}")
+        if record.efficiency is not None and record.efficiency.prefill:
+            speeds = [f"{length}: {speed.value:,.0f}" for length, speed in record.efficiency.prefill.items()]
+            self.line(f"prefill, tokens/s at length {', '.join(speeds)}; {record.efficiency.peak_memory_mb:,.0f} MB")
         if record.seconds:
             self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record.seconds.items()))
         self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))

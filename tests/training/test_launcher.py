@@ -112,6 +112,10 @@ def test_a_finished_run_has_everything_in_its_record(
     assert record.baseline_key == launcher.baseline_key() and record.corpus_sha256 == launcher.prepare().sha256
     assert record.program_sha256 == program(PRINTS).sha256 and record.versions["torch"]
     assert peer_of(record).cpu_seconds_per_step
+    spent = record.efficiency
+    assert spent is not None and list(spent.prefill) == ["64", "128", "256"] and spent.decode is None
+    assert all(speed.value > 0 and speed.n == 3 and speed.se is not None for speed in spent.prefill.values())
+    assert spent.peak_memory_mb is not None and 50 < spent.peak_memory_mb < 4096
     assert record.command.startswith("python training/train.py PROGRAM --profile tiny --seed 0 --out DIR --trust ")
     (text,) = launcher.settings.training.text
     assert f"--training.cache_dir {launcher.cache} --training.device cpu --training.text {text}" in record.command

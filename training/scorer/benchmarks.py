@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from common.errors import JobError
 from training.data.tasks import Item
 from training.data.tokenizer import Codec
+from training.profiles import LONGEST_CONTEXT
 from training.scorer.heldout import LogitServer, log_softmax
 from training.scorer.items import item_scores
 
@@ -31,7 +32,7 @@ __all__ = ["WorkerLM", "run_benchmarks"]
 
 MOST_TOKENS = 8192
 """Tokens of one padded batch."""
-LONGEST = 2048
+LONGEST = LONGEST_CONTEXT
 """Tokens kept of a long context, from its end."""
 _METRICS = ("acc", "acc_norm", "contains", "exact_match", "f1")
 _NORMED = ("hellaswag", "arc_challenge")
@@ -222,7 +223,7 @@ def _official(model: WorkerLM, names: Sequence[str], limit: int) -> dict[str, di
             raise JobError(
                 f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
                 "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or list only "
-                "recall, copying, induction and cloze in the profile's eval.benchmarks",
+                "the project's own tasks in the profile's eval.benchmarks: recall, copying, induction, cloze ...",
             ) from error
         scores[name]["chance"] = _CHANCE.get(name)
     return scores

@@ -164,6 +164,11 @@ class Worker:
         """CPU seconds it used so far, read by the host."""
         return self.process.cpu_seconds()
 
+    def peak_memory_mb(self) -> float:
+        """The most MB that it and all it started held so far, read by the host now and then; a peak between two looks
+        is missed."""
+        return self.process.peak_memory_mb()
+
     def close(self) -> None:
         """Ends the worker and all it started. Repeating it does nothing."""
         if not self._closed.is_set():
