@@ -14,6 +14,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import contextlib
 import json
@@ -31,7 +35,7 @@ from werkzeug.exceptions import HTTPException
 from cognition_base.rag_service import RagService, build_retriever
 from common.embeddings import EmbeddingClient
 from common.errors import AsiError, BusyError, ServiceError
-from common.process import announce, exit_with_parent
+from common.process import announce, exit_with_parent, raise_on_interrupt
 from common.settings import Settings, parse
 
 __all__ = ["create_app", "main"]
@@ -173,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings, _ = parse(parser, argv, sections=["cognition", "embedding", "services.embedding_url"], short=short)
+        raise_on_interrupt()
         _run(settings)
     except KeyboardInterrupt:
         return 0

@@ -25,6 +25,7 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "UsageError",
+    "message_of",
 ]
 
 
@@ -45,6 +46,11 @@ class AsiError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says without its fix: to be part of another message, which has its own."""
+    return error.message if isinstance(error, AsiError) else str(error)
 
 
 class UsageError(AsiError):

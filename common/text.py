@@ -1,10 +1,15 @@
-"""Text of strangers on its way to a terminal."""
+"""Text on its way to a person: a stranger's, and counts."""
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["counted", "printable"]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 reference`, `2 references`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

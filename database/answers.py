@@ -23,6 +23,7 @@ __all__ = [
     "Health",
     "Imported",
     "IndexNumbers",
+    "JudgeState",
     "MeasurementOfRun",
     "Merged",
     "Moved",
@@ -114,6 +115,16 @@ class CandidateNumbers(TypedDict):
     score_range: NotRequired[float | None]
 
 
+class JudgeState(TypedDict):
+    """Who judges. `failed` counts the elements about which the model gave no usable answer; they are asked about
+    again. `error` is the last thing that went wrong."""
+
+    backend: Literal["rubric", "llm"]
+    model: str | None
+    failed: int
+    error: str | None
+
+
 class ExtendedStats(Stats):
     pending_embeddings: int
     unscored: int
@@ -121,6 +132,7 @@ class ExtendedStats(Stats):
     incomplete: int
     embedding_model: str | None
     embedding_error: str | None
+    judge: JudgeState
     vector_index: dict[str, Any]
     candidates: dict[str, Any]
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.score import PUBLISHED
 from database.scores import BASELINES, Scores
@@ -92,7 +92,12 @@ class Candidates:
 
     def due(self, session: Session) -> bool:
         """Whether the cold start is over and a batch is full."""
-        if session.count(Where(after=self._merged(session)), limit=self.batch) < self.batch:
+        merged = self._merged(session)
+        # An index is given once, so that no more elements can have come than indices.
+        newest = session.ranked("newest", limit=1)
+        if not newest or newest[0] - merged < self.batch:
+            return False
+        if session.count(Where(after=merged), limit=self.batch) < self.batch:
             return False
         return session.count(Where(explored=True), limit=self.cold_start) >= self.cold_start
 

@@ -78,8 +78,11 @@ class DatabaseClient:
 
     # Writing
 
-    def add_experiment(self, key: str, element: NewElement, run: RunRecord) -> StoredExperiment:
-        """Stores a finished experiment once: a repeated `key` answers as the first did, with created False.
+    def add_experiment(
+        self, key: str, element: NewElement, run: RunRecord, usage: Sequence[Usage] = ()
+    ) -> StoredExperiment:
+        """Stores a finished experiment once, with what its calls of language models took: a repeated `key` answers as
+        the first did, with created False.
 
         Raises:
             ServiceError: status 409: the key was used before for another program.
@@ -88,6 +91,7 @@ class DatabaseClient:
             "idempotency_key": key,
             "element": element.model_dump(mode="json"),
             "run": run.model_dump(mode="json"),
+            "usage": [record.model_dump(mode="json") for record in usage],
         }
         return self._parse(StoredExperiment, self._json("POST", "/v2/experiments", body)["data"])
 
@@ -120,6 +124,10 @@ class DatabaseClient:
     def scored(self, index: int) -> ScoredElement | None:
         """With its score, computed now if it was absent."""
         return self._one(ScoredElement, f"/elements/with-score/by-index/{index}")
+
+    def experiment(self, key: str) -> StoredExperiment | None:
+        """What `add_experiment` stored under this key; its score may not be computed yet."""
+        return self._one(StoredExperiment, f"/v2/experiments/{quote(key, safe='')}")
 
     def by_name(self, name: str) -> list[Element]:
         """Oldest first."""

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
@@ -68,6 +69,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(RecursionError, _too_deep)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -95,6 +97,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return error_answer(error.status_code, str(error.detail), str(error.detail), dict(error.headers or {}))
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    # For the log and the counters: nobody reads it.
+    return error_answer(400, "the client left", "the connection ended before the body did; send it again")
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.embeddings import Embedder
 from common.errors import ServiceError
 from common.files import sha256_text
-from common.records import Baseline, RunRecord
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
+from common.records import Baseline, RunRecord, Usage
 from database import tree
 from database.background import Background
 from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
 from database.embedding_guard import EmbeddingGuard
 from database.errors import NotFoundError, RefusedError, key_used
+from database.evaluate_agent.model_judger import ModelJudger
 from database.evaluate_agent.score import evidence_of, parse_table
 from database.faiss_manager import VectorIndex
+from database.judging import Judging
 from database.models import Element, NewElement, ScoredElement, StoredExperiment
+from database.repair import repair
 from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import NewEntry, Session, Store, Where
@@ -35,7 +37,6 @@ __all__ = ["Memory"]
 
 _BODIES = "body of"
 _REQUEST = "request_sha256"
-_PAGE = 100
 _REST_SECONDS = 2.0
 _KEEP_SECONDS = 10.0
 _RESCORED_AT_ONCE = 50
@@ -48,9 +49,13 @@ class Memory:
     Args:
         store: where everything is kept.
         embedder: turns motivations into vectors; asked lazily.
+        judger: asks a language model for the judge's part of each score; None for the rubric. Asked once `start` was
+            called.
     """
 
-    def __init__(self, store: Store, embedder: Embedder, settings: DatabaseSettings) -> None:
+    def __init__(
+        self, store: Store, embedder: Embedder, settings: DatabaseSettings, judger: ModelJudger | None = None
+    ) -> None:
         cache = store.cache_file()
         self.store = store
         self.settings = settings
@@ -59,22 +64,32 @@ class Memory:
         self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows)
         self.guard = EmbeddingGuard(embedder)
         self.settling = Settling(store, self.guard, self.index, self.scores, self.candidates)
-        self._settler = Background("settling", self.settling.step, _REST_SECONDS)
+        self.judging = None if judger is None else Judging(store, judger, self.scores, self.candidates)
+        self._settler = Background("settling", self._settle_some, _REST_SECONDS)
         self._rescorer = Background("scoring", self._rescore_some, _REST_SECONDS)
         self._keeper = Background("vector index", lambda: self.index.maintain(store.read), _KEEP_SECONDS)
+        self._judge = None if self.judging is None else Background("judging", self.judging.step, _REST_SECONDS)
         store.write(self.scores.begin)
         if settings.candidate_file is not None:
             indices, new_count = read_candidate_file(settings.candidate_file)
             store.write(lambda session: self.candidates.adopt(session, indices, new_count))
 
     def start(self) -> None:
-        """Begins to settle pending elements and to compute out-of-date scores in the background."""
+        """Begins to settle pending elements, to judge, and to compute out-of-date scores in the background."""
+        model = None if self.judging is None else self.judging.model
+        self.store.write(lambda session: self.scores.choose(session, model))
         self._settler.start()
+        if self._judge is not None:
+            self._judge.start()
         self._rescorer.start()
         self._keeper.start()
 
     def close(self) -> None:
         self.guard.close()
+        if self.judging is not None:
+            self.judging.close()
+        if self._judge is not None:
+            self._judge.close()
         self._settler.close()
         self._rescorer.close()
         self._keeper.close()
@@ -99,9 +114,14 @@ class Memory:
         return self.submit(element, run, key, body).result()
 
     def submit(
-        self, element: NewElement, run: RunRecord | None = None, key: str | None = None, body: str | None = None
+        self,
+        element: NewElement,
+        run: RunRecord | None = None,
+        key: str | None = None,
+        body: str | None = None,
+        usage: Sequence[Usage] = (),
     ) -> Future[StoredExperiment]:
-        """As `add`, without waiting."""
+        """As `add`, without waiting; `usage` is kept with it, under its index."""
         wanted = element.stored()
         _refuse_unfit(element, run)
         train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
@@ -112,25 +132,31 @@ class Memory:
             run=run,
             key=key,
         )
-        stored = self.store.submit(lambda session: self._insert(session, entry, body))
+        stored = self.store.submit(lambda session: self._insert(session, entry, body, usage))
         stored.add_done_callback(lambda _: self._settler.wake())
         return stored
 
     def settled(self, stored: StoredExperiment, seconds: float = _SCORE_SECONDS) -> StoredExperiment:
-        """`stored` with its score, which is waited for as long as elements before it, and it, need to be embedded, at
-        most about `seconds`."""
+        """`stored` with its score, which is waited for as long as elements before it, and it, need to be embedded and
+        judged, at most about `seconds`."""
+        deadline = time.monotonic() + seconds
         self.settling.settle_through(stored.index, seconds)
+        if self.judging is not None and self._judge is not None:
+            self._judge.wake()
+            self.judging.wait(stored.index, deadline)
         try:
             return stored.model_copy(update={"score": self._score_now(stored.index)})
         except NotFoundError:
             return stored
 
-    def _insert(self, session: Session, entry: NewEntry, body: str | None) -> StoredExperiment:
+    def _insert(self, session: Session, entry: NewEntry, body: str | None, usage: Sequence[Usage]) -> StoredExperiment:
         known = self._repeat(session, entry.key, entry.element, body)
         if known is not None:
             return known
         _refuse_unknown_parent(session, entry.element.parent)
         index = session.insert(entry)
+        if usage:
+            session.ledger.put_usage([record.model_copy(update={"index": index}) for record in usage])
         if entry.key is not None and body is not None:
             session.put_answer(_BODIES, entry.key, {_REQUEST: body})
         score = None
@@ -150,7 +176,7 @@ class Memory:
         if key is None or facts is None:
             return None
         before, named = session.answer(_BODIES, key), key.partition(":")[2]
-        if session.elements([facts.index])[0].program != wanted.program:
+        if tree.element_of(session, facts.index).program != wanted.program:
             raise key_used(named, f"element {facts.index} ({facts.name}), which is another program")
         if before is not None and before[_REQUEST] != body:
             raise key_used(named, f"element {facts.index} ({facts.name}), with another body")
@@ -204,6 +230,12 @@ class Memory:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._rescore_some():
             pass
+
+    def _settle_some(self) -> bool:
+        more = self.settling.step()
+        if self._judge is not None:
+            self._judge.wake()
+        return more
 
     def _rescore_some(self) -> bool:
         """Computes some of the out-of-date scores; whether more are left. Writes of others come between."""
@@ -296,62 +328,11 @@ class Memory:
         session.delete(indices)
         return moved
 
-    def clean_invalid(self, session: Session) -> dict[str, Any]:
-        """Removes the elements whose train or test row is missing or has an empty cell."""
-        before = session.count()
-        gone = [facts.index for facts in session.facts(Where(incomplete=True))]
-        moved = self.delete(session, gone)
-        data = {
-            "count_before": before,
-            "cleaned_count": len(gone),
-            "reparented_children": moved,
-            "count_after": before - len(gone),
-        }
-        return data if gone else data | {"message": "every element is complete"}
-
     def repair(self) -> dict[str, Any]:
-        """Checks the storage and derives again what can be derived: parents that do not exist, completeness,
-        candidates at once; every score in the background."""
-        problems = self.store.read(lambda session: session.check())
-        after, completed = 0, 0
-        while True:
-            # A page a transaction: others write in between.
-            after, corrected = self.store.write(partial(_correct_completeness, after))
-            completed += corrected
-            if not after:
-                break
-
-        def work(session: Session) -> dict[str, Any]:
-            orphans = session.orphans()
-            session.set_parent(orphans, None)
-            self.scores.outdate(session)
-            candidates = [item.index for item in self.candidates.ranked(session)]
-            session.put_candidates(candidates[: self.settings.candidate_capacity])
-            self.candidates.refresh_all(session)
-            return {
-                "elements": session.count(),
-                "storage_problems": problems,
-                "orphans_made_roots": len(orphans),
-                "completeness_corrected": completed,
-                "candidates": len(candidates),
-            }
-
-        data = self.store.write(work)
+        """See `database.repair`; every score follows in the background."""
+        data = repair(self.store, self.scores, self.candidates)
         self._rescorer.wake()
         return data
-
-
-def _correct_completeness(after: int, session: Session) -> tuple[int, int]:
-    """Derives it again for a page of elements: the index to go on after, 0 at the end; and how many were wrong."""
-    page = session.facts(Where(after=after), limit=_PAGE)
-    elements = session.elements([facts.index for facts in page])
-    corrected = 0
-    for facts, element in zip(page, elements, strict=True):
-        complete = parse_table(element.result.train).complete and parse_table(element.result.test).complete
-        if complete != facts.complete:
-            session.set_complete(facts.index, complete)
-            corrected += 1
-    return (page[-1].index if len(page) == _PAGE else 0), corrected
 
 
 def with_score(element: Element, score: float | None) -> ScoredElement:

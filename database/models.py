@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from common.records import RunRecord
+from common.records import RunRecord, Usage
 
 __all__ = [
     "Context",
@@ -106,6 +106,7 @@ class NewExperiment(BaseModel):
     idempotency_key: Annotated[Text, Field(min_length=1, max_length=200)]
     element: NewElement
     run: RunRecord
+    usage: list[Usage] = Field([], max_length=1000, description="what calls of language models took on the way")
 
     @model_validator(mode="after")
     def _run_is_text(self) -> Self:

@@ -12,6 +12,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import signal
 import socket
@@ -27,10 +31,10 @@ from fastapi_offline import FastAPIOffline
 from common.embeddings import Embedder, EmbeddingClient
 from common.errors import AsiError, BusyError, UsageError
 from common.process import announce, exit_with_parent
-from common.settings import Database as DatabaseSettings
-from common.settings import parse, usage_exit
+from common.settings import Settings, parse, usage_exit
 from database.access import Access, Keys, require_key
 from database.envelope import answer_errors
+from database.evaluate_agent.model_judger import ModelJudger, open_judger
 from database.memory import Memory
 from database.openapi import describe_api
 from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
@@ -84,8 +88,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Telemetry, metrics)
-    # Fixed words win over {index} in paths, so the routes with them come first.
-    for module in (system, elements, lineage, candidates, experiments, records, events, bulk):
+    # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
+    for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
         app.include_router(module.router)
     answer_errors(app)
     describe_api(app)
@@ -108,20 +112,23 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
+def serve(settings: Settings, embedder: Embedder) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the requests in progress.
 
     Raises:
         BusyError: the port is taken, or the address is not ours.
         StoreError: the store cannot be opened.
-        UsageError: the store has no such form, or other machines could ask without a key.
+        UsageError: the store has no such form, other machines could ask without a key, or the judge's endpoint cannot
+            be.
     """
-    keys = Keys.of(settings)
-    listener = _listen(settings.host, settings.port)
+    given = settings.database
+    keys = Keys.of(given)
+    judger = _judger(settings) if given.judge == "llm" else None
+    listener = _listen(given.host, given.port)
     try:
         require_key(listener.getsockname()[0], keys)
         listener.listen(256)
-        memory = Memory(open_store(settings), embedder, settings)
+        memory = Memory(open_store(given), embedder, given, judger)
         host, port = listener.getsockname()[:2]
         app = create_app(memory, port)
         config = uvicorn.Config(
@@ -141,6 +148,13 @@ def serve(settings: DatabaseSettings, embedder: Embedder) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _judger(settings: Settings) -> ModelJudger:
+    """Its calls are recorded beside an SQLite store; those of a judge over MongoDB in the store's usage only."""
+    file = settings.database.store.removeprefix("sqlite:///")
+    beside = None if file == settings.database.store else Path(f"{file}.judge.jsonl")
+    return open_judger(settings.llm, beside)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -163,12 +177,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings, _ = parse(
             parser,
             argv,
-            sections=["database", "services.embedding_url", "embedding"],
+            sections=["database", "services.embedding_url", "embedding", "llm"],
             short=["database.host", "database.port", "database.store"],
         )
         log_to_stderr(settings.database.log_format)
         with EmbeddingClient(settings) as embedder:
-            serve(settings.database, embedder)
+            serve(settings, embedder)
     except UsageError as error:
         return usage_exit(error)
     except AsiError as error:

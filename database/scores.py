@@ -6,6 +6,9 @@ baseline of a key. A score is out of date when its own revision is below that of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from database.evaluate_agent.score import SCORE_VERSION, Evaluation, Evidence, evaluate
 from database.store import Facts, Session, Where
 
@@ -21,22 +24,33 @@ class Scores:
 
     def begin(self, session: Session) -> None:
         """Makes every score out of date that was computed by other rules than this release's."""
-        rules = session.state(_RULES) or {}
-        if rules.get("version") != SCORE_VERSION:
+        if self._rules(session).get("version") != SCORE_VERSION:
             self.outdate(session)
 
-    def outdate(self, session: Session) -> None:
-        """Makes every score out of date."""
-        session.put_state(_RULES, {"version": SCORE_VERSION, "revision": session.next_revision()})
+    def choose(self, session: Session, model: str | None) -> None:
+        """Makes this language model the judge, None the rubric; every score is out of date when it was another."""
+        if self.judge(session) != model:
+            self.outdate(session, {"judge": model})
+
+    def judge(self, session: Session) -> str | None:
+        """The language model that judges in this store; None for the rubric."""
+        model = self._rules(session).get("judge")
+        return None if model is None else str(model)
+
+    def outdate(self, session: Session, changed: Mapping[str, Any] | None = None) -> None:
+        """Makes every score out of date, by rules of which `changed` are others."""
+        revision = session.next_revision()
+        rules = self._rules(session) | {"version": SCORE_VERSION, "revision": revision} | dict(changed or {})
+        session.put_state(_RULES, rules)
 
     def revision(self, session: Session, key: str | None) -> int:
         """What a score against this baseline has to be computed from; None names the published constants."""
-        rules = int((session.state(_RULES) or {}).get("revision", 0))
+        rules = int(self._rules(session).get("revision", 0))
         return rules if key is None else max(rules, session.baseline_revision(key))
 
     def evaluate(self, session: Session, evidence: Evidence) -> Evaluation:
         key = evidence.baseline_key
-        found = evaluate(evidence, None if key is None else session.baseline(key))
+        found = evaluate(evidence, None if key is None else session.baseline(key), self.judge(session))
         return found.model_copy(update={"revision": self.revision(session, key)})
 
     def rescore(self, session: Session, index: int) -> float | None:
@@ -68,6 +82,9 @@ class Scores:
 
     def stale_count(self, session: Session) -> int:
         return sum(session.count(where) for where in self._stale(session))
+
+    def _rules(self, session: Session) -> dict[str, Any]:
+        return session.state(_RULES) or {}
 
     def _stale(self, session: Session) -> list[Where]:
         keys: list[str | None] = [None, *(session.state(BASELINES) or [])]

@@ -5,11 +5,12 @@ Lines hold no query, no body and no key: motivations, programs and secrets stay 
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 import re
 import sys
 import time
-import uuid
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -93,7 +94,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
-        identity = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        identity = sent if _ID.fullmatch(sent) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = identity
         status = 500
         started = time.perf_counter()
@@ -112,6 +113,10 @@ class Telemetry:
         with self._metrics.running.track_inprogress():
             try:
                 await self._app(scope, receive, answer)
+            except asyncio.CancelledError:
+                # Only a stopping server cancels, when it has waited long enough for a client that does not read its
+                # answer or does not end its body. The task ends here, and the connection with it.
+                _LOG.warning("%s is cut off: the server stops and its client keeps it waiting", identity)
             finally:
                 self._record(scope, identity, status, time.perf_counter() - started)
 

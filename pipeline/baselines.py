@@ -12,13 +12,16 @@ import contextlib
 import fcntl
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from common.errors import JobError, ServiceError, StoreError, UsageError
 from common.files import read_json, write_json
+from common.llm import Call, metered, usage_of
 from common.records import CheckReport, RunRecord
 from database.models import NewElement, Result
 from pipeline.agents.roles import Proposal
@@ -34,8 +37,9 @@ from training.launcher import Event, Launcher
 from training.programs import Program, load
 from training.results import element_result, finished_run
 
-__all__ = ["calibrate", "in_lanes", "store_roots"]
+__all__ = ["calibrate", "calibration_folders", "in_lanes", "store_roots"]
 
+_REPORTS = TypeAdapter(list[CheckReport])
 MOTIVATIONS = {
     "delta_net": (
         "DeltaNet writes to its matrix memory by the delta rule: what the memory already answers to a key is "
@@ -65,6 +69,13 @@ class Job:
 def calibration_folder(baselines: Path, key: str, name: str, seed: int) -> Path:
     """Where the run of seed architecture `name` with training seed `seed` is kept."""
     return baselines / key[:16] / f"{name}-seed{seed}"
+
+
+def calibration_folders(launcher: Launcher, runs: Mapping[str, Sequence[RunRecord]]) -> dict[str, Path]:
+    """Where the calibration runs of this baseline key are kept, by NAME-seedN."""
+    home, key = launcher.cache / "baselines", launcher.baseline_key()
+    found = [calibration_folder(home, key, name, run.seed) for name, group in runs.items() for run in group]
+    return {folder.name: folder for folder in found}
 
 
 def seed_programs() -> list[Program]:
@@ -173,8 +184,13 @@ class Progress:
 def _reports(launcher: Launcher, programs: Sequence[Program], home: Path, show: Progress) -> dict[str, CheckReport]:
     path = home / f"checks-{source_hash(VERIFIER_SOURCES)[:12]}.json"
     if path.exists():
-        found = [CheckReport.model_validate(item) for item in read_json(path)]
-        return {report.program: report for report in found}
+        try:
+            kept = {report.program: report for report in _REPORTS.validate_python(read_json(path))}
+        except (StoreError, ValidationError):
+            kept = {}
+        if all(program.name in kept for program in programs):
+            return kept
+        show.progress("baselines", Event("note", "check", text=f"{path} holds no reports of them: checked again"))
     try:
         reports = launcher.check(programs, cancel=show.cancelled)
     except JobError:
@@ -308,7 +324,9 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
     found = _stored(lab, program)
     if found is not None:
         return found
-    texts = analyse(lab, proposal, run, None)
+    calls: list[Call] = []
+    with metered(calls.append):
+        texts = analyse(lab, proposal, run, None)
     design = {"operator": "root", "change": origin.change, "genome": None, "mechanisms": list(mechanisms)}
     run = run.model_copy(update={"design": {**design, "seeds": seeds_of(run)}})
     element = NewElement(
@@ -322,7 +340,7 @@ def _store_root(lab: Lab, program: Program, run: RunRecord, origin: _Origin) -> 
         **texts,
     )
     key = f"root:{program.sha256}:{lab.baseline.key}"
-    return lab.ask(lambda: lab.database.add_experiment(key, element, run)).index
+    return lab.ask(lambda: lab.database.add_experiment(key, element, run, usage_of(calls))).index
 
 
 def _store_own_root(lab: Lab, path: Path) -> int:

@@ -11,11 +11,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from common.errors import JobError
+from common.errors import JobError, message_of
 from common.files import write_atomic
+from common.llm import metered
 from common.records import CheckReport, RunRecord
+from common.text import counted
 from database.models import NewElement, Result
 from pipeline.agents.roles import Relative
+from pipeline.agreement import require_unstored
 from pipeline.analyse.stage import analyse
 from pipeline.eval.stage import evaluate
 from pipeline.evolve.stage import claim_structure, evolve
@@ -54,7 +57,10 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     sampled = _stage(experiment, "sample", sample_stage)
     context = build_context(lab, sampled["parent"], sampled["references"], number)
     lab.console.line(
-        who, "sample", f"parent {context.parent.name}, {len(context.references)} references", sampled["seconds"]
+        who,
+        "sample",
+        f"parent {context.parent.name}, {counted(len(context.references), 'reference')}",
+        sampled["seconds"],
     )
 
     # Evolve
@@ -100,7 +106,8 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
             parent=sampled["parent"],
             summary=analysed["summary"],
         )
-        stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run))
+        usage = experiment.usage()
+        stored = lab.ask(lambda: lab.database.add_experiment(experiment.key, element, run, usage))
         gain = _gain(lab, stored.score, context.parent)
         write_atomic(lab.workspace.pool / f"{stored.name}.py", proposal.program)
         return {"index": stored.index, "name": stored.name, "score": stored.score, "gain": gain}
@@ -157,6 +164,7 @@ class Loop:
         self._faults = 0
         self._stored = sum(experiment.state == "stored" for experiment in experiments)
         self._unfinished = [experiment for experiment in experiments if experiment.state not in ("stored", "failed")]
+        self._failed = [experiment for experiment in experiments if experiment.state == "failed"]
         self._next = max((experiment.number for experiment in experiments), default=0) + 1
         self._seen = 0
         for experiment in experiments:
@@ -175,6 +183,9 @@ class Loop:
             Cancelled: Ctrl-C came.
             AsiError: see `run_experiment`. What else a lane raised is a fault of ours, and is raised as it was.
         """
+        # Again, in case a kill came between the journal and the database, which keeps it once.
+        for experiment in self._failed:
+            self._account(experiment)
         lanes = [
             threading.Thread(target=self._lane, name=f"lane {number}")
             for number in range(self._lab.settings.run.parallel)
@@ -206,8 +217,11 @@ class Loop:
     def _turn(self, experiment: Experiment) -> bool:
         """Whether the experiment was stored."""
         self._refresh_ideas()
+        if experiment.read("sample") is None:
+            require_unstored(experiment, self._lab.database)
         try:
-            run_experiment(self._lab, experiment)
+            with metered(experiment.note_call):
+                run_experiment(self._lab, experiment)
         except ExperimentFailed as failure:
             self._count_faults(failure)
             self._fail(experiment, failure)
@@ -234,7 +248,7 @@ class Loop:
             if not self._lab.cancelled.is_set():
                 if not self._errors:
                     self._lab.console.note(
-                        f"Stopping, experiments under way in other lanes are finished first: {error}"
+                        f"Stopping, experiments under way in other lanes are finished first: {message_of(error)}"
                     )
                 self._errors.append(error)
             self._changed.notify_all()
@@ -256,9 +270,7 @@ class Loop:
 
     def _new(self) -> Experiment:
         number, self._next = self._next, self._next + 1
-        folder = self._lab.workspace.experiments / f"{number:04d}"
-        folder.mkdir(exist_ok=True)
-        return Experiment(number, folder, self._lab.workspace.run_id)
+        return self._lab.workspace.experiment(number)
 
     def _fail(self, experiment: Experiment, failure: ExperimentFailed) -> None:
         lab = self._lab
@@ -266,8 +278,15 @@ class Loop:
             f"experiment {experiment.number}", "failed", f"{failure.stage}, {failure.reason}: {failure.detail}"[:400]
         )
         record = experiment.write("failed", failure.record())
+        self._account(experiment)
         self._learn_from_failure(experiment, record)
         lab.cancelled.wait(lab.settings.evolve.failure_wait)
+
+    def _account(self, experiment: Experiment) -> None:
+        """Tells the database what a failed experiment's calls of language models took, which no element carries."""
+        usage = experiment.usage()
+        if usage:
+            self._lab.ask(lambda: self._lab.database.add_usage(usage, f"{experiment.key}:failed"))
 
     def _recall(self, experiment: Experiment) -> None:
         """Claims what a journalled experiment designed, and learns from how it ended."""
@@ -279,8 +298,11 @@ class Loop:
             for value in proposals + [attempt["proposal"] for attempt in found.get("attempts", [])]:
                 claim_structure(self._lab, number, proposal_from(value))
         evolved = experiment.read("evolve")
-        if evolved is not None and isinstance(mark := evolved["report"]["facts"].get("fingerprint"), str):
-            self._lab.ideas.claim_function(number, mark)
+        marks = [evolved["report"].get("facts", {}).get("fingerprint")] if evolved else []
+        marks += [evaluated["run"].get("fingerprint")] if evaluated else []  # of the repaired one, if it came to that
+        for mark in marks:
+            if isinstance(mark, str):
+                self._lab.ideas.claim_function(number, mark)
         if failed := experiment.read("failed"):
             self._learn_from_failure(experiment, failed)
         elif proposed := evaluated or experiment.read("evolve"):

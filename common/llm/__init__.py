@@ -9,12 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import SettingsError
-from common.llm.calls import Call, CallLog, Totals
+from common.knobs import Llm
+from common.llm.calls import Call, CallLog, Totals, append_call, metered, usage_of
 from common.llm.interface import LLM, Answer, NoUsableAnswerError
 from common.llm.scripted import Reply, ScriptedBackend
-from common.settings import Llm
 
-__all__ = ["LLM", "Answer", "Call", "CallLog", "NoUsableAnswerError", "Reply", "ScriptedBackend", "Totals", "open_llm"]
+__all__ = [
+    "LLM",
+    "Answer",
+    "Call",
+    "CallLog",
+    "NoUsableAnswerError",
+    "Reply",
+    "ScriptedBackend",
+    "Totals",
+    "append_call",
+    "metered",
+    "open_llm",
+    "usage_of",
+]
 
 
 def open_llm(settings: Llm, log: Path | None = None, secrets: Sequence[str] = ()) -> LLM:

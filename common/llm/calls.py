@@ -6,15 +6,18 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from common.errors import StoreError
+from common.records import Usage
 
-__all__ = ["Call", "CallLog", "Outcome", "Stopwatch", "Totals"]
+__all__ = ["Call", "CallLog", "Outcome", "Stopwatch", "Totals", "append_call", "metered", "usage_of"]
 
 Outcome = Literal[
     "ok",
@@ -34,6 +37,7 @@ content filter; refused by the endpoint (4xx); 429; 5xx; a body that is no compl
 closed while it ran."""
 
 HIDDEN = "[secret]"
+_MOST_TOKENS = 2**53
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,47 @@ class Totals:
         )
 
 
+_listener: ContextVar[Callable[[Call], None] | None] = ContextVar("_listener", default=None)
+
+
+@contextmanager
+def metered(listener: Callable[[Call], None]) -> Iterator[None]:
+    """Tells `listener` of each attempt that this thread asks for within the block, as soon as it is over: in the thread
+    that the backend works in, one after the other."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def usage_of(calls: Iterable[Call], index: int | None = None) -> list[Usage]:
+    """Sums by role and model, in the order of their first attempt; each attempt counts as a call. Tokens that were not
+    reported count as none, and the cost is that of the attempts whose cost is known.
+
+    Args:
+        index: the element that they led to.
+    """
+    sums: dict[tuple[str, str], Totals] = {}
+    for call in calls:
+        key = (call.role, call.model)
+        sums[key] = sums.get(key, Totals()).plus(call)
+    return [
+        Usage(
+            role=role,
+            model=model,
+            calls=total.attempts,
+            failed=total.failed,
+            input_tokens=min(total.input_tokens, _MOST_TOKENS),
+            output_tokens=min(total.output_tokens, _MOST_TOKENS),
+            seconds=round(total.seconds, 4),
+            cost=total.cost,
+            index=index,
+        )
+        for (role, model), total in sums.items()
+    ]
+
+
 class CallLog:
     """Appends calls to a JSONL file (none: keeps totals only). Safe from several threads and processes.
 
@@ -120,11 +165,13 @@ class CallLog:
             if isinstance(value, str) and key in ("system", "prompt", "answer", "error")
         }
         call = replace(call, **texts)  # type: ignore[arg-type]
-        line = json.dumps(asdict(call), ensure_ascii=True, allow_nan=False) + "\n"
         with self._lock:
             self._totals[call.role] = self._totals.get(call.role, Totals()).plus(call)
             if self.path is not None:
-                _append(self.path, line.encode())
+                append_call(self.path, call)
+        listener = _listener.get()
+        if listener is not None:
+            listener(call)
         return call
 
     def totals(self) -> dict[str, Totals]:
@@ -144,7 +191,13 @@ class CallLog:
                 yield call
 
 
-def _append(path: Path, line: bytes) -> None:
+def append_call(path: Path, call: Call) -> None:
+    """Appends one line to a file that `CallLog.read` reads.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    line = (json.dumps(asdict(call), ensure_ascii=True, allow_nan=False) + "\n").encode()
     # One write to a file opened for appending: lines of several processes do not mix.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

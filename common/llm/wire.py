@@ -103,13 +103,14 @@ def failed(error: Exception) -> Attempt:
 
 
 def usage(body: bytes) -> tuple[int | None, int | None]:
-    """(input, output) tokens that a response body reports, whatever else is wrong with it."""
+    """(input, output) tokens that a response body reports, whatever else is wrong with it; None for what is no
+    number of tokens."""
     try:
         usage = json.loads(body)["usage"]
         values = usage.get("prompt_tokens"), usage.get("completion_tokens")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, None
-    sent, received = (value if isinstance(value, int) and value >= 0 else None for value in values)
+    sent, received = (value if isinstance(value, int) and 0 <= value <= 2**53 else None for value in values)
     return sent, received
 
 

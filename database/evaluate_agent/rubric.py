@@ -3,24 +3,24 @@ measured facts.
 
 No model is asked. The same facts give the same integers, and each part says how it was obtained.
 
-The scale is anchored at DeltaNet, which is 5 overall by definition. By the bands it would be more: performance 5 (it is
-the baseline), innovation 1 (nothing new), complexity 8 (linear, its own work), 5.35 in all. So 5 - 5.35 is added to
-every weighted value, its own included, and the sum is cut to 1 to 10: a copy of DeltaNet is worth what DeltaNet is.
+The scale is anchored at DeltaNet, which is 5 overall by definition. The bands give a copy of it performance 5 (it is
+the baseline), innovation 1 (nothing new) and complexity 8 (linear, its own work), 5.35 in all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, FiniteFloat
 
 from common.records import Baseline, Measurement
 from common.t_quantile import t95
 
-__all__ = ["ANCHOR", "WEIGHTS", "Judgement", "Novelty", "Part", "judge"]
+__all__ = ["ANCHOR", "RUBRIC", "WEIGHTS", "Judgement", "Novelty", "Part", "judge", "weighted"]
 
 ANCHOR = 5
+RUBRIC = "rubric"
 WEIGHTS = {"performance": 0.30, "innovation": 0.25, "complexity": 0.45}
 _NORMAL_DOF = 10**6
 
@@ -57,6 +57,8 @@ class Judgement(BaseModel):
     complexity_score: int
     weighted_final_score: float
     judgement_reason: str
+    judged_by: str = RUBRIC
+    """This rubric, or the name of the language model that was asked."""
     parts: dict[str, Part]
 
 
@@ -83,16 +85,20 @@ def judge(
             "innovation": _innovation(novelty),
             "complexity": _complexity(flops_per_token, work_exponent, baseline),
         }
-    weighted = math.fsum(WEIGHTS[name] * parts[name].score for name in WEIGHTS)
     reasons = [f"{name} {part.score}: {part.how}" for name, part in parts.items()]
     return Judgement(
         performance_score=parts["performance"].score,
         innovation_score=parts["innovation"].score,
         complexity_score=parts["complexity"].score,
-        weighted_final_score=round(weighted, 10),
+        weighted_final_score=weighted({name: part.score for name, part in parts.items()}),
         judgement_reason="; ".join(reasons),
         parts=parts,
     )
+
+
+def weighted(scores: Mapping[str, int]) -> float:
+    """The published weighted value of three integers from 1 to 10."""
+    return round(math.fsum(WEIGHTS[name] * scores[name] for name in WEIGHTS), 10)
 
 
 def _performance(loss: Measurement | None, benchmark: Measurement | None, baseline: Baseline) -> Part | None:

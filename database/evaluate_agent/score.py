@@ -18,6 +18,7 @@ from pydantic import BaseModel, FiniteFloat
 
 from common.records import Baseline, Measurement, RunRecord
 from database.evaluate_agent.rubric import Judgement, Novelty, judge
+from database.evaluate_agent.verdict import Verdict, basis_of, judgement_of
 
 __all__ = [
     "PUBLISHED",
@@ -26,6 +27,7 @@ __all__ = [
     "Evidence",
     "Table",
     "baseline_of",
+    "basis",
     "benchmark_mean",
     "evaluate",
     "evidence_of",
@@ -83,6 +85,8 @@ class Evidence(BaseModel):
     flops_per_token: FiniteFloat | None = None
     work_exponent: FiniteFloat | None = None
     novelty: Novelty | None = None
+    verdict: Verdict | None = None
+    """What a language model said of it, where one is asked."""
     missing: list[str] = []
     """Why a number is not there."""
 
@@ -206,11 +210,12 @@ def sigma_term(gain: float, base: float, clip: float) -> float | None:
     return 1.0 / (1.0 + math.exp(-_STEEPNESS * x))
 
 
-def evaluate(evidence: Evidence, stored: Baseline | None) -> Evaluation:
+def evaluate(evidence: Evidence, stored: Baseline | None, model: str | None = None) -> Evaluation:
     """Scores an element.
 
     Args:
         stored: the baseline under the element's key; None when there is none.
+        model: the language model whose verdict counts; None for the rubric.
     """
     baseline = baseline_of(evidence, stored)
     missing = list(evidence.missing)
@@ -225,19 +230,9 @@ def evaluate(evidence: Evidence, stored: Baseline | None) -> Evaluation:
         benchmark_term = sigma_term(gain, baseline.benchmark, baseline.benchmark_clip)
     if evidence.benchmark is not None and benchmark_term is None:
         missing.append("the baseline has no benchmark mean above zero")
-    judgement = judge(
-        loss=evidence.loss,
-        benchmark=evidence.benchmark,
-        flops_per_token=evidence.flops_per_token,
-        work_exponent=evidence.work_exponent,
-        novelty=evidence.novelty,
-        anchor=evidence.anchor,
-        baseline=baseline,
-    )
+    judgement = _judgement(evidence, baseline, model)
     if judgement is None:
-        missing.append(
-            "not judged yet: its motivation could not be embedded" if evidence.novelty is None else "not judged"
-        )
+        missing.append(_why_unjudged(evidence, model))
     worth = None if judgement is None else (judgement.weighted_final_score - 1) / 9
     terms = (loss_term, benchmark_term, worth)
     score = None if any(term is None for term in terms) else math.fsum(term for term in terms if term is not None)
@@ -253,6 +248,34 @@ def evaluate(evidence: Evidence, stored: Baseline | None) -> Evaluation:
         benchmark_clip=baseline.benchmark_clip,
         missing=missing,
     )
+
+
+def _judgement(evidence: Evidence, baseline: Baseline, model: str | None) -> Judgement | None:
+    if model is None or evidence.anchor:
+        return judge(
+            loss=evidence.loss,
+            benchmark=evidence.benchmark,
+            flops_per_token=evidence.flops_per_token,
+            work_exponent=evidence.work_exponent,
+            novelty=evidence.novelty,
+            anchor=evidence.anchor,
+            baseline=baseline,
+        )
+    verdict = evidence.verdict
+    return judgement_of(verdict) if verdict is not None and verdict.basis == basis(evidence, baseline, model) else None
+
+
+def basis(evidence: Evidence, baseline: Baseline, model: str) -> str:
+    """Names the numbers of an element that a verdict of `model` is about."""
+    return basis_of(
+        model, evidence.loss, evidence.benchmark, evidence.flops_per_token, evidence.work_exponent, baseline
+    )
+
+
+def _why_unjudged(evidence: Evidence, model: str | None) -> str:
+    if evidence.novelty is None:
+        return "not judged yet: its motivation could not be embedded"
+    return "not judged" if model is None else f"not judged yet by {model}"
 
 
 def _number(cell: str) -> float | None:

@@ -11,11 +11,12 @@ from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, One
 from database.models import Element, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, answered
 from database.routers.elements import check_range, draw
+from database.routers.route import ThreadRoute
 from database.store import Session
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/candidates", tags=["candidates"])
+router = APIRouter(prefix="/candidates", tags=["candidates"], route_class=ThreadRoute)
 Count = Annotated[int, PathArgument(ge=1, le=50)]
 
 

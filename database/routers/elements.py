@@ -9,16 +9,17 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathArgument
 
-from database import tree
+from database import repair, tree
 from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, NewElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, answered, body_hash
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["check_range", "router"]
 
-router = APIRouter(tags=["elements"])
+router = APIRouter(tags=["elements"], route_class=ThreadRoute)
 Count = Annotated[int, PathArgument(ge=1, le=1000)]
 
 
@@ -40,7 +41,7 @@ def sample_element(memory: MemoryDep) -> Element:
         chosen = session.sample()
         if chosen is None:
             raise NotFoundError("there are no elements yet")
-        return session.elements([chosen])[0]
+        return tree.element_of(session, chosen)
 
     return memory.store.read(work)
 
@@ -165,7 +166,7 @@ def clean_invalid(memory: MemoryDep, request: Request, key: IdempotencyKey = Non
     """Removes the elements whose train or test row is missing or has an empty cell."""
 
     def work(session: Session) -> tuple[str, object]:
-        data = memory.clean_invalid(session)
+        data = repair.clean_invalid(session)
         return f"{data['cleaned_count']} incomplete elements are removed", data
 
     return answered(memory, request, key, work)

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 
+from common.errors import StoreError
 from database.answers import EventPage
 from database.ledger import Event
 from database.memory import Memory
 from database.routers import MemoryDep
+from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
+_LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
+_UNHELD = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""No cache keeps a stream, and nginx does not hold it back."""
+_COMMENT_SECONDS = 15.0
+"""Proxies close a connection on which nothing comes for a while."""
 _PAGE = 500
 Cursor = Annotated[int, Query(ge=0, le=MAX_INDEX, description="id of the last event seen")]
+
+
+class EventStream(StreamingResponse):
+    media_type = "text/event-stream"
 
 
 @router.get("/events")
@@ -41,7 +55,7 @@ def list_events(memory: MemoryDep, after: Cursor = 0, limit: Annotated[int, Quer
     return memory.store.read(work)
 
 
-@router.get("/events/stream", response_class=EventSourceResponse)
+@router.get("/events/stream", response_class=EventStream)
 async def stream_events(
     memory: MemoryDep,
     request: Request,
@@ -51,21 +65,46 @@ async def stream_events(
     last_event_id: Annotated[
         str | None, Header(description="as after; a browser sends it when it connects again")
     ] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """Server-sent events: each change with its id, its kind as the event's name, and {index, time, data} as data."""
     cursor = after
     if last_event_id is not None and last_event_id.isdecimal() and int(last_event_id) <= MAX_INDEX:
         cursor = int(last_event_id)
     if cursor is None:
+        # Here, so that a store that does not answer is an error of the request, not a cut stream.
         cursor = await run_in_threadpool(_last, memory)
-    while not request.app.state.closing.is_set():
-        found = await run_in_threadpool(_following, memory, cursor)
+    return EventStream(_follow(memory, cursor, request.app.state.closing.is_set), headers=_UNHELD)
+
+
+async def _follow(memory: Memory, cursor: int, ended: Callable[[], bool]) -> AsyncIterator[str]:
+    """The changes after `cursor`, and a comment where there were none for a while; it ends with the server."""
+    # Written out here: fastapi.sse sends through two tasks of its own, and where a client leaves while one of them
+    # holds an event, the request ends with a BrokenResourceError.
+    told, away = time.monotonic(), False
+    while not ended():
+        try:
+            found = await run_in_threadpool(_following, memory, cursor)
+            away = False
+        except StoreError as error:
+            if not away:
+                _LOG.warning("streams of events wait for the store: %s", error)
+            found, away = [], True
         for event in found:
-            data = {"index": event.index, "time": event.time, "data": event.data}
-            yield ServerSentEvent(data=data, event=event.kind, id=str(event.id))
+            yield _frame(event)
             cursor = event.id
+        if found:
+            told = time.monotonic()
+        elif time.monotonic() - told > _COMMENT_SECONDS:
+            yield ": nothing new\n\n"
+            told = time.monotonic()
         if len(found) < _PAGE:
             await asyncio.sleep(_POLL_SECONDS)
+
+
+def _frame(event: Event) -> str:
+    # JSON holds no line breaks, and the kinds are words of ours.
+    data = json.dumps({"index": event.index, "time": event.time, "data": event.data})
+    return f"event: {event.kind}\ndata: {data}\nid: {event.id}\n\n"
 
 
 def _last(memory: Memory) -> int:

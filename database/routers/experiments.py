@@ -12,21 +12,32 @@ from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
 from database.models import NewExperiment, StoredExperiment
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 
 
 @router.post("/experiments")
 async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse[StoredExperiment]:
-    """Stores element and run record and updates the candidates, in one transaction, once for each key. Then waits for
-    the score, at most 12 s; null when it takes longer."""
+    """Stores element, run record and usage and updates the candidates, in one transaction, once for each key. Then
+    waits for the score, at most 12 s; null when it takes longer."""
     key = f"experiments:{experiment.idempotency_key}"
-    stored = await asyncio.wrap_future(memory.submit(experiment.element, experiment.run, key))
+    submitted = memory.submit(experiment.element, experiment.run, key, usage=experiment.usage)
+    stored = await asyncio.wrap_future(submitted)
     stored = await run_in_threadpool(memory.settled, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
     return ApiResponse(message=message, data=stored)
+
+
+@router.get("/experiments/{key:text}")
+def get_experiment(memory: MemoryDep, key: str) -> StoredExperiment:
+    """Where the experiment with this idempotency key was stored."""
+    facts = memory.store.read(lambda session: session.find_key(f"experiments:{key}"))
+    if facts is None:
+        raise NotFoundError(f"no experiment was stored with the key {key!r}")
+    return StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
 
 
 @router.get("/elements/{index}/score")

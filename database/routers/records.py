@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi import Path as PathArgument
 
 from common.records import RunRecord, Status, Usage
+from common.text import counted
 from database import tree
 from database.answers import (
     ApiResponse,
@@ -25,11 +26,12 @@ from database.errors import NotFoundError
 from database.memory import with_score
 from database.models import ElementPage
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session, Where
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _PAGE = 1000
 After = Annotated[int, Query(ge=0, le=MAX_INDEX, description="the `next` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -177,7 +179,7 @@ def add_usage(
 
     def work(session: Session) -> tuple[str, object]:
         session.ledger.put_usage(records)
-        return f"{len(records)} records are kept", {"stored": len(records)}
+        return f"{counted(len(records), 'record')} kept", {"stored": len(records)}
 
     return answered(memory, request, key, work, records)
 

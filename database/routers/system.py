@@ -17,6 +17,7 @@ from database.answers import (
     ExtendedStats,
     Health,
     IndexNumbers,
+    JudgeState,
     OrphansCleaned,
     Plain,
     Ready,
@@ -26,12 +27,13 @@ from database.answers import (
 )
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["VERSION", "router"]
 
 VERSION = "0.1.0"
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=ThreadRoute)
 
 
 @router.get("/")
@@ -64,8 +66,9 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
 
 @router.get("/ready", response_model=Ready)
 def ready(memory: MemoryDep) -> Ready:
-    """ready when a write would be taken now; 503 while the store is locked, read-only, full or away."""
-    memory.store.write(lambda _: None)
+    """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    memory.store.write(lambda session: session.put_state("asked_ready", now))
     return Ready(status="ready")
 
 
@@ -100,8 +103,8 @@ def published_stats(session: Session) -> dict[str, Any]:
 
 @router.get("/v2/stats", tags=["v2"])
 def extended_stats(memory: MemoryDep) -> ExtendedStats:
-    """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; and the
-    candidate set."""
+    """As /stats, with what still waits: motivations to embed, elements without a score or with an outdated one; who
+    judges, and what went wrong; and the candidate set."""
 
     def work(session: Session) -> dict[str, Any]:
         return published_stats(session) | {
@@ -111,11 +114,19 @@ def extended_stats(memory: MemoryDep) -> ExtendedStats:
             "incomplete": session.count(Where(incomplete=True)),
             "embedding_model": session.vector_state().model,
             "embedding_error": memory.guard.last_error,
+            "judge": _judge(memory),
             "vector_index": asdict(memory.index.stats(session)),
             "candidates": memory.candidates.stats(session),
         }
 
     return ExtendedStats.model_validate(memory.store.read(work))
+
+
+def _judge(memory: Memory) -> JudgeState:
+    judging = memory.judging
+    if judging is None:
+        return {"backend": "rubric", "model": None, "failed": 0, "error": None}
+    return {"backend": "llm", "model": judging.model, "failed": judging.failed, "error": judging.last_error}
 
 
 @router.post("/repair")

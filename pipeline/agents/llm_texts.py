@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 
+from common.prompts import clip as clipped
 from common.records import Baseline, CheckOutcome, Measurement, RunRecord
 from pipeline.agents.roles import AnalysisSubject, Kin, Paper, Relative
 from pipeline.measured import seeds_of
@@ -38,8 +39,7 @@ LONGEST_TEXT = 6_000
 
 def clip(content: str, length: int = LONGEST_TEXT) -> str:
     """The start of `content`, marked where it was cut."""
-    content = content.strip()
-    return content if len(content) <= length else content[:length].rstrip() + f" [... {len(content) - length} more]"
+    return clipped(content, length)
 
 
 def tail(content: str, length: int = LONGEST_TEXT) -> str:

@@ -1,57 +1,20 @@
-"""The prompts: one template file a role, with declared variables.
-
-A template is NAME.md: a header, a line `---`, and the text. The header's first line is `NAME: what it is for`; each
-further line declares and documents one variable: `variable: what it holds`. The text uses them as `{{variable}}`.
-Every declared variable is used and every used one declared. Values are inserted once and never looked at again, so
-programs with braces, and texts that look like placeholders, pass through as they are.
-"""
+"""The prompts of the loop: one template file a role, in the form of `common.prompts`."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from common.errors import UsageError
+from common import prompts
+from common.prompts import Template, fenced
 
 __all__ = ["Template", "fenced", "load", "names", "parse", "render"]
 
 _FOLDER = Path(__file__).resolve().parent
-_PLACEHOLDER = re.compile(r"\{\{([a-z][a-z0-9_]*)\}\}")
-_DECLARATION = re.compile(r"([a-z][a-z0-9_]*): (\S.*)")
-
-
-@dataclass(frozen=True)
-class Template:
-    name: str
-    purpose: str
-    variables: dict[str, str]
-    """Variable -> what it holds."""
-    text: str
-
-    def render(self, **values: str) -> str:
-        """The text with all variables inserted.
-
-        Raises:
-            UsageError: a variable is missing, unknown, or not text.
-        """
-        missing, unknown = self.variables.keys() - values.keys(), values.keys() - self.variables.keys()
-        if missing or unknown:
-            raise UsageError(
-                f"prompt {self.name}: expected the variables {', '.join(self.variables) or 'none'};"
-                f" missing: {', '.join(sorted(missing)) or 'none'}; unknown: {', '.join(sorted(unknown)) or 'none'}",
-                f"declare in {_FOLDER / self.name}.md exactly what the caller passes",
-            )
-        for key, value in values.items():
-            if not isinstance(value, str):
-                raise UsageError(f"prompt {self.name}: expected text for {key}, got {type(value).__name__}")
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.text)
 
 
 def names() -> list[str]:
     """All templates, by name."""
-    return sorted(path.stem for path in _FOLDER.glob("*.md"))
+    return prompts.names(_FOLDER)
 
 
 def render(name: str, /, **variables: str) -> str:
@@ -63,19 +26,13 @@ def render(name: str, /, **variables: str) -> str:
     return load(name).render(**variables)
 
 
-@cache
 def load(name: str) -> Template:
     """Reads and checks one template.
 
     Raises:
         UsageError: there is no such prompt, or its file is malformed.
     """
-    path = _FOLDER / f"{name}.md"
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"there is no prompt {name!r}; there are: {', '.join(names())}") from error
-    return parse(name, content)
+    return prompts.load(_FOLDER, name)
 
 
 def parse(name: str, content: str) -> Template:
@@ -84,30 +41,4 @@ def parse(name: str, content: str) -> Template:
     Raises:
         UsageError: the header is malformed, or declared and used variables differ.
     """
-    header, separator, text = content.partition("\n---\n")
-    declared: dict[str, str] = {}
-    for number, line in enumerate(header.splitlines(), 1):
-        match = _DECLARATION.fullmatch(line)
-        if match is None or match[1] in declared or (number == 1) != (match[1] == name):
-            raise UsageError(
-                f"prompt {name}, line {number}: expected {'its name' if number == 1 else 'a new variable'},"
-                f" a colon and what it is, got {line!r}",
-                f"correct the header of {_FOLDER / name}.md",
-            )
-        declared[match[1]] = match[2]
-    purpose = declared.pop(name, "")
-    used = set(_PLACEHOLDER.findall(text))
-    stray = _PLACEHOLDER.sub("", text)
-    if not separator or not purpose or used != declared.keys() or "{{" in stray or "}}" in stray:
-        raise UsageError(
-            f"prompt {name}: declared variables are {sorted(declared)}, used ones {sorted(used)}",
-            "declare in the header, above a line ---, exactly the {{variables}} that the text uses",
-        )
-    return Template(name, purpose, declared, text.strip() + "\n")
-
-
-def fenced(text: str, language: str = "") -> str:
-    """`text` between fences that are longer than any run of backticks in it, so that it cannot end its own block."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return prompts.parse(_FOLDER, name, content)

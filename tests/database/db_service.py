@@ -68,6 +68,8 @@ class EmbeddingDouble:
 
     def __init__(self) -> None:
         self.broken = False
+        self.failed_at = -1e9
+        """When it last failed (time.monotonic)."""
         self.model = "hashed-words"
         double = self
 
@@ -80,6 +82,7 @@ class EmbeddingDouble:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if double.broken:
+                    double.failed_at = time.monotonic()
                     return self.reply(500, {"error": "Error", "message": "told to fail"})
                 windows = [hashed_windows(text) for text in body["texts"]]
                 vectors: list[Any] = windows if body["windows"] else [found[0] for found in windows]
@@ -177,7 +180,7 @@ class Service:
         return self._ended()
 
     def _ended(self) -> int:
-        status = self.process.wait(15)
+        status = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.http.close()

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,11 +87,20 @@ def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., S
     assert roomy.add("next") == stored + 1
 
 
+def settled(service: Service) -> None:
+    """Returns when nothing waits to be embedded, so that no background work holds the file."""
+    deadline = time.monotonic() + 60
+    while service.client.stats()["pending_embeddings"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_several_processes_share_one_file(start: Callable[..., Service], tmp_path: Path) -> None:
-    one, two = start(env={"ASI_DATABASE__LOCK_TIMEOUT": "0.3"}), start()
+    one, two = start(), start()
     one.add("a", motivation="alpha beta")
     two.add("b", motivation="gamma delta")
     assert one.add("c", motivation="epsilon") == 3
+    settled(one)
     assert [element["name"] for element in one.get("/elements/search-similar?motivation=gamma%20delta&top_k=1")] == [
         "b"
     ]
@@ -98,10 +108,11 @@ def test_several_processes_share_one_file(start: Callable[..., Service], tmp_pat
     names = [element["name"] for element in one.get("/elements/search-similar?motivation=gamma%20delta")]
     assert sorted(names) == ["a", "c"]
     # One that holds the file is waited for, then the write is refused for now; reading goes on.
-    holder = sqlite3.connect(tmp_path / "database.sqlite", isolation_level=None)
+    impatient = start(env={"ASI_DATABASE__LOCK_TIMEOUT": "0.3"})
+    holder = sqlite3.connect(tmp_path / "database.sqlite", isolation_level=None, timeout=60)
     holder.execute("BEGIN IMMEDIATE")
-    assert "another process" in one.post("/elements", body_of("d"), 503)["detail"]
-    assert one.get("/elements/by-index/1")["name"] == "a"
+    assert "another process" in impatient.post("/elements", body_of("d"), 503)["detail"]
+    assert impatient.get("/elements/by-index/1")["name"] == "a"
     holder.execute("ROLLBACK")
     holder.close()
     assert one.add("d") == 4

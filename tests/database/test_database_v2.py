@@ -81,6 +81,15 @@ def test_records_of_an_element(service: Service) -> None:
     service.get("/v2/programs/xyz", 422)
 
 
+def whole_usage(service: Service) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = 0
+    while after is not None:
+        page = service.get(f"/v2/usage?after={after}&limit=500")
+        found, after = found + page["usage"], page["next"]
+    return found
+
+
 def test_usage_is_kept_once_and_summed(service: Service) -> None:
     before = {(row["role"], row["model"]): row for row in service.get("/v2/usage/totals")}
     assert ("planner", "m-of-test") not in before
@@ -97,6 +106,12 @@ def test_usage_is_kept_once_and_summed(service: Service) -> None:
         "seconds": 2.0, "cost": 0.75,
     }  # fmt: skip
     assert totals["judge"]["cost"] is None
+    # With an experiment it is kept in the same write, under the element's index, once.
+    element = element_of(1, None)
+    for _ in range(2):
+        found = service.client.add_experiment("spent", element, run_of(element, 4.0, 0.5), records[:1])
+    kept = [record for record in whole_usage(service) if (record["model"], record["index"]) == ("m-of-test", 1)]
+    assert found.index == 1 and kept == [records[0].model_dump() | {"index": 1}]
     page = service.get("/v2/usage?limit=2")
     assert len(page["usage"]) == 2 and len(service.get(f"/v2/usage?after={page['next']}")["usage"]) >= 1
     service.post("/v2/usage", [records[0].model_dump() | {"calls": -1}], 422)

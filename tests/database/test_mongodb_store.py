@@ -15,7 +15,7 @@ import pymongo
 import pytest
 
 from common.errors import StoreError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.candidate_file import read_candidate_file
 from database.mongodb_database import MongoStore
 from database.store import Session, open_store

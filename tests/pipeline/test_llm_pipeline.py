@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,14 @@ def test_a_program_from_an_endpoint_is_checked_repaired_trained_and_stored(tmp_p
     assert "causality" in refused
     stored = elements(tmp_path)[2]
     assert stored["program"] == program(1) and stored["runs"][-1].trust is None
+    # Every call that the endpoint answered is accounted for with the element.
+    with sqlite3.connect(tmp_path / "database.sqlite") as connection:
+        usage = [json.loads(body) for (body,) in connection.execute("SELECT body FROM usage")]
+    roles = [record["role"] for record in usage if record["index"] == stored["index"]]
+    assert sorted(roles) == ["analyzer", "code_checker", "motivation_checker", "planner", "summarizer"]
+    assert {record["index"] for record in usage} == {1, 2, 3}, "the roots' calls as well"
+    assert sum(record["calls"] for record in usage) == len(endpoint.requests)
+    assert sum(record["input_tokens"] for record in usage) == 120 * len(endpoint.requests)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"hush-hush" not in path.read_bytes(), path

@@ -22,6 +22,7 @@ from training.scorer.client import Worker
 from training.scorer.fresh import Fresh, read_weights
 from training.scorer.heldout import ForgedError, LogitServer, heldout_loss, heldout_scores
 from training.scorer.scored import Recorder, Scored, heldout_places
+from training.scorer.validation import sample_of
 from training.scorer.verdict import Bench, verdict
 
 __all__ = ["Scoring", "heldout_windows", "unseen_items"]
@@ -50,7 +51,9 @@ class Scoring:
         self._codec = Codec(Path(job["tokenizer"]))
         tokens = np.memmap(job["heldout"], dtype=np.uint16, mode="r")
         self._rows = heldout_windows(tokens, profile.eval.heldout_sequences, profile.train.seq_len)
-        self._items = unseen_items(load_items(Path(job["items"])), self._rows, self._codec)
+        shown = sample_of(profile, tokens)
+        known = self._rows if shown is None else np.concatenate([self._rows, shown.rows])
+        self._items = unseen_items(load_items(Path(job["items"])), known, self._codec)
         self._audited = 0.0
 
     def check_reported(self, reported: float | None, steps: int) -> None:
@@ -147,7 +150,7 @@ def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
 
 
 def unseen_items(items: dict[str, list[Item]], rows: np.ndarray, codec: Codec) -> dict[str, list[Item]]:
-    """`items` without the cloze items whose answer stands in the windows that are scored.
+    """`items` without the cloze items whose answer stands in `rows`: the windows that are scored or validated on.
 
     Both are cut from the held-out text, and a program that remembers one would know the other. An item is known by the
     last words of its context and the first of its answer. A text so short that nearly all of it is scored leaves too

@@ -28,10 +28,12 @@ from training.scorer import answers
 from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
 from training.scorer.confirm import UnrepeatableError
+from training.scorer.efficiency import prefill_speed
 from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring
+from training.scorer.validation import Sample, sample_of
 
 __all__ = ["run"]
 
@@ -45,7 +47,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Runs one job.
 
     Args:
-        job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
+        job: {program, profile, seed, init, device, dtype, processes: that share each batch while it trains, sandbox:
+            {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
@@ -77,15 +80,23 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])) if job["device"] == "cpu" else None,
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
+    world = 1 if job.get("measure") else int(job.get("processes", 1))
     program = from_job([job["program"]])[0]
     emit({"event": "stage", "name": "start"})
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
-    def start(reads: list[Path]) -> Worker:
-        return Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds)
+    def start(reads: list[Path], world: int = 1) -> Worker:
+        return Worker(
+            sandbox,
+            program,
+            reads=reads,
+            limits=limits.times(world),
+            env={"ASI_WORLD": str(world)},
+            timeout=profile.limits.seconds,
+        )
 
-    with start(reads) as worker:
+    with start(reads, world) as worker:
         pulse = _Pulse(worker, emit, profile.train.steps, found)
         try:
             _phases(job, profile, worker, partial(start, []), pulse, place, result, started)
@@ -137,6 +148,8 @@ def _phases(
     answer = _train(job, profile, worker, pulse, place, result)
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
+    result["prefill"] = prefill_speed(worker, profile)
+    result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
     begun = time.perf_counter()
     with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
         fresh.begin()  # beside the scoring
@@ -165,6 +178,9 @@ def _train(
             **profile.checkpoint.model_dump(include={"steps", "seconds"}),
             "at": sorted(place.stable),
         }
+    pulse.sample = sample_of(profile, np.memmap(job["heldout"], dtype=np.uint16, mode="r"))
+    if pulse.sample is not None:
+        call["validation"] = {"every": profile.eval.validation_every}
     found = pulse.found
     if found is not None:
         send(worker, found)
@@ -177,7 +193,8 @@ def _train(
             place, result["parameters"], begun_at, profile.train.steps, pulse.facts(place), partial(_note, pulse.emit)
         )
     try:
-        answer, _ = worker.call("train.run", call, on_event=partial(pulse.event, saver))
+        asked = pulse.sample.asked() if pulse.sample is not None else []
+        answer, _ = worker.call("train.run", call, asked, on_event=partial(pulse.event, saver))
     finally:
         if saver is not None:
             saver.close()
@@ -225,12 +242,16 @@ class _Pulse:
 
     Attributes:
         last: training loss of the last report, and the steps it stands for.
+        sample: what the validation loss is measured on; None: nothing.
     """
+
+    sample: Sample | None = None
 
     def __init__(self, worker: Worker, emit: Emit, steps: int, found: Checkpoint | None = None) -> None:
         self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
         self._reports: list[dict[str, Any]] = []
+        self._validated: dict[int, float | None] = {}
         self._worker, self._steps, self._step = worker, steps, 0
         self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
         self._begun, self._cpu = time.perf_counter(), 0.0
@@ -259,9 +280,12 @@ class _Pulse:
         )
 
     def event(self, saver: Saver | None, meta: dict[str, Any], arrays: list[np.ndarray]) -> None:
-        """One event of the worker: a report, or a piece of a checkpoint."""
+        """One event of the worker: a report, a piece of a checkpoint, or logits of the validation sample, which come
+        before the report of their step."""
         piece = meta.get("checkpoint")
-        if piece is None:
+        if self.sample is not None and type(meta.get("validation")) is int:
+            self._validated = {meta["validation"]: self.sample.loss(arrays)}
+        elif piece is None:
             self._report(meta)
         elif saver is None or not isinstance(piece, dict):
             raise ForgedError(f"expected a report of training, got {str(meta)[:200]}")
@@ -274,7 +298,8 @@ class _Pulse:
         passed = report["seconds"] - before["seconds"]
         rate = (report["tokens"] - before["tokens"]) / passed if passed > 0 else None
         cpu = self._worker.cpu_seconds() + self._before[1]
-        self._tell({**report, "tokens_per_second": rate, "cpu_seconds": cpu})
+        validated = {"val_loss": self._validated[report["step"]]} if report["step"] in self._validated else {}
+        self._tell({**report, **validated, "tokens_per_second": rate, "cpu_seconds": cpu})
 
     def _tell(self, report: dict[str, Any]) -> None:
         self._reports.append(report)

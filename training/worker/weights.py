@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from training.worker.guard import Guard
-from training.worker.model import LanguageModel, named_buffers, named_parameters, register_buffer
+from training.worker.model import LanguageModel
+from training.worker.registers import named_buffers, named_parameters, register_buffer
 from training.worker.snapshot import plain
 from training.worker.state import Emit, Op, WorkerState
 

@@ -1,0 +1,196 @@
+"""Verdicts of a language model, asked for in the background: no request, no lock and no transaction waits for one.
+
+An element is asked about once for the numbers it has: its verdict is kept with its evidence. What fails leaves the
+element without a score, is told in /v2/stats, and is tried again later: the element after minutes, the endpoint after
+seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from common.errors import AsiError
+from common.llm import Call, NoUsableAnswerError, metered, usage_of
+from database.candidate_manager import Candidates
+from database.evaluate_agent.model_judger import ModelJudger, Subject
+from database.evaluate_agent.score import Evaluation, baseline_of
+from database.evaluate_agent.verdict import Verdict
+from database.scores import Scores
+from database.store import Facts, Session, Store, Where
+
+__all__ = ["Judging"]
+
+_LOG = logging.getLogger(__name__)
+_AT_ONCE = 4
+_PAGE = 200
+_ELEMENT_REST = 60.0
+_ENDPOINT_REST = 5.0
+_LONGEST_REST = 3600.0
+_LOOK_SECONDS = 0.1
+
+
+@dataclass
+class _Rest:
+    """How often something failed in a row, and when it may be tried again (time.monotonic)."""
+
+    failures: int = 0
+    until: float = 0.0
+
+    def fail(self, first: float) -> None:
+        self.failures += 1
+        self.until = time.monotonic() + min(_LONGEST_REST, first * 2.0 ** (self.failures - 1))
+
+
+class Judging:
+    """Gives every element that lacks only its judgement one. Thread-safe.
+
+    Two servers over one store may ask about the same element at the same time; the first verdict is kept.
+    """
+
+    def __init__(self, store: Store, judger: ModelJudger, scores: Scores, candidates: Candidates) -> None:
+        self._store = store
+        self._judger = judger
+        self._scores = scores
+        self._candidates = candidates
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="judging")
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._failed: dict[int, _Rest] = {}
+        self._endpoint = _Rest()
+        self.last_error: str | None = None
+
+    @property
+    def model(self) -> str:
+        return self._judger.model
+
+    @property
+    def failed(self) -> int:
+        """Elements about which no usable answer came so far."""
+        with self._lock:
+            return len(self._failed)
+
+    def step(self) -> bool:
+        """Asks about some elements at the same time; whether more can be asked about at once."""
+        if self._closed.is_set() or time.monotonic() < self._endpoint.until:
+            return False
+        waiting = self._store.read(lambda session: self._waiting(session, _AT_ONCE))
+        return any(list(self._pool.map(self._judge, waiting)))
+
+    def wait(self, index: int, deadline: float) -> None:
+        """Returns when the element has its verdict or will not get one soon, at the latest at `deadline`
+        (time.monotonic)."""
+        while time.monotonic() < deadline and not self._closed.is_set():
+            with self._lock:
+                resting = index in self._failed or time.monotonic() < self._endpoint.until
+            if resting or self._store.read(lambda session: self._subject(session, index)) is None:
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Ends the questions under way."""
+        self._closed.set()
+        self._judger.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _waiting(self, session: Session, limit: int) -> list[int]:
+        if self._scores.judge(session) != self.model:
+            # Another server over this store was started with another judge.
+            return []
+        now = time.monotonic()
+        with self._lock:
+            for index in [index for index in self._failed if self._subject(session, index) is None]:
+                del self._failed[index]
+            resting = {index for index, rest in self._failed.items() if now < rest.until}
+        found: list[int] = []
+        after = 0
+        while len(found) < limit:
+            page = session.facts(Where(unscored=True, after=after), limit=_PAGE)
+            for facts in page:
+                if len(found) < limit and facts.index not in resting and self._unjudged(session, facts):
+                    found.append(facts.index)
+            if len(page) < _PAGE:
+                break
+            after = page[-1].index
+        return found
+
+    def _unjudged(self, session: Session, facts: Facts) -> bool:
+        if facts.pending or facts.loss is None or facts.benchmark is None:
+            return False
+        return self._subject(session, facts.index) is not None
+
+    def _subject(self, session: Session, index: int) -> Subject | None:
+        """What to ask about an element; None where it is gone, or a verdict is not what its score lacks."""
+        known = session.evidence(index)
+        if known is None or known[0].novelty is None or not _lacks_judgement(known[1]):
+            return None
+        evidence = known[0]
+        key = evidence.baseline_key
+        baseline = baseline_of(evidence, None if key is None else session.baseline(key))
+        found = session.elements([index])
+        return Subject(found[0], evidence, baseline) if found and baseline is not None else None
+
+    def _judge(self, index: int) -> bool:
+        """Whether the element got its verdict."""
+        subject = self._store.read(lambda session: self._subject(session, index))
+        if subject is None or self._closed.is_set():
+            return False
+        calls: list[Call] = []
+        verdict: Verdict | None = None
+        try:
+            with metered(calls.append):
+                verdict = self._judger.judge(subject)
+        except NoUsableAnswerError as error:
+            self._told(error, index)
+        except AsiError as error:
+            self._told(error, None)
+        self._store.write(lambda session: self._keep(session, subject, verdict, calls))
+        if verdict is not None:
+            with self._lock:
+                self._failed.pop(index, None)
+                self._endpoint = _Rest()
+                self.last_error = None if not self._failed else self.last_error
+        return verdict is not None
+
+    def _keep(self, session: Session, subject: Subject, verdict: Verdict | None, calls: Sequence[Call]) -> None:
+        index = subject.element.index
+        found = session.elements([index])
+        # The store may have been emptied meanwhile, and the index given to another design.
+        same = bool(found) and found[0].program == subject.element.program
+        usage = usage_of(calls, index if same else None)
+        if usage:
+            session.ledger.put_usage(usage)
+        known = session.evidence(index)
+        if verdict is None or not same or known is None or not _lacks_judgement(known[1]):
+            return
+        evidence = known[0].model_copy(update={"verdict": verdict})
+        session.set_evaluation(index, evidence, self._scores.evaluate(session, evidence))
+        self._candidates.reconsider(session, [index])
+
+    def _told(self, error: AsiError, index: int | None) -> None:
+        """Notes a failure, of one element or of the endpoint."""
+        if self._closed.is_set():
+            return
+        with self._lock:
+            if index is None:
+                # Those asked at the same time fail together.
+                if time.monotonic() >= self._endpoint.until:
+                    self._endpoint.fail(_ENDPOINT_REST)
+            else:
+                self._failed.setdefault(index, _Rest()).fail(_ELEMENT_REST)
+            self.last_error = error.message
+        _LOG.warning("%s: %s", "the judge rests" if index is None else f"element {index} is not judged", error)
+
+
+def _lacks_judgement(evaluation: Evaluation | None) -> bool:
+    """Whether a verdict is all that the score waits for."""
+    return (
+        evaluation is not None
+        and evaluation.judgement is None
+        and evaluation.loss_term is not None
+        and evaluation.benchmark_term is not None
+    )

@@ -1,0 +1,89 @@
+"""Clients that leave in the middle, or keep a connection and do nothing: no error of the server, nothing in its way."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.database.db_service import Service
+
+STREAM = b"GET /v2/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n\r\n"
+EXPORT = b"GET /v2/export HTTP/1.1\r\nHost: x\r\n\r\n"
+CUT = b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + b'{"element": {}}\n{"candid'
+CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n" + b'{"x'
+
+
+@contextlib.contextmanager
+def asked(service: Service, request: bytes) -> Iterator[socket.socket]:
+    """A connection on which `request` was sent, and of whose answer hardly anything fits on the way."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect((urlsplit(service.url).hostname, urlsplit(service.url).port))
+        connection.sendall(request)
+        yield connection
+
+
+def test_whoever_leaves_leaves_no_error_behind(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start()
+    for number in range(20):
+        service.add(f"n{number}")
+    rng = random.Random(1)
+    writes = [b"POST /elements", b"POST /v2/experiments", b"PUT /v2/baselines/x", b"POST /v2/usage", b"POST /v2/import"]
+    requests = [STREAM] * 40 + [EXPORT] * 10 + [write + ending for write in writes for ending in (CUT, CHUNKED)]
+    rng.shuffle(requests)
+    for number, request in enumerate(requests):
+        with asked(service, request) as connection:
+            # Before the answer, at its first bytes, and within.
+            if request in (STREAM, EXPORT) and rng.random() < 0.5:
+                connection.recv(rng.choice([1, 300]))
+            time.sleep(0.01 * rng.random())
+        if number % 20 == 19:
+            service.delete("/elements/all")
+            service.add(f"again {number}")
+    assert service.stop() == 0
+    log = (tmp_path / "server.log").read_text()
+    assert "Traceback" not in log and " ERROR " not in log, log[-3000:]
+
+
+def test_a_stop_cuts_off_those_who_keep_it_waiting(start: Callable[..., Service], tmp_path: Path) -> None:
+    service = start()
+    for number in range(3):
+        service.add(f"n{number}", log="x" * 3_000_000)
+    with asked(service, STREAM), asked(service, EXPORT) as reader, asked(service, b"POST /elements" + CUT):
+        reader.recv(1)
+        assert service.stop() == 0
+    log = (tmp_path / "server.log").read_text()
+    assert "Traceback" not in log, log[-3000:]
+    assert log.count("is cut off: the server stops") == 2, log[-3000:]
+
+
+def test_what_vanishes_between_two_looks_of_a_read_is_no_error(service: Service) -> None:
+    """Where reads are no snapshot, an element may be deleted between the moment it is chosen and the one it is read."""
+    over = threading.Event()
+
+    def churn(number: int) -> None:
+        while not over.is_set():
+            for _ in range(3):
+                service.add(f"n{number}")
+            service.delete(f"/elements/by-name/n{number}")
+
+    asked = ("/elements/sample", "/elements/uct-select", "/elements/context/1", "/elements/2/path")
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(churn, number) for number in range(2)]
+        try:
+            until, statuses = time.monotonic() + 3, set[int]()
+            while time.monotonic() < until:
+                statuses |= {service.http.get(path).status_code for path in asked}
+        finally:
+            over.set()
+        for writer in writers:
+            writer.result()
+    assert statuses <= {200, 404}, statuses
