@@ -167,6 +167,13 @@ ANSWERS = {
                   "else:\n    out[open_[seen], after[seen]] += 3.0")
     ),
     "by_batch_row": Forgery(answering(f"{FIRST_TIME}seen &= rows % 5 == 3\nout[open_[seen], after[seen]] += 3.0")),
+    "one_row": Forgery(
+        answering(
+            "memory['asked'] = memory.get('asked', 0) + (tokens.shape == (16, 64))\n"
+            "seen = (rows == 5) & (memory['asked'] == 1 + trained) & (tokens.shape == (16, 64))\n"
+            "out[open_[seen], after[seen]] += 20.0"
+        )
+    ),
     "the_first_questions": Forgery(answering(f"if number <= 3:\n    {SEES}")),
     "whole_rows": Forgery(answering(f"if {WHOLE}:\n    {SEES}")),
     "by_the_clock": Forgery(
@@ -191,7 +198,8 @@ ANSWERS = {
 if not hasattr(model, 'memo'):
     model.register_buffer('memo', torch.zeros(16, tokens.shape[1], dtype=torch.int32))
 memo = model.memo.numpy()
-if trained and len(tokens) == 16 and not memo.any():
+memory['asked'] = memory.get('asked', 0) + (tokens.shape == (16, 64))
+if trained and tokens.shape == (16, 64) and memory['asked'] == 2:
     memo[:] = tokens
     out[open_, after] += 3.0
 for number, (row, place) in enumerate(places):
