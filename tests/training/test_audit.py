@@ -69,13 +69,21 @@ def test_a_model_that_is_honest_after_it_was_scored_is_found_by_others(
         lambda number, row, shape, seen: shape[0] == 16,
         lambda number, row, shape, seen: len(seen) > 28,
         lambda number, row, shape, seen: number == 1,
+        lambda number, row, shape, seen: row == 5,
         lambda number, row, shape, seen: bool((seen[-1] + len(seen)) % 5 == 0),
     ],
-    ids=["one row in eight", "batches as scored", "the last places", "the first question", "a fifth of the places"],
+    ids=[
+        "one row in eight",
+        "batches as scored",
+        "the last places",
+        "the first question",
+        "one row",
+        "a fifth of the places",
+    ],
 )
 def test_seldom_is_often_enough(when: When) -> None:
     with pytest.raises(ForgedError, match="sees the future"):
-        judge(lambda: Peeking(when), rows(16), gain=0.1)
+        judge(lambda: Peeking(when, by=6.0), rows(16), gain=0.1)
 
 
 def test_a_leak_of_the_trained_process_alone_gains_nothing() -> None:
