@@ -29,7 +29,7 @@ LONG_CUTS = {257: (1, 64, 255, 256), 193: (95, 191), 384: (160, 383)}
 ODD_LENGTHS = (24, 37, 50, 59, 75, 83, 101, 110, 127, 143, 158, 171, 222, 249, 300)
 SINGLE = len(ODD_LENGTHS) + sum(map(len, LONG_CUTS.values()))
 """Cuts that `single_rows` tries."""
-EVERY, ROWS, NARROW = 256, 64, 32
+EVERY, ROWS, NARROW = 256, 32, 32
 """The length at which every cut is tried, so many in one batch; with autograd recording, at this smaller width."""
 DRAWN = {256: 20, 512: 6}
 """Cuts that the hash of a program draws, by length: no place is known to be left out while its text is written."""
