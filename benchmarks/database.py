@@ -39,7 +39,7 @@ from benchmarks.database_data import embedding_double, fill, vectors
 from benchmarks.database_inserts import Inserts, cpu_seconds, measure_inserts
 from benchmarks.database_naive import Naive
 from common.embeddings import EmbeddingClient
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from common.settings import Settings
 from database.store import VectorRow
 from database.vectors import Vectors, approximate

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.candidate_manager import Candidates
 from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.score import Evaluation, Evidence, evidence_of

@@ -128,6 +128,16 @@ def _oddities() -> list[GoodDesign]:
             "keyword_only_switches", DELTA, "more arguments than the reference's", "any", "o = o * self.sharpness",
             init="self.sharpness = float(kwargs.get('sharpness', 1.0))",
         ),
+        inserted(
+            "sums_without_own_chunk", GATED, "running sums over chunks from which the own chunk is taken again", "any",
+            "parts = F.pad(x, (0, 0, 0, -x.shape[1] % 32)).unflatten(1, (-1, 32)).square().sum(2)\n"
+            "before = (parts.cumsum(1) - parts).repeat_interleave(32, dim=1)[:, : x.shape[1]]\n"
+            "o = o + 0.1 * torch.tanh(before / (1 + torch.arange(x.shape[1], dtype=x.dtype))[:, None])",
+        ),
+        inserted("output_from_zero", DELTA, "its output projection starts at zero", "any", "",
+                 init="nn.init.zeros_(self.o_proj.weight)"),
+        edited("chunk_of_48", DELTA, "works in chunks of 48", "any", ("CHUNK = 32", "CHUNK = 48")),
+        edited("chunk_of_100", GATED, "works in chunks of 100", "any", ("CHUNK = 32", "CHUNK = 100")),
     ]  # fmt: skip
     return [GoodDesign(item.name, _finished(item.name, item.text), f"oddity: {item.fault}") for item in mutants]
 

@@ -14,6 +14,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import contextlib
 import json
@@ -30,8 +34,8 @@ from werkzeug.exceptions import HTTPException
 
 from cognition_base.rag_service import RagService, build_retriever
 from common.embeddings import EmbeddingClient
-from common.errors import AsiError, BusyError, ServiceError
-from common.process import announce, exit_with_parent
+from common.errors import AsiError, ServiceError, cannot_listen
+from common.process import announce, exit_with_parent, raise_on_interrupt
 from common.settings import Settings, parse
 
 __all__ = ["create_app", "main"]
@@ -140,8 +144,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        message = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise BusyError(message, "choose another --port; 0 takes a free one") from error
+        raise cannot_listen(host, port, error) from error
     return bound
 
 
@@ -173,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings, _ = parse(parser, argv, sections=["cognition", "embedding", "services.embedding_url"], short=short)
+        raise_on_interrupt()
         _run(settings)
     except KeyboardInterrupt:
         return 0

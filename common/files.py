@@ -1,10 +1,13 @@
-"""Files that survive a kill: written beside, flushed to disk, renamed into place."""
+"""Files that survive a kill: written beside, flushed to disk, renamed into place. And files that somebody names, which
+may be anything."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,55 @@ from typing import IO, Any
 
 from common.errors import StoreError
 
-__all__ = ["read_json", "replacing", "sha256_text", "write_atomic", "write_json"]
+__all__ = [
+    "WRITTEN_BY_HAND",
+    "NotRegularError",
+    "read_json",
+    "read_regular",
+    "replacing",
+    "sha256_text",
+    "write_atomic",
+    "write_json",
+]
+
+WRITTEN_BY_HAND = 1 << 20
+"""Bytes of a text that a person writes and reads: settings, a profile, a program. What is longer is none."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class NotRegularError(OSError):
+    """Something lies there, but no file of a bounded size: its reader would wait or never end. `strerror` says what."""
+
+
+def read_regular(path: Path, limit: int = WRITTEN_BY_HAND) -> bytes:
+    """The bytes of a file that somebody named: it may be a pipe, a device, a folder or terabytes.
+
+    Args:
+        limit: most bytes that are taken.
+
+    Raises:
+        NotRegularError: it is no regular file, or longer.
+        OSError: it is missing or cannot be opened.
+    """
+    # Opening a pipe waits for its writer, unless told not to.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            raise NotRegularError(errno.EINVAL, f"expected a regular file, got {_KINDS.get(kind, 'something else')}")
+        with os.fdopen(descriptor, "rb", closefd=False) as handle:
+            content = handle.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise NotRegularError(errno.EFBIG, f"expected at most {limit:,} bytes, got more")
+    return content
 
 
 @contextlib.contextmanager
@@ -41,7 +92,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
     except OSError as error:
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}", "free disk space or choose another --data-dir"
+            f"cannot write {path}: {error.strerror or error}", "free disk space, or name a folder that can be written"
         ) from error
     finally:
         if temporary is not None:
@@ -76,7 +127,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not readable JSON: {error}", f"look at {path}; remove it to start over") from error
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
-__all__ = ["LISTENING", "REPOSITORY", "announce", "exit_with_parent", "spawn", "terminate"]
+__all__ = [
+    "LISTENING",
+    "REPOSITORY",
+    "announce",
+    "end_on_closed_pipe",
+    "end_on_interrupt",
+    "exit_with_parent",
+    "raise_on_interrupt",
+    "spawn",
+    "terminate",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = "listening on "
@@ -55,6 +68,38 @@ def exit_with_parent(interval: float = 0.5) -> None:
     threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
 
 
+def end_on_interrupt() -> None:
+    """Ctrl-C ends this process with one line and status 130, until a command takes the signal over.
+
+    For the seconds of imports and set-up, in which nothing is begun and a traceback would tell nobody anything.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(sys.stderr.fileno(), b"\ninterrupted\n")
+        os._exit(128 + number)
+
+    # A shell that starts a job in the background lets it ignore the signal: it goes on doing so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
+
+def raise_on_interrupt() -> None:
+    """Ctrl-C is a KeyboardInterrupt again: what has been begun is ended by its own clean-up."""
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_on_closed_pipe() -> int:
+    """Exit status of a command whose reader is gone (`| head`), which is no fault: that of a process ended by SIGPIPE.
+
+    What is still to be flushed goes nowhere.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 128 + signal.SIGPIPE
+
+
 def announce(url: str) -> None:
     """Prints the line by which a service tells whoever started it that it answers at `url`."""
     sys.stdout.write(f"{LISTENING}{url}\n")
@@ -73,8 +118,5 @@ def terminate(process: subprocess.Popen[bytes], grace: float = 3.0) -> None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    import contextlib
-    import signal
-
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ __all__ = [
     "BenchmarkScore",
     "CheckOutcome",
     "CheckReport",
+    "Efficiency",
     "Forecast",
     "Measurement",
     "Reason",
@@ -76,6 +77,26 @@ class BenchmarkScore(Measurement):
 
     chance: FiniteFloat | None = None
     counted: bool = True
+    bits_per_byte: Measurement | None = None
+    """Of the correct answers of a multiple-choice task: signal where the accuracy is still at chance."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether this very score is within 2 standard errors of guessing."""
+        return self.chance is not None and self.se is not None and abs(self.value - self.chance) <= 2 * self.se
+
+
+class Efficiency(Record):
+    """What a trained model costs to run, by clocks and counters of the host."""
+
+    prefill: dict[str, Measurement] = {}
+    """Length in tokens (as text) -> tokens a second of reading one sequence, n repeats."""
+    decode: Measurement | None = None
+    """Tokens a second of one sequence, token by token; None for a program that offers no `step`."""
+    state_bytes: int | None = None
+    """Of one mixer's decoding state for one sequence, where the verifier found that it decodes as in parallel."""
+    peak_memory_mb: FiniteFloat | None = None
+    """Of the worker's processes while it trained, as the host saw it."""
 
 
 class CheckOutcome(Record):
@@ -159,6 +180,10 @@ class RunRecord(Record):
     benchmark_mean: Measurement | None = None
     train_loss: dict[str, FiniteFloat] = {}
     """Step (as text) -> mean training loss since the previous step listed."""
+    validation_loss: dict[str, FiniteFloat] = {}
+    """Step (as text) -> loss on a small fixed sample of held-out text, nats a token; no part of what is scored."""
+    learning_curve: Measurement | None = None
+    """Area under `validation_loss` over its steps, as a mean in nats a token; n is the number of its points."""
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None
@@ -173,6 +198,7 @@ class RunRecord(Record):
     work_exponent: FiniteFloat | None = None
     tokens: int | None = None
     tokens_per_second: FiniteFloat | None = None
+    efficiency: Efficiency | None = None
     seconds: dict[str, FiniteFloat] = {}
     """Wall seconds by phase: start, check, train, score."""
     checks: list[CheckOutcome] = []

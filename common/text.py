@@ -1,10 +1,24 @@
-"""Text of strangers on its way to a terminal."""
+"""Text on its way to a person: a stranger's, and counts."""
 
 from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["counted", "encodes", "printable"]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 reference`, `2 references`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def encodes(text: str) -> bool:
+    """Whether `text` is UTF-8: names of files and flags may hold any bytes, which Python carries as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str) -> str:

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import UsageError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.envelope import error_answer
 
 __all__ = ["Access", "Keys", "require_key"]

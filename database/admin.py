@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.errors import AsiError, ServiceError, StoreError, UsageError
-from common.settings import Database as DatabaseSettings
-from common.settings import parse, usage_exit
+from common.knobs import Database as DatabaseSettings
+from common.settings import parse, path_argument, usage_exit
 from common.text import printable
 from database.bulk import Importer, export_lines
 from database.invariants import broken
@@ -57,7 +57,7 @@ class _NoEmbedder:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Backup, restore, verification, migration and import of a database.")
     parser.add_argument("command", choices=_COMMANDS)
-    parser.add_argument("file", nargs="?", type=Path, help="of backup, restore and import-published")
+    parser.add_argument("file", nargs="?", type=path_argument, help="of backup, restore and import-published")
     parser.add_argument("--replace", action="store_true", help="restore: over a database that holds something")
     try:
         settings, arguments = parse(parser, argv, sections=["database"], short=["database.store"])

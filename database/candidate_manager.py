@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.answers import CandidateState, Merged, Rebuilt
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.score import PUBLISHED

@@ -125,6 +125,10 @@ class DatabaseClient:
         """With its score, computed now if it was absent."""
         return self._one(ScoredElement, f"/elements/with-score/by-index/{index}")
 
+    def experiment(self, key: str) -> StoredExperiment | None:
+        """What `add_experiment` stored under this key; its score may not be computed yet."""
+        return self._one(StoredExperiment, f"/v2/experiments/{quote(key, safe='')}")
+
     def by_name(self, name: str) -> list[Element]:
         """Oldest first."""
         return self._list(_ELEMENTS, f"/elements/by-name/{quote(name, safe='')}")

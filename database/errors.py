@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from common.errors import AsiError
 
-__all__ = ["ConflictError", "NotFoundError", "RefusedError", "key_used"]
+__all__ = ["ConflictError", "NotFoundError", "RefusedError", "VanishedError", "key_used"]
 
 
 class NotFoundError(AsiError):
     """A single thing that was asked for is not there: 404."""
+
+
+class VanishedError(NotFoundError):
+    """An element that was there when the work began is gone: another client deleted it. Worth a repetition."""
 
 
 class ConflictError(AsiError):

@@ -15,8 +15,8 @@ from typing import Any
 from common.embeddings import Embedder
 from common.errors import ServiceError
 from common.files import sha256_text
+from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord, Usage
-from common.settings import Database as DatabaseSettings
 from database import tree
 from database.background import Background
 from database.candidate_file import read_candidate_file
@@ -176,7 +176,7 @@ class Memory:
         if key is None or facts is None:
             return None
         before, named = session.answer(_BODIES, key), key.partition(":")[2]
-        if session.elements([facts.index])[0].program != wanted.program:
+        if tree.element_of(session, facts.index).program != wanted.program:
             raise key_used(named, f"element {facts.index} ({facts.name}), which is another program")
         if before is not None and before[_REQUEST] != body:
             raise key_used(named, f"element {facts.index} ({facts.name}), with another body")

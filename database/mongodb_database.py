@@ -28,6 +28,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from common.errors import StoreError
+from database.errors import VanishedError
 from database.evaluate_agent.score import evidence_of, parse_table
 from database.group_writer import GroupWriter, Write
 from database.models import NewElement
@@ -42,6 +43,7 @@ __all__ = ["MongoStore"]
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _LEASE_SECONDS = 20.0
+_VANISHINGS = 4
 _DEFAULT_DATABASE = "myapp"
 
 
@@ -76,6 +78,13 @@ class MongoStore:
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
+        """Repeats `work` where an element that it saw is gone: reads here are no snapshot."""
+        for _ in range(_VANISHINGS):
+            try:
+                with _translated(self._shown):
+                    return work(MongoSession(self._database))
+            except VanishedError:
+                continue
         with _translated(self._shown):
             return work(MongoSession(self._database))
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from database import tree
 from database.store import Session
 
 __all__ = ["PERMUTATIONS", "Sketches", "distance", "shingles", "sketch"]
@@ -95,7 +96,7 @@ class Sketches:
         if index in self._shingles:
             self._shingles.move_to_end(index)
         else:
-            self._shingles[index] = shingles(session.elements([index])[0].program)
+            self._shingles[index] = shingles(tree.element_of(session, index).program)
             if len(self._shingles) > _KEPT:
                 self._shingles.popitem(last=False)
         return self._shingles[index]

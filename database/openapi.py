@@ -233,6 +233,7 @@ EXAMPLES: dict[str, Any] = {
     "POST /v2/experiments": _done(
         "experiment 7 is stored", {"index": 7, "name": "delta_net_gated_mix", "score": 1.62, "created": True}
     ),
+    "GET /v2/experiments/{key}": {"index": 7, "name": "delta_net_gated_mix", "score": 1.62, "created": False},
     "GET /v2/elements": {"elements": [_SCORED], "next": 7},
     "GET /v2/elements/{index}/runs": [_RUN],
     "GET /v2/runs": {"runs": [{"index": 7, "run": _RUN}], "next": None},
@@ -250,7 +251,7 @@ EXAMPLES: dict[str, Any] = {
         {"run_id": "20250701-115500-7", "profile": "cpu", "seed": 0, "name": "heldout_loss", **_MEASURED}
     ],
     "GET /v2/programs/{sha256}": {"sha256": _SHA256, "program": "class DeltaNet(nn.Module): ...", "indices": [7]},
-    "POST /v2/usage": _done("1 records are kept", {"stored": 1}),
+    "POST /v2/usage": _done("1 record kept", {"stored": 1}),
     "GET /v2/usage": {"usage": [_USAGE], "next": None},
     "GET /v2/usage/totals": [{name: value for name, value in _USAGE.items() if name != "index"}],
     "GET /v2/events": {

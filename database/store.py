@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from common.errors import StoreError, UsageError
+from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
-from common.settings import Database as DatabaseSettings
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element, NewElement
 

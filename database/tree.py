@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from database.errors import NotFoundError, RefusedError
-from database.models import Context
+from database.errors import NotFoundError, RefusedError, VanishedError
+from database.models import Context, Element
 from database.store import Facts, Session, Where
 
 __all__ = [
@@ -43,8 +43,23 @@ def path(session: Session, index: int) -> list[int]:
     parent = facts_of(session, index).parent
     while parent is not None and parent not in steps:
         steps[parent] = None
-        parent = facts_of(session, parent).parent
+        try:
+            parent = facts_of(session, parent).parent
+        except NotFoundError as error:
+            raise VanishedError(f"element {parent} was deleted while its tree was read", "ask again") from error
     return [*steps][::-1]
+
+
+def element_of(session: Session, index: int) -> Element:
+    """The element `index`, which was just seen.
+
+    Raises:
+        VanishedError: it was deleted since; only a store whose reads are no snapshot (MongoDB) lets that be seen.
+    """
+    found = session.elements([index])
+    if not found:
+        raise VanishedError(f"element {index} was deleted while it was read", "ask again")
+    return found[0]
 
 
 def context(session: Session, parent: int) -> Context:
@@ -53,7 +68,7 @@ def context(session: Session, parent: int) -> Context:
     above = facts_of(session, parent).parent
     grandparent = [] if above is None else session.elements([above])
     return Context(
-        direct_parent=session.elements([parent])[0],
+        direct_parent=element_of(session, parent),
         grandparent=grandparent[0] if grandparent else None,
         strongest_siblings=session.elements(session.strongest_children(parent, 2)),
     )

@@ -17,11 +17,11 @@ did answer before the kill answers the same again and keeps one element.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, FiniteFloat, StrictInt, ValidationError
 
 from common.errors import JournalError, StoreError
 from common.files import read_json, write_json
@@ -32,14 +32,79 @@ from pipeline.agents.roles import Proposal
 __all__ = ["STAGES", "Experiment", "journal", "proposal_from"]
 
 STAGES = ("sample", "evolve", "evaluate", "analyse", "update")
-_FIELDS = {
-    "sample": {"parent", "references", "seconds"},
-    "evolve": {"proposal", "report", "attempts", "check_seconds", "seconds"},
-    "evaluate": {"proposal", "run", "result", "log", "attempts", "seconds"},
-    "analyse": {"analysis", "cognition", "summary", "seconds"},
-    "update": {"index", "name", "score", "gain", "seconds"},
-    "failed": {"stage", "reason", "detail", "attempts", "seconds"},
+
+
+def _known_keys(value: Any) -> Any:
+    if isinstance(value, dict) and (unknown := value.keys() - {one.name for one in fields(Proposal)}):
+        raise ValueError(f"a proposal has no {', '.join(sorted(unknown))}")
+    return value
+
+
+JournalledProposal = Annotated[Proposal, BeforeValidator(_known_keys)]
+
+
+class _Attempt(BaseModel):
+    kind: str
+    detail: str
+    proposal: JournalledProposal
+    report: CheckReport | None = None
+    run: RunRecord | None = None
+    seconds: FiniteFloat = 0.0
+
+
+class _Stage(BaseModel):
+    seconds: FiniteFloat
+
+
+class _Sample(_Stage):
+    parent: StrictInt
+    references: list[StrictInt]
+
+
+class _Evolve(_Stage):
+    proposal: JournalledProposal
+    report: CheckReport
+    attempts: list[_Attempt]
+    check_seconds: FiniteFloat
+
+
+class _Evaluate(_Stage):
+    proposal: JournalledProposal
+    run: RunRecord
+    result: dict[str, str]
+    log: str
+    attempts: list[_Attempt]
+
+
+class _Analyse(_Stage):
+    analysis: str
+    cognition: str
+    summary: str
+
+
+class _Update(_Stage):
+    index: StrictInt
+    name: str
+    score: FiniteFloat | None
+    gain: FiniteFloat | None
+
+
+class _Failed(_Stage):
+    stage: Literal["sample", "evolve", "evaluate", "analyse", "update"]
+    reason: str
+    detail: str
+    attempts: list[_Attempt]
+
+
+_FORMS: dict[str, type[_Stage]] = {
+    "sample": _Sample,
+    "evolve": _Evolve,
+    "evaluate": _Evaluate,
+    "analyse": _Analyse,
+    "update": _Update,
+    "failed": _Failed,
 }
+"""What each file holds at least."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +128,7 @@ class Experiment:
         """The journalled result of `stage`, None when it has not been reached.
 
         Raises:
-            JournalError: the file is damaged or lacks fields.
+            JournalError: the file is damaged, lacks fields, or holds something else in them.
         """
         if stage in self._known:
             return self._known[stage]
@@ -74,19 +139,18 @@ class Experiment:
             value = read_json(path)
         except StoreError as error:
             raise JournalError(error.message, _fix(self.folder)) from error
-        if not isinstance(value, dict) or not _FIELDS[stage] <= value.keys():
-            missing = sorted(_FIELDS[stage] - (value.keys() if isinstance(value, dict) else set()))
-            raise JournalError(f"{path}: expected an object with {', '.join(missing)}", _fix(self.folder))
         try:
-            _validate(value)
-        except (ValidationError, TypeError, KeyError) as error:
-            raise JournalError(f"{path} does not hold what its stage writes: {error}", _fix(self.folder)) from error
-        self._known[stage] = value
-        return value
+            _FORMS[stage].model_validate(value)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+            raise JournalError(f"{path} does not hold what its stage writes: {wrong}", _fix(self.folder)) from error
+        found: dict[str, Any] = value
+        self._known[stage] = found
+        return found
 
     def write(self, stage: str, value: dict[str, Any]) -> dict[str, Any]:
         """Journals the result of `stage`: once this returns, no kill can lose it."""
-        assert _FIELDS[stage] <= value.keys(), stage
+        assert _FORMS[stage].model_fields.keys() <= value.keys(), stage
         write_json(self.folder / f"{stage}.json", value)
         self._known[stage] = value
         return value
@@ -128,20 +192,9 @@ def journal(folder: Path, run_id: str) -> list[Experiment]:
     return found
 
 
-def _validate(value: dict[str, Any]) -> None:
-    """Raises when a proposal, report or run in a stage's result is not one."""
-    for holder in (value, *value.get("attempts", [])):
-        if "proposal" in holder:
-            proposal_from(holder["proposal"])
-        if "report" in holder:
-            CheckReport.model_validate(holder["report"])
-        if "run" in holder:
-            RunRecord.model_validate(holder["run"])
-
-
 def proposal_from(value: dict[str, Any]) -> Proposal:
     """A journalled proposal."""
-    return Proposal(**{**value, "mechanisms": tuple(value["mechanisms"])})
+    return Proposal(**{**value, "mechanisms": tuple(value.get("mechanisms", ()))})
 
 
 def _fix(folder: Path) -> str:

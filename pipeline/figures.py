@@ -9,46 +9,34 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.files import write_atomic
-from common.records import Baseline, Measurement, RunRecord
+from common.records import Baseline
+from pipeline.figure_curves import draw_curves
+from pipeline.figure_parts import (
+    BLACK,
+    GREY,
+    HIGHLIGHTED,
+    LABELLED,
+    LIGHT,
+    PALETTE,
+    ReportRow,
+    best_rows,
+    experiments,
+    new_figure,
+    put_legend,
+    short_name,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import XAxis
     from matplotlib.figure import Figure
 
 __all__ = ["ReportRow", "draw_all"]
 
-BLACK, GREY, LIGHT = "#222222", "#8a8a8a", "#d0d0d0"
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's colours, told apart by people with any colour vision."""
-HIGHLIGHTED = 5
-"""Experiments drawn in colour, by score; the others are grey."""
 DPI = 110
-LABELLED = 40
-"""Up to so many nodes of the tree carry their name; larger ones their index, up to ten times as many."""
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One stored element. A root of the search has no parent and counts as a baseline in the figures."""
-
-    index: int
-    name: str
-    parent: int | None
-    change: str
-    run: RunRecord | None
-    score: float | None
-    verdict: str
-    analysis_excerpt: str
-
-    @property
-    def loss(self) -> Measurement | None:
-        return self.run.heldout_loss if self.run else None
 
 
 def draw_all(rows: Sequence[ReportRow], baseline: Baseline, out: Path) -> list[Path]:
@@ -59,7 +47,7 @@ def draw_all(rows: Sequence[ReportRow], baseline: Baseline, out: Path) -> list[P
     """
     drawers: dict[str, Callable[[Sequence[ReportRow], Baseline], Figure | None]] = {
         "progress": _progress,
-        "training_curves": _curves,
+        "training_curves": draw_curves,
         "benchmarks": _benchmarks,
         "tree": _tree,
         "mechanisms": _mechanisms,
@@ -77,56 +65,12 @@ def draw_all(rows: Sequence[ReportRow], baseline: Baseline, out: Path) -> list[P
     return paths
 
 
-def _figure(width: float, height: float, title: str, **grid: Any) -> tuple[Figure, list[Axes]]:
-    # A Figure of its own, not pyplot's: no display, no state shared with whoever imports this.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
-    panels = figure.subplots(squeeze=False, **grid).ravel().tolist()
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", color="#eeeeee", linewidth=0.8)
-        panel.set_axisbelow(True)
-    return figure, panels
-
-
-def _legend(figure: Figure, panel: Axes, columns: int) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def _whole_numbers(axis: XAxis) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _short(name: str, length: int = 34) -> str:
-    bare = name.removeprefix("delta_net_") or name
-    return bare if len(bare) <= length else bare[: length - 1] + "…"
-
-
-def _experiments(rows: Sequence[ReportRow]) -> list[ReportRow]:
-    return [row for row in rows if row.parent is not None]
-
-
-def _best(rows: Sequence[ReportRow], count: int) -> list[ReportRow]:
-    """The experiments with the highest scores; by loss where nothing is scored."""
-    scored = [row for row in _experiments(rows) if row.score is not None]
-    if scored:
-        return sorted(scored, key=lambda row: -(row.score or 0.0))[:count]
-    return sorted((row for row in _experiments(rows) if row.loss), key=lambda row: row.loss.value if row.loss else 0)[
-        :count
-    ]
-
-
 def _progress(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     """Held-out loss and score against experiment number, with the best so far."""
-    found = [(number, row) for number, row in enumerate(_experiments(rows), 1) if row.loss or row.score is not None]
+    found = [(number, row) for number, row in enumerate(experiments(rows), 1) if row.loss or row.score is not None]
     if not found:
         return None
-    figure, (top, bottom) = _figure(8.5, 6.5, f"Search progress, profile {baseline.profile}", nrows=2, sharex=True)
+    figure, (top, bottom) = new_figure(8.5, 6.5, f"Search progress, profile {baseline.profile}", nrows=2, sharex=True)
     losses = [(number, row.loss) for number, row in found if row.loss is not None]
     numbers = [number for number, _ in losses]
     values = [loss.value for _, loss in losses]
@@ -161,8 +105,8 @@ def _progress(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
         bottom.text(0.5, 0.5, "nothing is scored yet", transform=bottom.transAxes, ha="center", color=GREY)
     bottom.set_ylabel("score")
     bottom.set_xlabel("experiment")
-    _whole_numbers(bottom.xaxis)
-    _legend(figure, top, 4)
+    whole_numbers(bottom.xaxis)
+    put_legend(figure, top, 4)
     return figure
 
 
@@ -173,60 +117,15 @@ def _running(values: Sequence[float], choose: Callable[[float, float], float]) -
     return result
 
 
-def _curves(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
-    """Training loss by step: the whole run, and its second half at a finer scale."""
-    curves = {row.index: _points(row.run) for row in rows if row.run and len(row.run.train_loss) > 1}
-    if not curves:
-        return None
-    figure, panels = _figure(11, 5.2, f"Training loss, profile {baseline.profile}", ncols=2)
-    best = [row.index for row in _best(rows, HIGHLIGHTED)]
-    last = max(step for steps, _ in curves.values() for step in steps)
-    for row in sorted(rows, key=lambda row: (row.index in best, row.parent is None)):
-        if row.index not in curves:
-            continue
-        steps, losses = curves[row.index]
-        style: dict[str, Any] = {"color": LIGHT, "linewidth": 0.8}
-        if row.parent is None:
-            shade = [root.index for root in rows if root.parent is None].index(row.index)
-            line = ("-", "--", ":", "-.")[shade % 4]
-            style = {"color": BLACK, "linewidth": 1.8, "linestyle": line, "label": f"{row.name} (seed {_seed(row)})"}
-        elif row.index in best:
-            colour = PALETTE[best.index(row.index) % len(PALETTE)]
-            style = {"color": colour, "linewidth": 1.5, "label": f"{row.index} {_short(row.name)}"}
-        for panel in panels:
-            panel.plot(steps, losses, **style)
-    pairs = [pair for steps, losses in curves.values() for pair in zip(steps, losses, strict=True)]
-    late = [loss for step, loss in pairs if 2 * step >= last]
-    margin = 0.08 * (max(late) - min(late)) or 0.05
-    panels[1].set_xlim(last / 2, last)
-    panels[1].set_ylim(min(late) - margin, max(late) + margin)
-    panels[0].set_title("whole run", fontsize=10, loc="left")
-    panels[1].set_title("second half", fontsize=10, loc="left")
-    panels[0].set_ylabel("mean loss since the previous point (nats)")
-    for panel in panels:
-        panel.set_xlabel("step")
-    _legend(figure, panels[0], 3)
-    return figure
-
-
-def _seed(row: ReportRow) -> str:
-    return str(row.run.seed) if row.run else "?"
-
-
-def _points(run: RunRecord) -> tuple[list[int], list[float]]:
-    pairs = sorted((int(step), loss) for step, loss in run.train_loss.items())
-    return [step for step, _ in pairs], [loss for _, loss in pairs]
-
-
 def _benchmarks(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     """Accuracy by task of the roots and the best experiments, with standard errors and chance."""
     shown = [row for row in rows if row.parent is None and row.run and row.run.benchmarks][:3]
     roots = len(shown)
-    shown += [row for row in _best(rows, HIGHLIGHTED) if row.run and row.run.benchmarks]
+    shown += [row for row in best_rows(rows, HIGHLIGHTED) if row.run and row.run.benchmarks]
     tasks = list(dict.fromkeys(task for row in shown if row.run for task in row.run.benchmarks))
     if not tasks:
         return None
-    figure, (panel,) = _figure(max(7.0, 1.6 + 1.1 * len(tasks)), 4.8, f"Benchmarks, profile {baseline.profile}")
+    figure, (panel,) = new_figure(max(7.0, 1.6 + 1.1 * len(tasks)), 4.8, f"Benchmarks, profile {baseline.profile}")
     width = 0.82 / len(shown)
     for number, row in enumerate(shown):
         assert row.run is not None
@@ -239,7 +138,7 @@ def _benchmarks(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
             yerr=[score.se or 0.0 for _, score in scores],
             color=(BLACK, GREY, LIGHT)[number] if root else PALETTE[(number - roots) % len(PALETTE)],
             error_kw={"elinewidth": 1, "ecolor": GREY if root and number == 0 else BLACK},
-            label=row.name if root else f"{row.index} {_short(row.name)}",
+            label=row.name if root else f"{row.index} {short_name(row.name)}",
         )
     chances = {task: row.run.benchmarks[task].chance for row in shown if row.run for task in row.run.benchmarks}
     guessed = [(place, chance) for place, task in enumerate(tasks) if (chance := chances.get(task)) is not None]
@@ -250,13 +149,13 @@ def _benchmarks(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     panel.set_xticks(range(len(tasks)), names, fontsize=9)
     panel.set_ylabel("accuracy ± SE")
     panel.set_ylim(0, None)
-    _legend(figure, panel, 3)
+    put_legend(figure, panel, 3)
     return figure
 
 
 def _tree(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     """Who was evolved from whom, coloured by score: roots on the left, one column a generation."""
-    if not _experiments(rows):
+    if not experiments(rows):
         return None
     places = _layout(rows)
     generations = 1 + max(depth for depth, _ in places.values())
@@ -264,7 +163,7 @@ def _tree(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     named = len(rows) <= LABELLED
     height = min(40.0, max(3.6, 1.4 + (0.42 if named else 0.16) * leaves))
     width = max(7.0, min(24.0, (3.0 if named else 1.6) * generations + 1.6))
-    figure, (panel,) = _figure(width, height, f"Exploration tree, profile {baseline.profile}")
+    figure, (panel,) = new_figure(width, height, f"Exploration tree, profile {baseline.profile}")
     for row in rows:
         depth, place = places[row.index]
         parent = places.get(row.parent) if row.parent is not None else None
@@ -283,7 +182,7 @@ def _tree(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     if len(rows) <= 10 * LABELLED:
         for row in rows:
             depth, place = places[row.index]
-            label = f"{row.index} {_short(row.name, 26)}" if named else str(row.index)
+            label = f"{row.index} {short_name(row.name, 26)}" if named else str(row.index)
             letters = 8 if named else 5
             panel.annotate(label, (depth, place), (6, 0), textcoords="offset points", va="center", fontsize=letters)
     panel.set_xticks(range(generations))
@@ -331,7 +230,7 @@ def _mechanisms(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     """How often each mechanism was used, and the losses of the experiments that used it."""
     used: dict[str, list[float]] = {}
     counts: dict[str, int] = {}
-    for row in _experiments(rows):
+    for row in experiments(rows):
         for mechanism in dict.fromkeys((row.run.design or {}).get("mechanisms", ()) if row.run else ()):
             counts[mechanism] = counts.get(mechanism, 0) + 1
             if row.loss:
@@ -339,14 +238,14 @@ def _mechanisms(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
     if not counts:
         return None
     names = sorted(counts, key=lambda name: (counts[name], name))
-    figure, (left, right) = _figure(
+    figure, (left, right) = new_figure(
         9.5, max(2.8, 1.6 + 0.32 * len(names)), f"Mechanisms, profile {baseline.profile}", ncols=2, sharey=True
     )
     places = range(len(names))
     left.barh(places, [counts[name] for name in names], color=PALETTE[0], height=0.7)
     left.set_yticks(places, names, fontsize=9)
     left.set_xlabel("experiments that use it")
-    _whole_numbers(left.xaxis)
+    whole_numbers(left.xaxis)
     for place, name in zip(places, names, strict=True):
         differences = used.get(name, [])
         right.plot(differences, [place] * len(differences), "o", color=PALETTE[5], alpha=0.7, markersize=4)

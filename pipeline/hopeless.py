@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.records import RunRecord
+from common.text import counted
 
 __all__ = ["hopeless_text"]
 
@@ -25,7 +26,7 @@ def hopeless_text(runs: Sequence[RunRecord]) -> str | None:
     saved, spent = _saved(runs, [run for run, _ in ended])
     share = f", {saved / (saved + spent):.0%} of all training" if saved + spent > 0 else ""
     return (
-        f"Hopeless: {len(found)} runs were predicted to end above the candidates' threshold; {len(ended)} were ended, "
+        f"Hopeless: {counted(len(found), 'run')} predicted to end above the candidates' threshold; {len(ended)} ended, "
         f"which saved about {saved:,.0f} CPU seconds of training{share}. Let through to measure that: {len(spared)}; "
         f"{rate}."
     )

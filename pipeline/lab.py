@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cognition_base.client import CognitionClient
-from common.errors import JobError, UsageError
+from common.errors import JobError, UsageError, message_of
 from common.records import Baseline, CheckReport, RunRecord
 from common.settings import Settings
 from database.client import DatabaseClient
@@ -147,7 +147,7 @@ class Lab:
         try:
             return self._once(work)
         except JobError as error:
-            self.console.note(f"A job failed through no fault of its program and is tried again: {error}")
+            self.console.note(f"A job failed through no fault of its program and is tried again: {message_of(error)}")
         return self._once(work)
 
     def _once(self, work: Callable[[], T]) -> T:

@@ -11,12 +11,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from common.errors import JobError
+from common.errors import JobError, message_of
 from common.files import write_atomic
 from common.llm import metered
 from common.records import CheckReport, RunRecord
+from common.text import counted
 from database.models import NewElement, Result
 from pipeline.agents.roles import Relative
+from pipeline.agreement import require_unstored
 from pipeline.analyse.stage import analyse
 from pipeline.eval.stage import evaluate
 from pipeline.evolve.stage import claim_structure, evolve
@@ -55,7 +57,10 @@ def run_experiment(lab: Lab, experiment: Experiment) -> None:
     sampled = _stage(experiment, "sample", sample_stage)
     context = build_context(lab, sampled["parent"], sampled["references"], number)
     lab.console.line(
-        who, "sample", f"parent {context.parent.name}, {len(context.references)} references", sampled["seconds"]
+        who,
+        "sample",
+        f"parent {context.parent.name}, {counted(len(context.references), 'reference')}",
+        sampled["seconds"],
     )
 
     # Evolve
@@ -212,6 +217,8 @@ class Loop:
     def _turn(self, experiment: Experiment) -> bool:
         """Whether the experiment was stored."""
         self._refresh_ideas()
+        if experiment.read("sample") is None:
+            require_unstored(experiment, self._lab.database)
         try:
             with metered(experiment.note_call):
                 run_experiment(self._lab, experiment)
@@ -241,7 +248,7 @@ class Loop:
             if not self._lab.cancelled.is_set():
                 if not self._errors:
                     self._lab.console.note(
-                        f"Stopping, experiments under way in other lanes are finished first: {error}"
+                        f"Stopping, experiments under way in other lanes are finished first: {message_of(error)}"
                     )
                 self._errors.append(error)
             self._changed.notify_all()
@@ -263,9 +270,7 @@ class Loop:
 
     def _new(self) -> Experiment:
         number, self._next = self._next, self._next + 1
-        folder = self._lab.workspace.experiments / f"{number:04d}"
-        folder.mkdir(exist_ok=True)
-        return Experiment(number, folder, self._lab.workspace.run_id)
+        return self._lab.workspace.experiment(number)
 
     def _fail(self, experiment: Experiment, failure: ExperimentFailed) -> None:
         lab = self._lab
@@ -293,8 +298,11 @@ class Loop:
             for value in proposals + [attempt["proposal"] for attempt in found.get("attempts", [])]:
                 claim_structure(self._lab, number, proposal_from(value))
         evolved = experiment.read("evolve")
-        if evolved is not None and isinstance(mark := evolved["report"]["facts"].get("fingerprint"), str):
-            self._lab.ideas.claim_function(number, mark)
+        marks = [evolved["report"].get("facts", {}).get("fingerprint")] if evolved else []
+        marks += [evaluated["run"].get("fingerprint")] if evaluated else []  # of the repaired one, if it came to that
+        for mark in marks:
+            if isinstance(mark, str):
+                self._lab.ideas.claim_function(number, mark)
         if failed := experiment.read("failed"):
             self._learn_from_failure(experiment, failed)
         elif proposed := evaluated or experiment.read("evolve"):

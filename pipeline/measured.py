@@ -58,7 +58,14 @@ def load_baseline(root: Path) -> Measured | None:
         return Measured.model_validate(read_json(path))
     except (StoreError, ValidationError) as error:
         fix = "remove it; the next start of the pipeline measures it again"
-        raise JournalError(f"{path} is not a baseline: {error}", fix) from error
+        raise JournalError(f"{path} is not a baseline: {_first(error)}", fix) from error
+
+
+def _first(error: StoreError | ValidationError) -> str:
+    if isinstance(error, StoreError):
+        return error.message
+    one = error.errors()[0]
+    return f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}"
 
 
 def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
@@ -73,7 +80,7 @@ def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
     return first.model_copy(
         update={
             "heldout_loss": _mean(losses) if losses else None,
-            "benchmarks": {task: _mean(scores) for task, scores in tasks.items()},
+            "benchmarks": {task: _mean_score(scores) for task, scores in tasks.items()},
             "train_loss": {
                 step: statistics.fmean(run.train_loss[step] for run in runs if step in run.train_loss)
                 for step in first.train_loss
@@ -81,6 +88,11 @@ def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
             "design": {**(first.design or {}), "seeds": [run.seed for run in runs]},
         }
     )
+
+
+def _mean_score(scores: Sequence[BenchmarkScore]) -> BenchmarkScore:
+    bits = [score.bits_per_byte for score in scores if score.bits_per_byte is not None]
+    return _mean(scores).model_copy(update={"bits_per_byte": _mean(bits) if bits else None})
 
 
 def _mean(measured: Sequence[M]) -> M:

@@ -15,6 +15,10 @@ if __name__ == "__main__":
     # Python puts this folder first, where `import pipeline` would find this file instead of the package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 from collections.abc import Sequence
 

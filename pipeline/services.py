@@ -7,12 +7,14 @@ both.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -45,6 +47,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
+        self._words: deque[str] = deque(maxlen=8)
 
     def start(self) -> None:
         """Starts the process and waits until it says where it listens.
@@ -53,16 +56,17 @@ class Child:
             ServiceError: it ended or stayed silent; with the last lines of its log.
         """
         port = self.url.rsplit(":", 1)[1] if self.url else str(self._port)
-        with self.log.open("ab") as errors:
-            process = spawn(
-                [sys.executable, *self.argv, "--port", port],
-                env={**os.environ, **self.env},
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+        process = spawn(
+            [sys.executable, *self.argv, "--port", port],
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self._process = process
         lines: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=self._pump, args=(process, lines), daemon=True).start()
+        keeper = threading.Thread(target=self._keep, args=(process,), daemon=True)
+        keeper.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._closing.is_set():
             try:
@@ -71,9 +75,11 @@ class Child:
             except Empty:
                 if process.poll() is not None or time.monotonic() > deadline:
                     terminate(process)
+                    keeper.join(2)
+                    said, _, fix = "".join(self._words).rstrip().partition("\n  fix: ")
                     raise ServiceError(
-                        f"the {self.name} did not start (exit status {process.returncode}):\n{self._tail()}",
-                        f"see {self.log}",
+                        f"the {self.name} did not start (exit status {process.returncode}):\n{said}",
+                        fix or f"see {self.log}",
                     ) from None
 
     def _pump(self, process: subprocess.Popen[bytes], lines: SimpleQueue[str]) -> None:
@@ -83,8 +89,13 @@ class Child:
             if text.startswith(LISTENING):
                 lines.put(text)
 
-    def _tail(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        """Copies what the service says to its log, and remembers the last lines: a full disk may refuse them."""
+        assert process.stderr is not None
+        for line in process.stderr:
+            self._words.append(line.decode(errors="replace"))
+            with contextlib.suppress(OSError), self.log.open("ab") as log:
+                log.write(line)
 
     def watch(self) -> None:
         """Keeps the service alive until `close`: a killed service comes back on its port, its data is in the store."""
@@ -98,7 +109,7 @@ class Child:
                             try:
                                 self.start()
                             except ServiceError as error:
-                                with self.log.open("a") as log:
+                                with contextlib.suppress(OSError), self.log.open("a") as log:
                                     log.write(f"restart failed: {error}\n")
 
         threading.Thread(target=loop, name=f"watch {self.name}", daemon=True).start()
@@ -173,12 +184,12 @@ class Services:
             setattr(self, attribute, child.url)
             child.watch()
 
-    @property
-    def database_key(self) -> str | None:
-        """The key that the database in use asks for; None where it asks for none."""
-        mine = self._settings.services.database_key if self._settings.services.database_url else None
-        key = mine or (None if self._settings.services.database_url else self._settings.database.api_key)
-        return None if key is None else key.get_secret_value()
+    def database_client(self) -> DatabaseClient:
+        """A client of the database in use, with the key that it asks for. Valid once that was started or reached."""
+        services = self._settings.services
+        key = services.database_key if services.database_url else self._settings.database.api_key
+        secret = None if key is None else key.get_secret_value()
+        return DatabaseClient(self.database_url, services.timeout, secret)
 
     @property
     def _embedding_flags(self) -> list[str]:
@@ -241,13 +252,28 @@ class Services:
 
 
 def refuse_contradictions(settings: Settings) -> None:
-    """Raises UsageError when the embedded database is configured and another one is to be used."""
-    given = sorted(settings.database.model_fields_set)
-    if settings.services.database_url and given:
-        knobs = ", ".join(f"database.{key}" for key in given)
+    """Raises UsageError when a server that would be started here is configured, and another one is to be used."""
+    services = settings.services
+    for section, url in (("database", services.database_url), ("cognition", services.cognition_url)):
+        if url:
+            _refuse_idle(settings, section, f"services.{section}_url names a server that runs already")
+    if services.database_url and services.cognition_url:
+        # Only the services embed.
+        _refuse_idle(settings, "embedding", "both services run already, and only they embed")
+    elif services.embedding_url:
+        own = {"threads", "cache_size", "start_timeout"}
+        _refuse_idle(settings, "embedding", "services.embedding_url names a server that runs already", own)
+
+
+def _refuse_idle(settings: Settings, section: str, why: str, keys: Collection[str] | None = None) -> None:
+    """Raises UsageError when a knob of `section` (one of `keys`) was set: nothing would read it."""
+    given = getattr(settings, section).model_fields_set
+    knobs = ", ".join(f"{section}.{key}" for key in sorted(given if keys is None else given & set(keys)))
+    if knobs:
         raise UsageError(
-            f"{knobs} would have no effect: services.database_url names a database that runs already",
-            f"leave out {knobs} and set them where that server is started, or leave out services.database_url",
+            f"{knobs} would have no effect: {why}",
+            f"leave out {knobs} and set them where that server is started, or leave out the URL and let one be started "
+            "here",
         )
 
 

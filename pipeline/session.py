@@ -10,21 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 from cognition_base.client import CognitionClient
-from common.errors import AsiError, JobError, StoreError, UsageError
+from common.errors import AsiError, JobError, UsageError
 from common.records import Baseline, RunRecord
 from common.settings import Settings
-from database.client import DatabaseClient
+from common.text import counted
 from pipeline.agents.roles import Roles
-from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.agreement import require_agreement
+from pipeline.baselines import Progress, calibrate, calibration_folders
 from pipeline.console import Console
 from pipeline.experiment import Experiment, journal
 from pipeline.lab import Cancelled, Lab
 from pipeline.loop import Loop
 from pipeline.measured import Measured, load_baseline, save_baseline
+from pipeline.paired import keep_baseline_items
 from pipeline.roles import build_roles
+from pipeline.roots import store_roots
 from pipeline.services import Services, note_other_constants, refuse_contradictions
 from pipeline.summary import print_summary
 from pipeline.workspace import Workspace
@@ -74,9 +78,9 @@ def _session(
     wanted = settings.run.experiments
     experiments = journal(workspace.experiments, workspace.run_id)
     stored = sum(experiment.state == "stored" for experiment in experiments)
-    if wanted is not None and stored >= wanted:
+    if wanted is not None and stored >= wanted and load_baseline(workspace.root) is not None:
         _confirm_finished(settings, profile, workspace, experiments)
-        console.note(f"{stored} experiments are stored in {workspace.root}; {wanted} were asked for.")
+        console.note(f"{counted(stored, 'experiment')} stored in {workspace.root}, {wanted} asked for.")
         print_summary(console.rich, workspace.root)
         return 0
     _show_sandbox(settings, console)
@@ -85,9 +89,9 @@ def _session(
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         _prepare(workspace, console, launcher, services, cancelled)
+        database = services.database_client()
+        require_agreement(workspace, experiments, database)
         baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
-        database = DatabaseClient(services.database_url, settings.services.timeout, services.database_key)
-        _require_stored(workspace, experiments, database)
         note_other_constants(database, profile, settings, console)
         cognition = CognitionClient(services.cognition_url, settings.services.timeout)
         _close_when(cancelled, roles)
@@ -118,62 +122,38 @@ def _confirm_finished(
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         services.start_database()
-        database = DatabaseClient(services.database_url, settings.services.timeout, services.database_key)
-        _require_stored(workspace, experiments, database)
+        require_agreement(workspace, experiments, services.database_client())
     finally:
         services.close()
-
-
-def _require_stored(workspace: Workspace, experiments: Sequence[Experiment], database: DatabaseClient) -> None:
-    """Raises StoreError unless the database holds the first and the last element that the journal says are stored: one
-    that was lost, or restored from an older copy, lacks one of them."""
-    updates = [found for one in experiments if (found := one.read("update"))]
-    updates.sort(key=lambda update: int(update["index"]))
-    for update in updates[:1] + updates[-1:]:
-        element = database.scored(update["index"])
-        if element is None or element.name != update["name"]:
-            raise StoreError(
-                f"the journal in {workspace.experiments} says that {update['name']} is stored as element "
-                f"{update['index']}, but the database {database.url} does not hold it: it was lost or replaced",
-                "restore the database from a backup, or start over with another --data-dir; pipeline/report.py still "
-                "shows what the journal holds",
-            )
 
 
 def _prepare(
     workspace: Workspace, console: Console, launcher: Launcher, services: Services, cancelled: threading.Event
 ) -> None:
     """Corpus and services side by side: one waits for the disk and a core, the other for imports."""
-    problem: list[BaseException] = []
 
     def start_services() -> None:
         began = time.monotonic()
-        try:
-            services.start()
-        except (AsiError, OSError) as error:
-            problem.append(error)
-            return
+        services.start()
         seconds = time.monotonic() - began
         workspace.record_time("services", seconds)
         console.line(
             "services", "ready", f"database {services.database_url}, cognition base {services.cognition_url}", seconds
         )
 
-    starter = threading.Thread(target=start_services, name="services")
-    starter.start()
-    began = time.monotonic()
-    try:
-        corpus = launcher.prepare(lambda event: console.progress("corpus", event), cancelled)
-        seconds = time.monotonic() - began
-    except JobError:
-        if cancelled.is_set():
-            raise Cancelled from None
-        raise
-    finally:
-        starter.join()
-        console.done("corpus")
-    if problem:
-        raise problem[0]
+    with ThreadPoolExecutor(1, thread_name_prefix="services") as beside:
+        starting = beside.submit(start_services)
+        began = time.monotonic()
+        try:
+            corpus = launcher.prepare(lambda event: console.progress("corpus", event), cancelled)
+            seconds = time.monotonic() - began
+        except JobError:
+            if cancelled.is_set():
+                raise Cancelled from None
+            raise
+        finally:
+            console.done("corpus")
+    starting.result()
     workspace.record_time("corpus", seconds)
     sources = ", ".join(corpus.sources)
     size = f"{corpus.train_tokens:,} tokens to train on, {corpus.heldout_tokens:,} held out, from {sources}"
@@ -189,15 +169,18 @@ def measured_before(workspace: Workspace, key: str) -> Measured | None:
         UsageError: the experiments were compared with a baseline of another key.
     """
     before = load_baseline(workspace.root)
-    if before is None or before.baseline.key == key:
-        return before
-    if any(workspace.experiments.iterdir()):
+    if before is None:
+        journalled = (one.read("evaluate") for one in journal(workspace.experiments, workspace.run_id))
+        compared = {found["run"]["baseline_key"] for found in journalled if found}
+    else:
+        compared = {before.baseline.key} if any(workspace.experiments.iterdir()) else set()
+    if compared - {key}:
         raise UsageError(
             f"the experiments in {workspace.root} were compared with another baseline: since then the trainer, the "
             "profile, the corpus, a package or the device has changed, and scores across baselines mean nothing",
             "start a new --data-dir, or go back to what the experiments were made with (settings.toml, result.json)",
         )
-    return None
+    return before if before is not None and before.baseline.key == key else None
 
 
 def _baseline(
@@ -222,6 +205,7 @@ def _baseline(
     baseline = build_baseline([run for group in runs.values() for run in group], launcher.baseline_key(), profile)
     roots = before.roots if before is not None else []
     save_baseline(workspace.root, Measured(baseline=baseline, runs=runs, roots=roots))
+    keep_baseline_items(workspace.root, calibration_folders(launcher, runs))
     seconds = time.monotonic() - began
     workspace.record_time("baselines", seconds)
     console.line(

@@ -19,14 +19,19 @@ import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from common.errors import BusyError, JournalError, StoreError, UsageError
 from common.files import read_json, write_atomic, write_json
 from common.settings import Settings
 from common.settings_toml import dump_toml
+from pipeline.experiment import Experiment
 
 __all__ = ["Workspace", "now", "read_timings"]
+
+_TIMINGS = TypeAdapter(dict[str, FiniteFloat])
 
 
 class Workspace:
@@ -38,7 +43,8 @@ class Workspace:
     Raises:
         UsageError: the folder cannot be made or written.
         BusyError: another pipeline holds it.
-        JournalError: run.json is damaged, or belongs to another profile or seed.
+        JournalError: run.json or timings.json is damaged.
+        UsageError: run.json belongs to another profile or seed.
     """
 
     def __init__(self, root: Path, settings: Settings) -> None:
@@ -55,6 +61,7 @@ class Workspace:
         self._timings_lock = threading.Lock()
         try:
             self.run_id = self._identify(settings)
+            read_timings(self.root)
             write_atomic(self.root / "settings.toml", dump_toml(settings))
         except BaseException:
             self.close()
@@ -124,6 +131,10 @@ class Workspace:
                 )
         return str(found["run_id"])
 
+    def experiment(self, number: int) -> Experiment:
+        """Number `number` of this run; its folder appears with its first stage."""
+        return Experiment(number, self.experiments / f"{number:04d}", self.run_id)
+
     def record_time(self, phase: str, seconds: float) -> None:
         """Adds `seconds` to the wall time of `phase` in timings.json."""
         with self._timings_lock:
@@ -137,10 +148,22 @@ class Workspace:
 
 
 def read_timings(root: Path) -> dict[str, float]:
-    """Wall seconds by phase of the run in `root`."""
+    """Wall seconds by phase of the run in `root`.
+
+    Raises:
+        JournalError: the file is damaged.
+    """
     path = root / "timings.json"
-    value: Any = read_json(path) if path.exists() else {}
-    return {str(key): float(seconds) for key, seconds in value.items()} if isinstance(value, dict) else {}
+    if not path.exists():
+        return {}
+    try:
+        return _TIMINGS.validate_python(read_json(path))
+    except (StoreError, ValidationError) as error:
+        got = error.message if isinstance(error, StoreError) else f"got {path.read_text(encoding='utf-8')[:60]!r}"
+        raise JournalError(
+            f'{path}: expected seconds by phase, such as {{"corpus": 12.5}}; {got}',
+            f"remove {path}; only the times of earlier starts are lost",
+        ) from error
 
 
 def now() -> str:

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from common.settings import Llm
+from common.knobs import Llm
 
 __all__ = [
     "Behaviour",

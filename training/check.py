@@ -2,6 +2,7 @@
 
 Small version: `python training/check.py training/architectures/delta_net.py` (about 6 s).
 Exit status: 0 all accepted, 1 one or more refused, 2 a fault of ours or a file that cannot be read (accepted is null).
+A folder, a pipe, a device, a very long file and one that is no text can be no programs: they are refused.
 With --json one object a line, one for each FILE in order; otherwise a table for each, with a counterexample for what
 failed.
 """
@@ -14,18 +15,22 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.errors import AsiError, UsageError
-from common.process import exit_with_parent
+from common.process import end_on_closed_pipe, exit_with_parent, raise_on_interrupt
 from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
-from training.jobs import run_job
-from training.programs import Program, load, to_job
+from training.checking import run_checks
+from training.programs import NotAProgramError, Program, load
 from training.reports import counterexample_lines
 
 __all__ = ["check_files", "main"]
@@ -44,14 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reference", action="store_true", help="programs outside the search: cost is a warning")
     try:
-        settings, arguments = parse(parser, argv, sections=("sandbox",))
+        settings, arguments = parse(parser, argv, sections=("sandbox", "check"))
     except UsageError as error:
         return usage_exit(error)
     show = _print_json if arguments.json else _Tables().show
+    raise_on_interrupt()
     try:
         reports = check_files(arguments.files, settings, show, trust=arguments.trust, reference=arguments.reference)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return end_on_closed_pipe()
     if any(report.accepted is None for report in reports):
         return 2
     return 0 if all(report.accepted for report in reports) else 1
@@ -78,8 +86,11 @@ def check_files(
     for index, name in enumerate(files):
         try:
             programs.append((index, load(name, trust=trust, reference=reference)))
+        except NotAProgramError as error:
+            static = CheckOutcome(name="static", passed=False, detail=str(error))
+            reports[index] = CheckReport(program=name, accepted=False, checks=[static])
         except UsageError as error:
-            reports[index] = _unreadable(name, error)
+            reports[index] = CheckReport(program=name, accepted=None, checks=[], error=str(error))
     told = 0
 
     def tell() -> None:
@@ -101,7 +112,8 @@ def check_files(
     failure = ""
     if programs:
         try:
-            run_job(_job([program for _, program in programs], settings), on_event)
+            device = "cuda" if settings.training.device == "cuda" else "cpu"
+            run_checks([program for _, program in programs], settings, device, on_event)
         except AsiError as fault:
             failure = str(fault)
     for index, name in enumerate(files):
@@ -110,26 +122,6 @@ def check_files(
             reports[index] = CheckReport(program=name, accepted=None, checks=[], error=missing)
     tell()
     return [report for report in reports if report is not None]
-
-
-def _job(programs: Sequence[Program], settings: Settings) -> dict[str, Any]:
-    return {
-        "kind": "check",
-        "programs": to_job(programs),
-        "backend": settings.sandbox.backend,
-        "image": settings.sandbox.image,
-        "device": "cuda" if settings.training.device == "cuda" else "cpu",
-        "options": {"memory_mb": settings.sandbox.memory_mb},
-    }
-
-
-def _unreadable(name: str, error: UsageError) -> CheckReport:
-    """A file that is there but is no program is refused; one that cannot be read is no verdict on a program."""
-    if Path(name).is_file() and "cannot read" not in error.message:
-        return CheckReport(
-            program=name, accepted=False, checks=[CheckOutcome(name="static", passed=False, detail=str(error))]
-        )
-    return CheckReport(program=name, accepted=None, checks=[], error=str(error))
 
 
 def _print_json(report: CheckReport) -> None:

@@ -14,23 +14,50 @@ from common.errors import StoreError, UsageError
 from common.files import sha256_text
 from common.process import REPOSITORY
 from training.architectures import SEEDS
+from training.profiles import Profile
 
-__all__ = ["MODEL_SOURCE", "TRAINER_SOURCES", "find_device", "git_commit", "seed_programs", "source_hash", "versions"]
+__all__ = [
+    "MODEL_SOURCE",
+    "TRAINER_SOURCES",
+    "find_device",
+    "git_commit",
+    "require_processes",
+    "seed_programs",
+    "source_hash",
+    "versions",
+]
 
 TRAINER_SOURCES = (
     "training/worker/model.py",
+    "training/worker/registers.py",
     "training/worker/batches.py",
+    "training/worker/guard.py",
     "training/worker/optimizer.py",
     "training/worker/program.py",
+    "training/worker/ranks.py",
     "training/worker/snapshot.py",
     "training/worker/state.py",
     "training/worker/train.py",
+    "training/worker/validation.py",
+    "training/worker/weights.py",
     "training/data/packing.py",
+    "training/data/sequences.py",
     "training/data/tasks.py",
-    "training/scorer/heldout.py",
-    "training/scorer/scoring.py",
+    "training/data/tasks_mad.py",
+    "training/data/tasks_state.py",
+    "training/profiles.py",
+    "training/scorer/answers.py",
+    "training/scorer/audit.py",
     "training/scorer/benchmarks.py",
+    "training/scorer/building.py",
+    "training/scorer/confirm.py",
+    "training/scorer/fresh.py",
+    "training/scorer/heldout.py",
+    "training/scorer/scored.py",
+    "training/scorer/scoring.py",
     "training/scorer/train_job.py",
+    "training/scorer/validation.py",
+    "training/scorer/verdict.py",
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),
 )
 """What a training result depends on besides profile, corpus and program."""
@@ -41,7 +68,7 @@ VERIFIER_SOURCES = tuple(
 )
 """What a check report depends on besides the program."""
 _PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
-MODEL_SOURCE = TRAINER_SOURCES[:1]
+MODEL_SOURCE = TRAINER_SOURCES[:2]
 
 
 def find_device(wanted: str = "auto") -> str:
@@ -55,6 +82,19 @@ def find_device(wanted: str = "auto") -> str:
     if wanted == "cuda" and not present:
         raise UsageError("training.device is cuda, but the driver shows no GPU", "set training.device to auto or cpu")
     return "cuda" if present and wanted != "cpu" else "cpu"
+
+
+def require_processes(processes: int, profile: Profile, device: str) -> None:
+    """Raises:
+    UsageError: there are fewer rows in a batch, or fewer GPUs, than processes that are to share them.
+    """
+    cards = len(list(Path("/dev").glob("nvidia[0-9]*"))) if device == "cuda" else processes
+    for most, what in ((profile.train.batch, f"the rows of a batch of profile {profile.name}"), (cards, "the GPUs")):
+        if processes > most:
+            raise UsageError(
+                f"expected at most {most} training processes, {what}, got {processes}",
+                "lower --nproc-per-node or training.processes",
+            )
 
 
 @functools.cache

@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import JobError
+from common.errors import JobError, StoreError
 from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
 from common.settings import Settings
+from training.checking import run_checks
 from training.data.corpus import Corpus, default_cache, prepare_corpus
 from training.environment import (
     MODEL_SOURCE,
     TRAINER_SOURCES,
     find_device,
+    require_processes,
     seed_programs,
     source_hash,
     versions,
@@ -48,12 +50,13 @@ class Launcher:
         settings: the sections sandbox, training and monitor are read.
 
     Raises:
-        UsageError: the device asked for is not there.
+        UsageError: the device asked for is not there, or there are more processes than rows or GPUs.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
         self.settings, self.profile = settings, profile
         self.device = find_device(settings.training.device)
+        require_processes(settings.training.processes, profile, self.device)
         self.dtype = "bfloat16" if self.device == "cuda" else "float32"
         self.cache = settings.training.cache_dir or default_cache()
         self._lock = threading.Lock()
@@ -146,22 +149,18 @@ class Launcher:
             elif event["event"] == "sandbox" and event["note"]:
                 tell(Event("note", "check", text=event["note"]))
 
-        job = {
-            "kind": "check",
-            "programs": to_job(programs),
-            "backend": self.settings.sandbox.backend,
-            "image": self.settings.sandbox.image,
-            "device": self.device,
-            "options": {
-                "memory_mb": self.settings.sandbox.memory_mb,
-                "profile_width": self.profile.model.hidden_size,
-                "profile_heads": self.profile.model.heads,
-                "profile_length": self.profile.train.seq_len,
-                "baseline_mixer_parameters": baseline.mixer_parameters if baseline else None,
-                "baseline_flops_per_token": baseline.flops_per_token if baseline else None,
-            },
-        }
-        answer = run_job(job, show, cancel)
+        answer = run_checks(
+            programs,
+            self.settings,
+            self.device,
+            show,
+            cancel,
+            profile_width=self.profile.model.hidden_size,
+            profile_heads=self.profile.model.heads,
+            profile_length=self.profile.train.seq_len,
+            baseline_mixer_parameters=baseline.mixer_parameters if baseline else None,
+            baseline_flops_per_token=baseline.flops_per_token if baseline else None,
+        )
         if answer == CANCELLED:
             raise JobError("the check was cancelled")
         reports = [CheckReport.model_validate(report) for report in answer["reports"]]
@@ -222,8 +221,8 @@ class Launcher:
         baseline = load(REPOSITORY / "training" / "architectures" / "delta_net.py", name="delta_net")
         key = sha256_text(f"{baseline.sha256} {self.profile.model.model_dump_json()} {source_hash(MODEL_SOURCE)}")[:20]
         file = self.cache / "sizes" / f"{key}.json"
-        if file.is_file():
-            return int(read_json(file)["parameters"])
+        if file.is_file() and (known := _kept_size(file)) is not None:
+            return known
         tell(Event("stage", "size"))
         answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
@@ -243,6 +242,7 @@ class Launcher:
             "init": self.settings.training.init,
             "device": self.device,
             "dtype": dtype or self.dtype,
+            "processes": self.settings.training.processes,
             "sandbox": {
                 "backend": self.settings.sandbox.backend,
                 "image": self.settings.sandbox.image,
@@ -251,6 +251,16 @@ class Launcher:
             },
             "budget": self._budget,
         }
+
+
+def _kept_size(file: Path) -> int | None:
+    """Parameters in a cached file; None where it is damaged: they are counted again."""
+    try:
+        found = read_json(file)
+    except StoreError:
+        return None
+    size = found.get("parameters") if isinstance(found, dict) else None
+    return size if type(size) is int and size > 0 else None
 
 
 def _ignore(event: Event) -> None:

@@ -18,7 +18,8 @@ FILE = "metrics.jsonl"
 _TAGS = {
     "loss": "train/loss",
     "task_loss": "train/task_loss",
-    "val_loss": "heldout/loss",
+    "val_loss": "validation/loss",
+    "heldout_loss": "heldout/loss",
     "lr": "optimiser/lr",
     "grad_norm": "optimiser/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",

@@ -26,8 +26,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from common.knobs import Monitor as MonitorSettings
 from common.records import Forecast, Reason, RunRecord
-from common.settings import Monitor as MonitorSettings
 from training.forecast import forecast
 
 __all__ = ["Monitor", "Peer", "Stop", "peer_of"]

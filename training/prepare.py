@@ -22,6 +22,7 @@ from typing import Any
 
 from common.errors import AsiError, UsageError
 from common.process import exit_with_parent
+from common.settings import path_argument
 from training.data import extract, tokenizer
 from training.data.sharding import Document, Plan, Side, make_shards
 from training.profiles import Profile, load_profile, profile_names
@@ -36,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="prepare.py", description="Make pre-tokenised shards.", epilog=f"profiles: {', '.join(profile_names())}"
     )
     parser.add_argument("--profile", default="cpu-smoke", metavar="NAME", help="its tokenizer, vocabulary and sources")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument(
-        "--text", type=Path, nargs="+", default=[], metavar="FILE",
+        "--text", type=path_argument, nargs="+", default=[], metavar="FILE",
         help="text files, or .jsonl files of objects with a key text, in place of the profile's source",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenise (default: 1)")

@@ -11,13 +11,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.errors import UsageError
-from common.files import sha256_text
+from common.files import read_regular, sha256_text
+from common.strict import StrictModel
+from training.bubblewrap import HELD_OUT_PACKAGES
 
 __all__ = [
-    "HELDOUT_PACKAGES",
     "OWN_TASKS",
     "CheckpointSpec",
     "DataSpec",
@@ -33,14 +34,30 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).resolve().parent / "profiles"
-HELDOUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
-"""Held-out text comes from these only: the sandbox never mounts them."""
-OWN_TASKS = ("recall", "copying", "induction", "cloze")
+FIRST_TASKS = ("recall", "copying", "induction")
+STREAM_TASKS = (
+    *FIRST_TASKS,
+    "context_recall",
+    "fuzzy_recall",
+    "noisy_recall",
+    "compression",
+    "memorisation",
+    "parity",
+    "permutation_s3",
+    "permutation_s5",
+    "needle",
+)
+"""Generated tasks that a training stream may hold."""
+LONGER_TASKS = ("needle_2x", "needle_4x")
+"""Scored at multiples of the training length; learnt as `needle`."""
+OWN_TASKS = (*STREAM_TASKS, *LONGER_TASKS, "cloze")
 """Benchmarks of this project; all others are names of lm-eval's own task library."""
+LONGEST_CONTEXT = 2048
+"""Tokens of a context that scoring keeps."""
 
 
-class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Spec(StrictModel):
+    """One section of a profile."""
 
 
 class ModelSpec(Spec):
@@ -104,10 +121,10 @@ class DataSpec(Spec):
     @model_validator(mode="after")
     def _packages(self) -> DataSpec:
         if self.source == "docstrings":
-            wrong = [name for name in self.heldout if name not in HELDOUT_PACKAGES]
+            wrong = [name for name in self.heldout if name not in HELD_OUT_PACKAGES]
             if wrong or not self.heldout:
                 raise ValueError(
-                    f"data.heldout must name packages out of {', '.join(HELDOUT_PACKAGES)}, got {self.heldout}"
+                    f"data.heldout must name packages out of {', '.join(HELD_OUT_PACKAGES)}, got {self.heldout}"
                 )
             if not self.train or set(self.train) & set(self.heldout):
                 raise ValueError(f"data.train must name packages that are not held out, got {self.train}")
@@ -122,6 +139,9 @@ class TaskSpec(Spec):
     """Generated task sequences that are mixed into the training text."""
 
     share: float = Field(0.0, ge=0, lt=1, description="share of the training rows that hold task sequences")
+    names: list[str] = Field(
+        list(FIRST_TASKS), min_length=1, description=f"tasks in these rows, out of {', '.join(STREAM_TASKS)}"
+    )
     symbols: int = Field(64, ge=16, description="special symbols in the vocabulary")
     recall_pairs: int = Field(8, ge=2)
     copy_items: int = Field(6, ge=2)
@@ -130,9 +150,28 @@ class TaskSpec(Spec):
     cloze_context: int = Field(40, ge=4, description="words before the gap")
     cloze_span: int = Field(2, ge=1, description="words in the gap")
     choices: int = Field(4, ge=2)
+    mad_pairs: int = Field(4, ge=2, description="pairs of the recall tasks of MAD, items to compress, facts asked for")
+    mad_length: int = Field(24, ge=8, description="tokens of MAD's in-context and noisy recall")
+    state_length: int = Field(8, ge=1, description="longest word of parity, permutation_s3 and permutation_s5")
+    needle_length: int = Field(64, ge=20, description="longest sequence of the needle task in training")
+
+    @property
+    def wider(self) -> bool:
+        """Whether the vocabulary holds the markers of the wider set of tasks."""
+        return any(name not in FIRST_TASKS for name in self.names)
 
     @model_validator(mode="after")
     def _fits(self) -> TaskSpec:
+        unknown = [name for name in self.names if name not in STREAM_TASKS]
+        if unknown or len(set(self.names)) < len(self.names):
+            raise ValueError(f"tasks.names must be different ones of {', '.join(STREAM_TASKS)}, got {self.names}")
+        least = 3 * max(self.mad_pairs, self.choices + 2)
+        if self.wider and self.symbols < least:
+            raise ValueError(f"tasks.symbols must be at least {least} for the tasks named, got {self.symbols}")
+        if self.mad_length < 4 * self.mad_pairs:
+            raise ValueError(
+                f"tasks.mad_length must be at least 4 x tasks.mad_pairs = {4 * self.mad_pairs}, got {self.mad_length}"
+            )
         need = max(2 * self.recall_pairs, 2 * self.choices, self.copy_items, self.induction_length)
         if self.symbols < need:
             raise ValueError(f"tasks.symbols must be at least {need} for these task sizes, got {self.symbols}")
@@ -196,6 +235,10 @@ class EvalSpec(Spec):
     """What the scorer measures."""
 
     heldout_sequences: int = Field(ge=4)
+    validation_every: int | None = Field(
+        None, ge=1, description="steps between two validation losses while a run trains; unset: none"
+    )
+    validation_sequences: int = Field(8, ge=1, description="held-out sequences of the validation loss, never scored")
     benchmarks: list[str]
     items: int = Field(ge=8, description="items a benchmark")
     audit_gain: float = Field(
@@ -241,17 +284,29 @@ class Profile(Spec):
         own = [name for name in self.eval.benchmarks if name in OWN_TASKS]
         if own and self.data.tokenizer != "bpe":
             raise ValueError(f"eval.benchmarks {own} need data.tokenizer = 'bpe'")
-        longest = max(task_lengths(self.tasks))
+        absent = [name for name in own if _learnt_as(name) not in (*self.tasks.names, "cloze")]
+        if absent:
+            raise ValueError(f"eval.benchmarks {absent} need these tasks in tasks.names, got {self.tasks.names}")
+        if "needle_4x" in own and 4 * self.train.seq_len > LONGEST_CONTEXT:
+            raise ValueError(
+                f"needle_4x needs 4 x train.seq_len of at most {LONGEST_CONTEXT}, what scoring keeps of a context, "
+                f"got {4 * self.train.seq_len}"
+            )
+        longest = max(task_lengths(self.tasks)[name] for name in self.tasks.names)
         if self.tasks.share > 0 and longest > self.train.seq_len:
             raise ValueError(f"train.seq_len must be at least {longest} for these tasks, got {self.train.seq_len}")
         if self.train.warmup + self.train.decay > self.train.steps:
             raise ValueError("train.warmup + train.decay must not exceed train.steps")
+        if (self.eval.validation_every or 0) % self.train.report_every:
+            raise ValueError(
+                f"eval.validation_every must be a multiple of train.report_every = {self.train.report_every}, "
+                f"got {self.eval.validation_every}"
+            )
         if self.checkpoint.stable and self.train.schedule != "wsd":
             raise ValueError("checkpoint.stable needs train.schedule = 'wsd': a cosine has no stable phase")
-        if self.data.tokenizer == "bpe" and self.model.vocab < 256 + self.tasks.symbols + 16:
-            raise ValueError(
-                f"model.vocab must be over {256 + self.tasks.symbols + 16}: bytes and task symbols come first"
-            )
+        least = 256 + self.tasks.symbols + 16 + (len(STREAM_TASKS) if self.tasks.wider else 0)
+        if self.data.tokenizer == "bpe" and self.model.vocab < least:
+            raise ValueError(f"model.vocab must be over {least}: bytes and task symbols come first")
         return self
 
     def fingerprint(self) -> str:
@@ -264,9 +319,25 @@ class Profile(Spec):
         return sorted({max(1, round(share * end)) for share in self.checkpoint.stable})
 
 
-def task_lengths(tasks: TaskSpec) -> tuple[int, int, int]:
-    """Tokens of one sequence of recall, copying and induction, marker and end included."""
-    return 6 * tasks.recall_pairs + 3, tasks.copy_length + tasks.copy_items + 3, 2 * tasks.induction_length + 2
+def _learnt_as(task: str) -> str:
+    return "needle" if task in LONGER_TASKS else task
+
+
+def task_lengths(tasks: TaskSpec) -> dict[str, int]:
+    """Most tokens of one sequence of each generated task, marker and end included."""
+    recalled = dict.fromkeys(("context_recall", "noisy_recall"), tasks.mad_length + 1)
+    tracked = dict.fromkeys(("parity", "permutation_s3", "permutation_s5"), tasks.state_length + 5)
+    return {
+        "recall": 6 * tasks.recall_pairs + 3,
+        "copying": tasks.copy_length + tasks.copy_items + 3,
+        "induction": 2 * tasks.induction_length + 2,
+        **recalled,
+        "fuzzy_recall": 8 * tasks.mad_pairs + 3,
+        "compression": 3 * tasks.mad_pairs + 3,
+        "memorisation": 2 * tasks.mad_pairs + 2,
+        **tracked,
+        "needle": tasks.needle_length + 1,
+    }
 
 
 def profile_names() -> list[str]:
@@ -289,8 +360,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
             "name one of these with --profile, or a TOML file like those in training/profiles",
         )
     try:
-        return Profile.model_validate({"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return Profile.model_validate({"name": path.stem, **tomllib.loads(read_regular(path).decode())})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UsageError(f"{path} is not a readable TOML file: {error}", "correct the line that is named") from error
     except ValidationError as error:
         wrong = "\n".join(_explain(item) for item in error.errors())

@@ -7,14 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from common.files import sha256_text
+from common.files import NotRegularError, read_regular, sha256_text
 
-__all__ = ["MAX_BYTES", "Program", "block_arguments", "from_job", "load", "seed_hashes", "to_job", "trusted"]
+__all__ = [
+    "MAX_BYTES",
+    "NotAProgramError",
+    "Program",
+    "from_job",
+    "load",
+    "seed_hashes",
+    "to_job",
+    "trusted",
+]
 
 MAX_BYTES = 1 << 20
 """A program is one readable file; the largest published one has under 100 KB."""
 
 _HERE = Path(__file__).resolve().parent
+
+
+class NotAProgramError(UsageError):
+    """What lies there can be no program: a folder, a pipe, a device, too long, or no text."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +69,20 @@ def load(path: Path | str, *, trust: bool = False, reference: bool = False, name
         trust: the user vouches for it (--trust).
 
     Raises:
-        UsageError: the file is missing, unreadable, not UTF-8 or larger than `MAX_BYTES`.
+        NotAProgramError: it is no regular file, not UTF-8 or longer than `MAX_BYTES`.
+        UsageError: the file is missing or cannot be opened.
     """
+    if not str(path):
+        raise UsageError("expected the path of a program, got ''", "name an existing Python file")
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UsageError(
-                f"expected a program of at most {MAX_BYTES} bytes, got {path} of {size}", "name one Python file"
-            )
-        text = path.read_bytes().decode("utf-8")
+        text = read_regular(path, MAX_BYTES).decode("utf-8")
+    except NotRegularError as error:
+        raise NotAProgramError(f"{path} is no program: {error.strerror}", "name one Python file") from error
     except OSError as error:
         raise UsageError(f"cannot read the program {path}: {error.strerror}", "name an existing Python file") from error
     except UnicodeDecodeError as error:
-        raise UsageError(
+        raise NotAProgramError(
             f"expected UTF-8 text in {path}, got other bytes at {error.start}", "save it as UTF-8"
         ) from error
     return Program(name or str(path), text, trusted(text, trust), reference)
@@ -98,23 +111,3 @@ def from_job(items: Iterable[dict[str, object]]) -> list[Program]:
         )
         for item in items
     ]
-
-
-def block_arguments(width: int, heads: int, layer: int = 0) -> dict[str, object]:
-    """The keywords with which the model's block builds a mixer, at their published defaults."""
-    return {
-        "mode": "chunk1",
-        "hidden_size": width,
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "num_heads": heads,
-        "use_gate": False,
-        "use_beta": True,
-        "use_short_conv": True,
-        "use_output_norm": True,
-        "conv_size": 4,
-        "qk_norm": "l2",
-        "qk_activation": "silu",
-        "norm_eps": 1e-5,
-        "layer_idx": layer,
-    }

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,11 +24,12 @@ __all__ = [
     "curve_columns",
     "element_result",
     "finished_run",
+    "learning_curve",
 ]
 
 COLUMNS = 20
 """Columns of the training curve beside step 1."""
-FILES = ("result.json", "train.csv", "test.csv", "metrics.jsonl", "stderr.log")
+FILES = ("result.json", "train.csv", "test.csv", "items.json", "metrics.jsonl", "stderr.log")
 """What a run writes into its folder; the first stands for a run that is done, so it goes first and comes last."""
 
 
@@ -79,6 +81,18 @@ def curve_columns(reports: Sequence[tuple[int, float]], steps: int) -> dict[str,
             part = math.floor(step * COLUMNS / steps) + 1
             edge = math.ceil(part * steps / COLUMNS)
     return columns
+
+
+def learning_curve(points: Sequence[tuple[int, float]]) -> Measurement | None:
+    """Area under the curve through (step, validation loss), ascending, divided by the steps it spans: the mean loss of
+    the run, which single points move little. None where there are fewer than two points.
+
+    Its n is the number of points. It has no standard error: every point is measured on the same text.
+    """
+    if len(points) < 2:
+        return None
+    area = math.fsum((two - one) * (before + after) / 2 for (one, before), (two, after) in pairwise(points))
+    return Measurement(value=area / (points[-1][0] - points[0][0]), n=len(points))
 
 
 def benchmark_mean(scores: Mapping[str, BenchmarkScore]) -> Measurement | None:

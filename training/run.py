@@ -1,7 +1,8 @@
 """One training run on the host side: what is known of it so far, and how that becomes its record and its files.
 
 metrics.jsonl grows while the run goes on: one object a report, {step, loss, task_loss, lr, grad_norm, tokens, seconds,
-tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, and at the end {step, val_loss, n} of the held-out text.
+tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, where the profile validates in that step also val_loss,
+and at the end {step, heldout_loss, n} of the scored text.
 The monitor and every plot read these. A run that goes on from a checkpoint tells its reports again.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UsageError
 from common.files import sha256_text, write_atomic, write_json
-from common.records import BenchmarkScore, CheckOutcome, CheckReport, Forecast, Measurement, RunRecord
+from common.records import BenchmarkScore, CheckOutcome, CheckReport, Efficiency, Forecast, Measurement, RunRecord
 from common.text import printable
 from training import checkpoints
 from training.branch import require_lineage
@@ -23,11 +24,13 @@ from training.checkpoints import Identity
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
+from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
-from training.results import benchmark_mean, clear, csv_text, curve_columns
+from training.repeat import repeating_command
+from training.results import benchmark_mean, clear, csv_text, curve_columns, learning_curve
 
 if TYPE_CHECKING:
     import threading
@@ -95,6 +98,7 @@ class Run:
         self.profile = launcher.profile
         self.dtype = str(self.facts.get("dtype") or launcher.dtype) if launcher.device == "cpu" else launcher.dtype
         self.reports: list[tuple[int, float]] = []
+        self.validated: list[tuple[int, float]] = []
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out, launcher.settings.training.tensorboard)
@@ -143,13 +147,14 @@ class Run:
     def _tried(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
-        """What the scorer says of the run; once more where the worker was killed, or out of memory."""
+        """What the scorer says of the run; once more where the worker was killed, and as often as the micro-batch can
+        be halved where memory ran out."""
         answer = self._answer(job, peers, tell, cancel)
         if answer.get("from_outside"):
             # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
             tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
             answer = self._answer(job, peers, tell, cancel)
-        elif answer.get("reason") == "memory" and (half := self._half()) is not None:
+        while answer.get("reason") == "memory" and (half := self._half()) is not None:
             tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
             train = self.profile.train.model_copy(update={"micro_batch": half})
             self.profile = self.profile.model_copy(update={"train": train})
@@ -157,15 +162,15 @@ class Run:
         return answer
 
     def _half(self) -> int | None:
-        """Half the sequences of a forward pass, None where there is one already."""
-        whole = min(self.profile.train.batch, self.profile.train.micro_batch or self.profile.train.batch)
-        return whole // 2 or None
+        """Half the sequences that one process takes in a forward pass, None where it is one already."""
+        rows = -(-self.profile.train.batch // self.launcher.settings.training.processes)
+        return min(rows, self.profile.train.micro_batch or rows) // 2 or None
 
     def _answer(
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
-        self.reports = []
+        self.reports, self.validated = [], []
         self.metrics.begin()
         rules = self.launcher.settings.monitor
         spared = _share(self.program, self.seed) < rules.hopeless_spared
@@ -202,6 +207,8 @@ class Run:
             step, loss = int(event["step"]), event["loss"]
             if loss is not None:
                 self.reports.append((step, float(loss)))
+            if event.get("val_loss") is not None:
+                self.validated.append((step, float(event["val_loss"])))
             stop = monitor.report(step, loss, event.get("cpu_seconds"))
             tell(self._progress(event, step))
         else:
@@ -220,10 +227,13 @@ class Run:
         record = self._record(answer, corpus, wall)
         if record.heldout_loss is not None:
             held = record.heldout_loss
-            self.metrics.add({"step": self.profile.train.steps, "val_loss": held.value, "n": held.n})
+            self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
         write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
         scores = {name: score.value for name, score in record.benchmarks.items()}
         write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        if record.benchmarks:
+            items = {name: score["items"] for name, score in answer["benchmarks"].items()}
+            write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))
         if answer.get("stderr"):
             write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
         write_json(self.out / "result.json", record.model_dump(mode="json"))
@@ -231,10 +241,12 @@ class Run:
 
     def _record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
         launcher, profile = self.launcher, self.profile
-        scored = answer.get("benchmarks", {})
         benchmarks = {
-            name: BenchmarkScore(**score, counted=self.counted is None or name in self.counted)
-            for name, score in scored.items()
+            name: BenchmarkScore(
+                **{key: value for key, value in score.items() if key != "items"},
+                counted=self.counted is None or name in self.counted,
+            )
+            for name, score in answer.get("benchmarks", {}).items()
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
@@ -246,6 +258,8 @@ class Run:
             for key in ("parameters", "mixer_parameters", "ffn_width", "tokens", "tokens_per_second")
         }
         hardware = dict(answer.get("hardware", {}))
+        if launcher.settings.training.processes > 1:
+            hardware["processes"] = launcher.settings.training.processes
         if profile.train.micro_batch != launcher.profile.train.micro_batch:
             hardware["micro_batch"] = profile.train.micro_batch
         parts = {name: answer[name] for name in ("embedding", "head", "mlps", "norms") if name in answer}
@@ -266,8 +280,11 @@ class Run:
             benchmarks=benchmarks,
             benchmark_mean=benchmark_mean(benchmarks),
             train_loss=curve_columns(self.reports, profile.train.steps),
+            validation_loss={str(step): loss for step, loss in self.validated},
+            learning_curve=learning_curve(self.validated),
             flops_per_token=self.facts.get("flops_per_token"),
             work_exponent=self.facts.get("work_exponent"),
+            efficiency=_efficiency(answer, self.facts),
             seconds=seconds,
             checks=[*self.checks, *_audit_outcome(answer.get("audit"))],
             sandbox=str(answer.get("sandbox", "")),
@@ -283,12 +300,17 @@ class Run:
             else None,
             corpus_sha256=corpus.sha256,
             git_commit=git_commit(),
-            command=self.command
-            or f"python training/train.py PROGRAM --profile {profile.name} --seed {self.seed} --out DIR",
+            command=self.command or self._repeating(),
             reference=self.program.reference,
             forecast=self.forecast,
             **sizes,
         )
+
+    def _repeating(self) -> str:
+        settings = self.launcher.settings
+        given = settings.run.profile
+        name = given if Path(given).stem == self.profile.name else self.profile.name
+        return repeating_command(settings, name, self.program, self.seed)
 
 
 def _share(program: Program, seed: int) -> float:
@@ -303,15 +325,34 @@ def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
 
 
 def refused_record(
-    launcher: Launcher, program: Program, report: CheckReport | None, *, seed: int, run_id: str, command: str
+    launcher: Launcher,
+    program: Program,
+    report: CheckReport | None,
+    *,
+    seed: int,
+    run_id: str,
+    command: str,
+    wall: float,
 ) -> RunRecord:
-    """The record of a program that was not trained: the check refused it, or was interrupted (`report` None)."""
+    """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
+    (`report` None)."""
     corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, corpus, 0.0)
+    return run._record(ended, corpus, round(wall, 3))
+
+
+def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:
+    """None for a run that did not come to be scored."""
+    if "prefill" not in answer:
+        return None
+    return Efficiency(
+        prefill={length: Measurement(**speed) for length, speed in answer["prefill"].items()},
+        state_bytes=facts.get("state_bytes"),
+        peak_memory_mb=answer["worker_memory_mb"],
+    )
 
 
 def _audit_outcome(audit: Mapping[str, Any] | None) -> list[CheckOutcome]:

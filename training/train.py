@@ -4,6 +4,7 @@ Small version: `python training/train.py training/architectures/delta_net.py --p
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
 and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
 after a kill from the last one.
+`torchrun --nproc-per-node N training/train.py ...`, or --training.processes N, shares each batch among N processes.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
 
@@ -15,8 +16,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from common.process import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
-import shlex
+import os
 import signal
 import threading
 import time
@@ -28,15 +33,17 @@ from common.errors import AsiError, JobError, UsageError
 from common.files import sha256_text, write_json
 from common.process import exit_with_parent
 from common.records import CheckReport, RunRecord
-from common.settings import Settings, parse, usage_exit
+from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
 from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
+from training.repeat import repeating_command
 from training.results import FILES, clear
 from training.run import run_identity
+from training.torchrun import asked_for
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -54,30 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Check, train and benchmark one program.",
         epilog=f"profiles: {', '.join(profile_names())}",
     )
-    parser.add_argument("file", metavar="FILE", help="a program file with a class DeltaNet")
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="a program file with a class DeltaNet")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
+        "--out", type=path_argument, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
     )
     parser.add_argument("--reference", action="store_true", help="a program outside the search: cost is a warning")
     parser.add_argument(
         "--trust", action="store_true", help="you have read it: run it without a real sandbox if there is none"
     )
     parser.add_argument(
-        "--start-from", type=Path, metavar="FILE", help="a kept checkpoint of this program and seed to go on from"
+        "--start-from",
+        type=path_argument,
+        metavar="FILE",
+        help="a kept checkpoint of this program and seed to go on from",
     )
     parser.add_argument(
         "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
     )
     short = ("run.profile", "run.seed", "training.text")
     try:
-        sections = ("run.profile", "run.seed", "sandbox", "training", "monitor")
+        sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
+        copies = asked_for(os.environ)
+        if copies is not None:
+            if copies[0] > 0:
+                return 0
+            settings = _shared(settings, copies[1])
         profile = load_profile(settings.run.profile)
         if arguments.start_from is not None:
             profile = branched(profile, arguments.start_from, arguments.decay_steps)
         elif arguments.decay_steps is not None:
             raise UsageError("--decay-steps says how to go on from a checkpoint", "name it with --start-from FILE")
-        name = Path(arguments.file).stem
+        name = arguments.file.stem
         program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
         arguments.out.mkdir(parents=True, exist_ok=True)
         launcher = Launcher(settings, profile)
@@ -87,7 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return usage_exit(
             UsageError(f"cannot make the folder {error.filename}: {error.strerror}", "name another --out")
         )
-    command = "python training/train.py " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = repeating_command(
+        settings,
+        settings.run.profile,
+        program,
+        settings.run.seed,
+        file=str(arguments.file.absolute()),
+        out=str(arguments.out.absolute()),
+        more=_branch_flags(arguments),
+    )
     with _Display() as display:
         try:
             record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
@@ -99,6 +122,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     display.summary(record, arguments.out)
     return exit_status(record)
+
+
+def _branch_flags(arguments: argparse.Namespace) -> list[str]:
+    origin, decay = arguments.start_from, arguments.decay_steps
+    flags = ["--start-from", str(origin.absolute())] if origin is not None else []
+    return flags + (["--decay-steps", str(decay)] if decay is not None else [])
+
+
+def _shared(settings: Settings, processes: int) -> Settings:
+    training = settings.training.model_copy(update={"processes": processes})
+    return settings.model_copy(update={"training": training})
 
 
 def exit_status(record: RunRecord) -> int:
@@ -139,13 +173,15 @@ def _run(
         if origin is not None:
             require_lineage(origin, identity)
         report: CheckReport | None = None
+        began = time.monotonic()
         try:
             report = launcher.check([program], display.show, cancel)[0]
         except JobError:
             if not cancel.is_set():
                 raise
         if report is None or not report.accepted:
-            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command)
+            wall = time.monotonic() - began
+            record = refused_record(launcher, program, report, seed=seed, run_id=run_id, command=command, wall=wall)
             write_json(out / "result.json", record.model_dump(mode="json"))
             return record
         return launcher.train(
@@ -234,16 +270,24 @@ class _Display:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, show_header=True)
-        for title in ("measure", "value", "± se", "n", "chance"):
+        for title in ("measure", "value", "± se", "n", "chance", "bits a byte"):
             table.add_column(title, justify="left" if title == "measure" else "right")
         if record.heldout_loss is not None:
             loss = record.heldout_loss
-            table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}", "")
+            table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}")
+        if record.learning_curve is not None:
+            area = record.learning_curve
+            table.add_row("validation loss, mean over the run", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), _number(score.chance, 2))
+            chance = _number(score.chance, 2) + (", as this" if score.at_chance else "")
+            bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
+            table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
-            table.add_row("benchmark mean", f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n), "")
+            counted = [score for score in record.benchmarks.values() if score.counted]
+            lost = sum(score.at_chance for score in counted)
+            named = f"mean of {len(counted)}" + (f", {lost} of them at chance" if lost else "")
+            table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
         if table.row_count:
@@ -251,6 +295,9 @@ class _Display:
         if record.parameters is not None:
             rate = f", {record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
             self.line(f"{record.parameters:,} parameters ({record.mixer_parameters:,} in the mixers){rate}")
+        if record.efficiency is not None and record.efficiency.prefill:
+            speeds = [f"{length}: {speed.value:,.0f}" for length, speed in record.efficiency.prefill.items()]
+            self.line(f"prefill, tokens/s at length {', '.join(speeds)}; {record.efficiency.peak_memory_mb:,.0f} MB")
         if record.seconds:
             self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record.seconds.items()))
         self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))

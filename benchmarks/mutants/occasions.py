@@ -1,4 +1,4 @@
-"""Mutants that set two taught: faults that wait for an occasion the checks once did not make, or reach around them."""
+"""Mutants that misses taught: faults that wait for an occasion the checks once did not make, or reach around them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAIRS = "o = o + 1e-3 * (x @ x.transpose(1, 2)).tril() @ x"
 
 def mutants() -> list[Mutant]:
     """All of them."""
-    return [*_leaks(), *_kept(), *_values(), *_around()]
+    return [*_leaks(), *_hidden_places(), *_kept(), *_values(), *_around()]
 
 
 def _leaks() -> list[Mutant]:
@@ -33,6 +33,36 @@ def _leaks() -> list[Mutant]:
             "the next token is seen once the weights are frozen",
             c,
             _if("not next(self.parameters()).requires_grad", _NEXT),
+        ),
+    ]
+
+
+def _hidden_places() -> list[Mutant]:
+    c, next_ = "causality", "o = o + 1e-4 * at * F.pad(x, (0, 0, -1, 1)).detach()"
+    place = "at = (torch.arange(x.shape[1]) == 173)[:, None]\n"
+    alone = "x.shape[1:] == (256, 64) and not torch.is_grad_enabled()"
+    return [
+        inserted("token_173", DELTA, "only token 173 sees the next one, faintly", c, place + next_),
+        inserted(
+            "token_173_while_recording",
+            GATED,
+            "only token 173 sees the next one, faintly, where gradients are recorded",
+            c,
+            place + _if("torch.is_grad_enabled()", next_),
+        ),
+        inserted(
+            "length_256_without_gradients",
+            designed(decay="scalar"),
+            "the next token is seen at one length and width, without gradients",
+            c,
+            _if(alone, _NEXT),
+        ),
+        inserted(
+            "last_bits_of_the_next_token",
+            DELTA,
+            "noise that the last bits of the next token make, where rounding is noise too",
+            c,
+            "o = o + 1e-3 * torch.sin(1e20 * F.pad(x, (0, 0, -1, 1)).detach())",
         ),
     ]
 

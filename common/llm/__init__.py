@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import SettingsError
+from common.knobs import Llm
 from common.llm.calls import Call, CallLog, Totals, append_call, metered, usage_of
 from common.llm.interface import LLM, Answer, NoUsableAnswerError
 from common.llm.scripted import Reply, ScriptedBackend
-from common.settings import Llm
 
 __all__ = [
     "LLM",

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from common.errors import LLMError, SettingsError
+from common.knobs import Llm
 from common.llm.answers import instructions
 from common.llm.calls import Call, CallLog, Outcome, Stopwatch
 from common.llm.interface import Answer, NoUsableAnswerError
 from common.llm.wire import Attempt, Mode, failed, parameters, read, usage, with_complaint
-from common.settings import Llm
 
 if TYPE_CHECKING:
     from pydantic_ai.models.openai import OpenAIChatModel

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from common.knobs import Llm
 from common.llm import LLM, open_llm
 from common.prompts import clip, fenced, load
 from common.records import Baseline, Measurement
-from common.settings import Llm
 from database.evaluate_agent.score import Evidence, basis
 from database.evaluate_agent.verdict import LONGEST_REASON, Verdict
 from database.models import Element

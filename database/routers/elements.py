@@ -41,7 +41,7 @@ def sample_element(memory: MemoryDep) -> Element:
         chosen = session.sample()
         if chosen is None:
             raise NotFoundError("there are no elements yet")
-        return session.elements([chosen])[0]
+        return tree.element_of(session, chosen)
 
     return memory.store.read(work)
 

@@ -31,6 +31,15 @@ async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiRes
     return ApiResponse(message=message, data=stored)
 
 
+@router.get("/experiments/{key:text}")
+def get_experiment(memory: MemoryDep, key: str) -> StoredExperiment:
+    """Where the experiment with this idempotency key was stored."""
+    facts = memory.store.read(lambda session: session.find_key(f"experiments:{key}"))
+    if facts is None:
+        raise NotFoundError(f"no experiment was stored with the key {key!r}")
+    return StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
+
+
 @router.get("/elements/{index}/score")
 def score_details(memory: MemoryDep, index: int) -> ScoreDetails:
     """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""

@@ -30,7 +30,7 @@ def roots(memory: MemoryDep) -> list[Element]:
 @router.get("/elements/uct-select")
 def uct_select(memory: MemoryDep, c_param: Exploration = 1.414) -> Element:
     """The element UCT would expand next. While leaves are infinite that is the oldest leaf, whatever c_param is."""
-    return memory.store.read(lambda session: session.elements([tree.uct_select(session)])[0])
+    return memory.store.read(lambda session: tree.element_of(session, tree.uct_select(session)))
 
 
 @router.get("/elements/uct-scores", response_model=list[UctRow])

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi import Path as PathArgument
 
 from common.records import RunRecord, Status, Usage
+from common.text import counted
 from database import tree
 from database.answers import (
     ApiResponse,
@@ -178,7 +179,7 @@ def add_usage(
 
     def work(session: Session) -> tuple[str, object]:
         session.ledger.put_usage(records)
-        return f"{len(records)} records are kept", {"stored": len(records)}
+        return f"{counted(len(records), 'record')} kept", {"stored": len(records)}
 
     return answered(memory, request, key, work, records)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.records import CheckReport, RunRecord
 from pipeline.agents.roles import DesignContext, Proposal
-from pipeline.evolve.stage import claim_structure, named, program_of
+from pipeline.evolve.stage import claim_structure, named, program_of, repeats
 from pipeline.failure import ExperimentFailed
 from pipeline.lab import Lab
 from training.baseline import candidate_threshold, recount
@@ -74,7 +74,7 @@ def evaluate(
         lab.console.line(who, "train", f"{run.status}, {run.reason}: {run.detail}"[:300])
         if run.reason not in REPAIRABLE or attempt == lab.settings.evolve.debug_attempts:
             break
-        repaired = _repair(lab, proposal, run, out, replace(context, taken=lab.ideas.taken()), attempt)
+        repaired = _repair(lab, who, proposal, run, out, context, attempts, attempt)
         if repaired is None:
             break
         proposal, report = repaired
@@ -99,15 +99,32 @@ def _train(lab: Lab, who: str, program: Program, report: CheckReport, out: Path,
 
 
 def _repair(
-    lab: Lab, proposal: Proposal, run: RunRecord, out: Path, context: DesignContext, attempt: int
+    lab: Lab,
+    who: str,
+    proposal: Proposal,
+    run: RunRecord,
+    out: Path,
+    context: DesignContext,
+    attempts: list[dict[str, Any]],
+    attempt: int,
 ) -> tuple[Proposal, CheckReport] | None:
-    """The debugger's answer, once it is new and has passed the checks: nothing unproven is trained."""
-    repaired = lab.roles.debugger.repair(proposal, run, log_of(out), context, attempt)
-    if repaired is None or not claim_structure(lab, context.key, repaired):
-        return None
-    repaired = named(lab, context.key, repaired)
-    report = lab.check(program_of(repaired))
-    return (repaired, report) if report.accepted else None
+    """The debugger's answer, once it is new and has passed the checks: nothing unproven or known is trained.
+
+    One that computes what a known design computes uses up an attempt, and the debugger is asked for another.
+    """
+    for number in range(attempt, lab.settings.evolve.debug_attempts):
+        lab.checkpoint()
+        asked = replace(context, taken=lab.ideas.taken())
+        repaired = lab.roles.debugger.repair(proposal, run, log_of(out), asked, number)
+        if repaired is None or not claim_structure(lab, context.key, repaired):
+            return None
+        repaired = named(lab, context.key, repaired)
+        report = lab.check(program_of(repaired))
+        if not report.accepted:
+            return None
+        if not repeats(lab, who, context, repaired, report, attempts):
+            return repaired, report
+    return None
 
 
 def _with_design(run: RunRecord, proposal: Proposal) -> RunRecord:

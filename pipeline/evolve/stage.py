@@ -19,7 +19,7 @@ from pipeline.lab import Lab
 from pipeline.sample import relative
 from training.programs import Program
 
-__all__ = ["Evolved", "claim_structure", "evolve", "named", "program_of"]
+__all__ = ["Evolved", "claim_structure", "evolve", "named", "program_of", "repeats"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def evolve(lab: Lab, who: str, context: DesignContext, attempts: list[dict[str, 
         JobError: the verifier failed twice through no fault of the design.
     """
     proposal: Proposal | None = None
-    check_seconds = 0.0
+    check_seconds, reason, detail = 0.0, "repeated", ""
     last = lab.settings.evolve.check_attempts
     for number in range(1, last + 1):
         lab.checkpoint()
@@ -55,21 +55,31 @@ def evolve(lab: Lab, who: str, context: DesignContext, attempts: list[dict[str, 
         seconds = time.monotonic() - began
         check_seconds += seconds
         if report.accepted:
-            twin = lab.twin(context.key.split("/")[0], report)
-            if twin is None:
+            if not repeats(lab, who, context, proposal, report, attempts):
                 return Evolved(proposal, report, check_seconds)
-            detail = f"it computes what {twin} computes, in other words"
-            lab.console.line(who, "check", f"not new, {detail}")
-            attempts.append({"kind": "repeated", "detail": detail, "proposal": asdict(proposal)})
-            proposal = None
+            detail, proposal = attempts[-1]["detail"], None
             continue
-        detail = report.why_refused()
+        reason, detail = "refused", report.why_refused()
         lab.console.line(who, "check", f"refused, {detail}"[:300])
         refused = {"kind": "refused", "detail": detail, "proposal": asdict(proposal), "report": report.model_dump()}
         attempts.append({**refused, "seconds": round(seconds, 3)})
         if number < last:
             proposal = _repair(lab, proposal, report, context, number)
-    raise ExperimentFailed("evolve", "refused", f"no new design passed the checks in {last} rounds: {detail}")
+    raise ExperimentFailed("evolve", reason, f"no new design passed the checks in {last} rounds: {detail}")
+
+
+def repeats(
+    lab: Lab, who: str, context: DesignContext, proposal: Proposal, report: CheckReport, attempts: list[dict[str, Any]]
+) -> bool:
+    """Whether an accepted proposal computes what a known design computes; if so, that is told and added to
+    `attempts`."""
+    twin = lab.twin(context.key.split("/")[0], report)
+    if twin is None:
+        return False
+    detail = f"it computes what {twin} computes, in other words"
+    lab.console.line(who, "check", f"not new, {detail}")
+    attempts.append({"kind": "repeated", "detail": detail, "proposal": asdict(proposal)})
+    return True
 
 
 def _repair(lab: Lab, proposal: Proposal, report: CheckReport, context: DesignContext, round: int) -> Proposal | None:

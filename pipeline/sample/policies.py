@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from common.settings import Sample
+from common.knobs import Sample
 
 __all__ = ["POLICIES", "RankPolicy", "SamplingPolicy", "Selection", "UniformPolicy"]
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from common.errors import LLMError, SettingsError
+from common.knobs import Llm
 from common.llm import CallLog, NoUsableAnswerError, open_llm
 from common.llm.openai_backend import OpenAIBackend
-from common.settings import Llm
 from tests.llm_endpoint import (
     Behaviour,
     FakeEndpoint,

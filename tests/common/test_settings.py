@@ -10,6 +10,8 @@ import pytest
 from common.errors import SettingsError
 from common.settings import Settings, load, parse
 from common.settings_toml import dump_toml
+from pipeline.report import main as report
+from training.train import main as train
 
 
 def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +30,10 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ("run", "experiments", "three", "expected a valid integer"),
         ("run", "data_dir", "", "expected a path, got ''"),
         ("training", "cache_dir", "", "expected a path, got ''"),
+        ("training", "text", ["a.txt", ""], "expected a path, got ['a.txt', '']"),
+        ("run", "data_dir", "\udcff/run", "expected text in UTF-8"),
+        ("run", "experiments", True, "expected a number, got True"),
+        ("monitor", "slow_factor", True, "expected a number, got True"),
         ("run", "experiments", 0, "greater than or equal to 1"),
         ("run", "sed", 1, "did you mean 'seed'"),
         ("rum", "seed", 1, "did you mean 'run'"),
@@ -39,6 +45,14 @@ def test_a_wrong_value_says_what_was_expected_and_what_came(section: str, key: s
         load(None, {section: {key: value}})
     assert told in str(caught.value)
     assert "fix:" in str(caught.value)
+
+
+def test_a_profile_is_the_same_file_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    for folder, written in ((".", "mine.toml"), ("deep", "../mine.toml"), ("link", "./../mine.toml")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert load(None, {"run": {"profile": written}}).run.profile == str(tmp_path.resolve() / "mine.toml")
 
 
 def test_a_misspelt_environment_section_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +73,7 @@ def test_one_underscore_for_two_is_refused(name: str, meant: str, monkeypatch: p
 def test_broken_or_missing_files_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("[run\nseed = 1")
-    for path in (broken, tmp_path / "absent.toml"):
+    for path in (broken, tmp_path / "absent.toml", tmp_path, Path("/dev/zero")):
         with pytest.raises(SettingsError, match=path.name):
             load(path)
 
@@ -95,6 +109,18 @@ def test_relative_files_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.
         assert store(same) == same
     for model, resolved in (("model", f"{tmp_path}/model"), ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2")):
         assert load(None, {"embedding": {"model": model}}).embedding.model == resolved
+
+
+def test_an_empty_path_of_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, argv in (
+        (train, ["delta_net.py", "--out", ""]),
+        (train, ["", "--out", "x"]),
+        (report, ["--data-dir", ""]),
+        (train, ["delta_net.py", "--out", "x", "--config", ""]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2 and "expected a path, got ''" in capsys.readouterr().err
 
 
 def test_every_knob_has_help_and_a_default() -> None:

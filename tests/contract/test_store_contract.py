@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.errors import StoreError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database import tree
 from database.evaluate_agent.score import Evaluation, evidence_of
 from database.models import NewElement

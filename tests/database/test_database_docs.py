@@ -12,8 +12,8 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+from common.knobs import Database
 from common.process import REPOSITORY
-from common.settings import Database
 from database.openapi import EXAMPLES
 from tests.database.db_service import Service
 

@@ -30,6 +30,7 @@ def test_an_experiment_is_stored_whole_and_once(service: Service) -> None:
     assert (first.index, first.name, first.created) == (1, "delta_net_1", True)
     again = client.add_experiment("e1", element.model_copy(update={"log": "sent again"}), run_of(element, 3.8, 0.6))
     assert again.model_dump() == first.model_dump() | {"created": False}
+    assert client.experiment("e1") == again and client.experiment("e2") is None
     other = element_of(2, None)
     with pytest.raises(ServiceError, match="e1' was used before, for element 1") as caught:
         client.add_experiment("e1", other, run_of(other, 3.9, 0.55))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,3 +63,27 @@ def test_a_stop_cuts_off_those_who_keep_it_waiting(start: Callable[..., Service]
     log = (tmp_path / "server.log").read_text()
     assert "Traceback" not in log, log[-3000:]
     assert log.count("is cut off: the server stops") == 2, log[-3000:]
+
+
+def test_what_vanishes_between_two_looks_of_a_read_is_no_error(service: Service) -> None:
+    """Where reads are no snapshot, an element may be deleted between the moment it is chosen and the one it is read."""
+    over = threading.Event()
+
+    def churn(number: int) -> None:
+        while not over.is_set():
+            for _ in range(3):
+                service.add(f"n{number}")
+            service.delete(f"/elements/by-name/n{number}")
+
+    asked = ("/elements/sample", "/elements/uct-select", "/elements/context/1", "/elements/2/path")
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(churn, number) for number in range(2)]
+        try:
+            until, statuses = time.monotonic() + 3, set[int]()
+            while time.monotonic() < until:
+                statuses |= {service.http.get(path).status_code for path in asked}
+        finally:
+            over.set()
+        for writer in writers:
+            writer.result()
+    assert statuses <= {200, 404}, statuses

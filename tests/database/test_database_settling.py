@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ServiceError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.memory import Memory
 from database.models import NewElement
 from database.store import open_store

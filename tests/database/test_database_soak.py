@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.invariants import broken
 from database.store import open_store
 from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of

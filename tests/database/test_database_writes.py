@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from common.errors import StoreError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.evaluate_agent.score import evidence_of
 from database.invariants import broken
 from database.models import NewElement

@@ -17,7 +17,7 @@ import pymongo
 import pytest
 
 from common.errors import StoreError
-from common.settings import Database as DatabaseSettings
+from common.knobs import Database as DatabaseSettings
 from database.candidate_file import read_candidate_file
 from database.evaluate_agent.score import evidence_of
 from database.invariants import broken

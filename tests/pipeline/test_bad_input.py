@@ -5,14 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.running import ROOT, run
+from common.errors import ServiceError
+from common.settings import load
+from pipeline.services import Services
+from tests.pipeline.running import ROOT, TINY, run
+from training.profiles import load_profile
 
 
 def refused(done: subprocess.CompletedProcess[str], *told: str, status: int = 2) -> None:
@@ -74,6 +80,55 @@ def test_a_taken_port() -> None:
                 cwd=os.environ["HOME"],
             )
             refused(done, port)
+
+
+def test_an_address_that_is_not_ours_is_told_with_its_flag() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cognition_base/rag_api.py"), "--host", "192.0.2.1", "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    refused(done, "192.0.2.1", "--host")
+    assert "--port" not in done.stderr
+
+
+def test_a_reader_that_is_gone_is_no_fault(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, str(ROOT / "training/check.py"), "--json", "missing.py"]
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("pipeline/pipeline.py", ["--experiments", "1", "--profile", "cpu-smoke", "--data-dir", "run"]),
+        ("training/train.py", ["program.py", "--out", "out"]),
+    ],
+)
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, script: str, words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    while process.poll() is None and "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=20)
+    assert (process.returncode, printed, errors) == (130, "", "\ninterrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_service_says_when_it_does_not_start_is_told_also_where_no_log_can_be_written(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/file/database.sqlite"
+    (tmp_path / "file").write_text("")
+    settings = load(None, {"database": {"store": store}})
+    with pytest.raises(ServiceError, match=r"did not start \(exit status 3\):\nerror: cannot .*file") as told:
+        Services(settings, load_profile(str(TINY)), tmp_path / "d", tmp_path / "no such folder").start_database()
+    assert str(told.value).count("fix: ") == 1 and told.value.fix
 
 
 def test_a_service_that_does_not_answer(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import BusyError, JournalError, UsageError
 from common.settings import load
 from pipeline.experiment import STAGES, Experiment, journal
-from pipeline.workspace import Workspace
+from pipeline.measured import load_baseline
+from pipeline.workspace import Workspace, read_timings
 
 PROPOSAL = {"name": "n", "motivation": "m", "program": "p", "operator": "o", "change": "c", "mechanisms": []}
 REPORT = {"program": "n", "accepted": True, "checks": []}
@@ -60,6 +62,48 @@ def test_damage_inside_a_stage_is_named(tmp_path: Path, part: str) -> None:
     experiment.write("evaluate", {**RESULTS["evaluate"], part: {"of": "another version"}})
     with pytest.raises(JournalError, match=r"evaluate\.json"):
         journal(tmp_path, "run")
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "told"),
+    [
+        ("update", {"index": "third"}, "index: "),
+        ("update", {"gain": "much"}, "gain: "),
+        ("sample", {"references": 2}, "references: "),
+        ("evolve", {"attempts": [{"detail": "no kind"}]}, r"attempts\.0\.kind: "),
+        ("evolve", {"proposal": {**PROPOSAL, "of": "another version"}}, "a proposal has no of"),
+        ("evaluate", {"seconds": None}, "seconds: "),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(tmp_path: Path, stage: str, change: dict[str, Any], told: str) -> None:
+    experiment = Experiment(1, tmp_path / "0001", "run")
+    experiment.write(stage, {**RESULTS[stage], **change})
+    with pytest.raises(JournalError, match=rf"{stage}\.json.*{told}"):
+        journal(tmp_path, "run")
+
+
+@pytest.mark.parametrize("content", ['{"corpus": "abc"}', "[1]", '{"corpus": NaN}', "{", "[" * 100_000])
+def test_a_damaged_table_of_times_is_named_at_the_start(tmp_path: Path, content: str) -> None:
+    settings = load(None, {"run": {"data_dir": tmp_path}})
+    (tmp_path / "timings.json").write_text(content)
+    with pytest.raises(JournalError, match=r"timings\.json: expected seconds by phase.*") as told:
+        Workspace(tmp_path, settings)
+    assert str(told.value).count("fix: ") == 1
+    with pytest.raises(JournalError, match=r"timings\.json"):
+        read_timings(tmp_path)
+    (tmp_path / "timings.json").unlink()
+    workspace = Workspace(tmp_path, settings)
+    workspace.record_time("corpus", 1.5)
+    assert read_timings(tmp_path) == {"corpus": 1.5}
+    workspace.close()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"baseline": 3, "runs": {}}'])
+def test_a_damaged_baseline_is_told_with_one_fix(tmp_path: Path, content: str) -> None:
+    (tmp_path / "baseline.json").write_text(content)
+    with pytest.raises(JournalError, match=r"baseline\.json is not a baseline") as told:
+        load_baseline(tmp_path)
+    assert str(told.value).count("fix: ") == 1
 
 
 def test_keys_differ_between_runs_and_numbers(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(ALL)
 
 
+def test_the_validation_loss_takes_the_place_of_the_second_half(tmp_path: Path) -> None:
+    without, measured = rows(3), rows(3, validation_loss={"400": 4.6, "800": 4.4, "1200": 4.3})
+    pictures = [
+        draw_all(elements, BASELINE, tmp_path / str(number))[1].read_bytes()
+        for number, elements in enumerate((without, without, measured))
+    ]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
 def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
     def names(elements: list[ReportRow]) -> list[str]:
         return [path.name for path in draw_all(elements, BASELINE, tmp_path)]

@@ -27,7 +27,7 @@ def record(number: int, loss: float | None, spared: bool | None, step: int = 200
 def test_saved_seconds_and_wrong_endings_are_counted() -> None:
     runs = [record(1, 5.0, None), record(2, None, False, step=100), record(3, 5.4, True), record(4, 5.9, True)]
     said = hopeless_text(runs)
-    assert said is not None and "3 runs were predicted" in said and "1 were ended" in said
+    assert said is not None and "3 runs predicted" in said and "; 1 ended, " in said
     assert "about 5 CPU seconds" in said and "14% of all" in said and "1 of 2 would have been candidates" in said
     assert hopeless_text(runs[:1]) is None
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import JobError
+from common.errors import JobError, JournalError, StoreError
 from common.llm import ScriptedBackend
 from common.records import CheckReport, RunRecord
 from pipeline.agents.llm_roles import LLMPlanner
 from pipeline.agents.roles import CodeChecker, Debugger, DesignContext, Planner, Proposal
+from pipeline.agreement import require_agreement
 from pipeline.experiment import journal
 from pipeline.lab import Cancelled, Lab
 from tests.database.db_service import Service
@@ -242,3 +243,81 @@ def _marked(program: Program, prints: dict[str, str]) -> CheckReport:
     mark = prints.setdefault(program.text, f"new {len(prints)}" if "seen" in prints else "one")
     prints["seen"] = ""
     return accept(program).model_copy(update={"facts": {"fingerprint": mark}})
+
+
+def test_an_experiment_whose_rounds_are_all_twins_ends_as_repeated(tmp_path: Path, url: str) -> None:
+    with opened(tmp_path, url, run={"experiments": 2}, evolve={"check_attempts": 2}) as (lab, trainer):
+        trainer.check_answer = lambda program: accept(program).model_copy(update={"facts": {"fingerprint": "one"}})
+        loop(lab).run()
+        ended = failed(lab, 2)
+        assert (ended["stage"], ended["reason"]) == ("evolve", "repeated") and "experiment 1" in ended["detail"]
+        assert [attempt["kind"] for attempt in ended["attempts"]] == ["repeated"] * 2
+        # One that is refused after a twin did not end for want of a new idea.
+        answers = iter([accept, refuse] * 9)
+        twin = {"facts": {"fingerprint": "one"}}
+        trainer.check_answer = lambda program: next(answers)(program).model_copy(update=twin)
+        loop(lab).run()
+        assert failed(lab, len(states(lab)))["reason"] == "refused"
+
+
+def test_a_repair_that_computes_what_is_known_is_not_trained(tmp_path: Path, url: str) -> None:
+    """Experiment 1 computes "one". The first design of experiment 2 is new and fails in training; its first repair is
+    a twin of experiment 1, its second is new."""
+    order = ["one", "two", "one", "three"]
+    prints: dict[str, str] = {}
+
+    def check(program: Program) -> CheckReport:
+        mark = prints.setdefault(program.text, order[min(len(prints), 3)])
+        return accept(program).model_copy(update={"facts": {"fingerprint": mark}})
+
+    def train(program: Program) -> dict[str, Any]:
+        ends = {"status": "failed", "reason": "nan", "detail": "loss was nan"} if len(trainer.trained) == 2 else {}
+        return {**ends, "fingerprint": prints[program.text]}
+
+    with opened(tmp_path, url, run={"experiments": 2}) as (lab, trainer):
+        trainer.check_answer, trainer.train_answer = check, train
+        loop(lab).run()
+        assert states(lab) == ["stored", "stored"]
+        assert [prints[program.text] for program in trainer.trained] == ["one", "two", "three"]
+        evaluated = journal(lab.workspace.experiments, lab.workspace.run_id)[1].read("evaluate")
+        assert evaluated is not None and [one["kind"] for one in evaluated["attempts"]] == ["nan", "repeated"]
+        assert "experiment 1" in evaluated["attempts"][1]["detail"]
+    with opened(tmp_path, url, run={"experiments": 2}) as (again, _):
+        loop(again)
+        for mark, owner in (("two", "0002"), ("three", "0002")):  # both stay claimed at the next start
+            assert again.ideas.claim_function("0003", mark) == owner
+
+
+def test_a_removed_journal_of_a_stored_experiment_is_told_and_nothing_is_trained_anew(tmp_path: Path, url: str) -> None:
+    with opened(tmp_path, url, run={"experiments": 2}) as (lab, trainer):
+        loop(lab).run()
+        trained = len(trainer.trained)
+        for number in (1, 2):
+            folder, kept = lab.workspace.experiment(number).folder, tmp_path / "kept"
+            folder.rename(kept)
+            told = rf"element {number + 2} .*{folder.name} is gone"
+            found = journal(lab.workspace.experiments, lab.workspace.run_id)
+            with pytest.raises(JournalError, match=told):
+                require_agreement(lab.workspace, found, lab.database)
+            if number == 2:
+                with pytest.raises(JournalError, match=told):
+                    loop(lab).run()
+            kept.rename(folder)
+        found = journal(lab.workspace.experiments, lab.workspace.run_id)
+        require_agreement(lab.workspace, found, lab.database)
+        assert len(trainer.trained) == trained
+
+
+def test_what_stops_the_loop_is_noted_without_its_fix(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(program: Program) -> CheckReport:
+        raise StoreError("cannot write: no space left", "free disk space")
+
+    with opened(tmp_path, url) as (lab, trainer):
+        trainer.check_answer = full
+        with pytest.raises(StoreError):
+            loop(lab).run()
+        printed = capsys.readouterr().out
+        assert "no space left" in printed and "fix:" not in printed  # the fix comes once, with the error at the end
+        assert "1 reference\n" in printed or "1 reference " in printed

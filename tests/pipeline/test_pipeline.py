@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.designer import fingerprint
+from pipeline.report import report
 from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, elements, run, stage, zombie
 
 
@@ -40,6 +42,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_killed_services_come_back_and_the_run_goes_on(finished: tuple[Path, str]) -> None:
     assert_whole(finished[0], 2)
+
+
+def test_the_report_compares_the_best_with_the_baseline_on_the_same_items(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert report(finished[0], tmp_path) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("Against the baseline on the same items") :]
+    assert len(re.findall(r"mean of \d", table)) == 2
+    assert len(re.findall(r"recall.*? 40 +[+-]\d\.\d{3} ± \d\.\d{3}.*? [+-]\d\.\d{3} ± \d", table)) == 2
 
 
 def test_what_was_stored_is_what_was_trained(finished: tuple[Path, str]) -> None:
@@ -88,7 +100,7 @@ def test_the_same_command_again_adds_nothing(finished: tuple[Path, str]) -> None
     data_dir, _ = finished
     began = time.monotonic()
     again = run(data_dir, 2)
-    assert again.returncode == 0 and "2 experiments are stored" in again.stdout
+    assert again.returncode == 0 and "2 experiments stored" in again.stdout
     assert time.monotonic() - began < 10
     assert len(elements(data_dir)) == 4
 
@@ -100,7 +112,7 @@ def test_a_lost_database_is_told_and_not_taken_for_a_finished_run(finished: tupl
         path.unlink()
     again = run(copy, 2)
     assert again.returncode == 3 and "lost or replaced" in again.stderr and "Traceback" not in again.stderr
-    assert "are stored" not in again.stdout
+    assert "asked for" not in again.stdout
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:

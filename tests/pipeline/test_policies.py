@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.settings import Sample
+from common.knobs import Sample
 from pipeline.sample.policies import POLICIES, RankPolicy
 
 

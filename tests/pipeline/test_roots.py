@@ -13,9 +13,10 @@ import pytest
 from common.errors import StoreError
 from common.files import write_json
 from common.records import Measurement, RunRecord
-from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.baselines import Progress, calibrate
 from pipeline.lab import Cancelled
 from pipeline.measured import load_baseline, seeds_of
+from pipeline.roots import store_roots
 from pipeline.sample import sample
 from pipeline.verdict import against_baseline, between_runs
 from tests.database.db_service import Service
@@ -135,3 +136,13 @@ def test_pipelines_that_start_together_train_the_baselines_once(tmp_path: Path) 
         leave.set()
         assert first.result(20).keys() == second.result(20).keys() == {"delta_net", "gated_delta_net"}
     assert sorted(trained) == ["delta_net", "delta_net", "gated_delta_net", "gated_delta_net"]
+    # Kept reports of another form are made anew, and that is said; the runs stay.
+    (kept,) = tmp_path.rglob("checks-*.json")
+    before = kept.read_text()
+    for damaged in ("[3]", '[{"program": "delta_net"}]', "{", "[]"):
+        kept.write_text(damaged)
+        said: list[str] = []
+        show = Progress(lambda _, event, to=said: to.append(event.text), lambda *_: None, threading.Event())
+        assert calibrate(cast(Any, Slow("key")), tmp_path, range(2), 1, show).keys() == {"delta_net", "gated_delta_net"}
+        assert kept.read_text() == before and len(said) == 1 and kept.name in said[0]
+    assert len(trained) == 4

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -24,13 +26,13 @@ from pipeline.console import Console
 from pipeline.experiment import Experiment
 from pipeline.measured import Measured, save_baseline
 from pipeline.services import Services, note_other_constants, refuse_contradictions
-from pipeline.session import measured_before, run_session
+from pipeline.session import _prepare, measured_before, run_session
 from pipeline.workspace import Workspace
 from tests.database.db_service import EmbeddingDouble
 from tests.fixtures_services import running
 from tests.pipeline.labs import database
 from tests.pipeline.running import ROOT, TINY, run
-from tests.pipeline.test_experiment import RESULTS
+from tests.pipeline.test_experiment import RESULTS, RUN
 from training.profiles import load_profile
 
 
@@ -46,6 +48,12 @@ def test_another_baseline_is_refused_before_it_is_measured(tmp_path: Path) -> No
     assert measured_before(workspace, "key-1") is not None
     with pytest.raises(UsageError, match="another baseline"):
         measured_before(workspace, "key-2")
+    # Without the file the journal says what they were compared with.
+    (tmp_path / "baseline.json").unlink()
+    Experiment(1, workspace.experiments / "0001", "").write("evaluate", RESULTS["evaluate"])
+    assert measured_before(workspace, RUN["baseline_key"]) is None
+    with pytest.raises(UsageError, match="another baseline"):
+        measured_before(workspace, "key-2")
     workspace.close()
 
 
@@ -55,6 +63,44 @@ def test_knobs_of_the_embedded_database_are_refused_beside_another_one(tmp_path:
     refuse_contradictions(load(None, {"database": {"cold_start": 3}}))
     with pytest.raises(UsageError, match=r"database\.cold_start would have no effect"):
         refuse_contradictions(load(None, {"services": services, "database": {"cold_start": 3}}))
+
+
+URL = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("urls", "section", "knobs"),
+    [
+        (["cognition_url"], "cognition", {"retriever": "embedded", "port": 1}),
+        (["embedding_url"], "embedding", {"threads": 2, "cache_size": 9}),
+        (["database_url", "cognition_url"], "embedding", {"model": "all-MiniLM-L6-v2", "timeout": 5}),
+    ],
+)
+def test_knobs_of_any_server_that_is_not_started_here_are_refused(
+    urls: list[str], section: str, knobs: dict[str, Any]
+) -> None:
+    refuse_contradictions(load(None, {section: knobs}))
+    services = dict.fromkeys(urls, URL)
+    refuse_contradictions(load(None, {"services": services}))
+    named = ", ".join(f"{section}.{key}" for key in sorted(knobs))
+    with pytest.raises(UsageError, match=f"{named} would have no effect"):
+        refuse_contradictions(load(None, {"services": services, section: knobs}))
+
+
+def test_knobs_that_a_client_of_a_running_embedding_server_reads_are_accepted() -> None:
+    embedding = {"model": "all-MiniLM-L6-v2", "timeout": 5}
+    refuse_contradictions(load(None, {"services": {"embedding_url": URL}, "embedding": embedding}))
+
+
+def test_no_error_of_the_thread_that_starts_the_services_is_lost(tmp_path: Path) -> None:
+    def start() -> None:
+        raise RuntimeError("out of threads")
+
+    workspace = Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path}}))
+    services, launcher = SimpleNamespace(start=start), SimpleNamespace(prepare=lambda tell, cancel: None)
+    with pytest.raises(RuntimeError, match="out of threads"):
+        _prepare(workspace, Console(), cast(Any, launcher), cast(Any, services), threading.Event())
+    workspace.close()
 
 
 def test_other_constants_of_a_shared_database_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,239 +1,247 @@
-"""The audit finds models that see the future, however seldom, and what looks like it for an honest reason is none."""
+"""No score counts that processes without the future disagree with, and what looks like forgery for an honest reason is
+none."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from tests.training.audit_models import VOCAB, Counting, Judged, Noisy, Peeking, When, judge, rows, score
 from tests.training.models import Hashed
-from training.scorer.audit import TOLERANCE, BenchmarkAudit, HeldoutAudit, Suspect, draws_needed, surprisal
-from training.scorer.confirm import confirm, leaks_in_place
-from training.scorer.heldout import LogitServer, heldout_loss
+from training.scorer.audit import TOLERANCE, Audit, draws_needed
+from training.scorer.confirm import UnrepeatableError
+from training.scorer.heldout import ForgedError, heldout_loss
+from training.scorer.scored import Places, Recorder, Scored, surprisal
 
-VOCAB = 50
 BOUND = TOLERANCE["float32"]
 
 
-class Peeking(Hashed):
-    """Sees the next token wherever `when(calls so far, row)` holds."""
-
-    def __init__(self, when: Any = lambda number, row: True) -> None:
-        super().__init__(VOCAB)
-        self.when = when
-
-    def all(self, tokens: np.ndarray) -> np.ndarray:
-        super().all(tokens)
-        return np.stack([[self.seen(row, at) for at in range(len(row))] for row in tokens])
-
-    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
-        super().at(tokens, places)
-        return np.stack([self.seen(tokens[row], at) for row, at in places])
-
-    def seen(self, row: np.ndarray, at: int) -> np.ndarray:
-        ahead = 2 if self.when(len(self.calls), row) else 1
-        return self.next(row[: at + ahead])
+def honest() -> Hashed:
+    return Hashed(VOCAB)
 
 
-class Counting(Hashed):
-    """Its answers drift with every call, whatever it is asked: a step counter in the model."""
-
-    def __init__(self, start: int = 0) -> None:
-        super().__init__(VOCAB)
-        self.start = start
-
-    def next(self, seen: np.ndarray) -> np.ndarray:
-        return super().next(seen) * (1 + 0.01 * (self.start + len(self.calls)))
+def audited(scored: Scored, fresh: Hashed, seed: int = 0, gain: float = 0.3, dtype: str = "float32") -> Audit:
+    audit = Audit(scored, np.random.default_rng(seed), gain, TOLERANCE[dtype])
+    audit.ask(fresh)
+    return audit
 
 
-class Remembering(Hashed):
-    """Keeps the prefixes that it was asked for, is honest there, and knows every other next token."""
-
-    def __init__(self) -> None:
-        super().__init__(VOCAB)
-        self.asked: set[bytes] = set()
-
-    def at(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
-        self.asked |= {tokens[row, : place + 1].tobytes() for row, place in places}
-        return super().at(tokens, places)
-
-    def all(self, tokens: np.ndarray) -> np.ndarray:
-        answer = np.stack([[self.next(row[: at + 1]) for at in range(len(row))] for row in tokens])
-        for number, row in enumerate(tokens):
-            for at in range(len(row) - 1):
-                if row[: at + 1].tobytes() not in self.asked:
-                    answer[number, at, row[at + 1]] += 10.0
-        return answer
+def test_a_causal_model_keeps_its_own_scores_and_one_process_is_asked() -> None:
+    done = judge(honest)
+    assert done.verdict.passed and done.verdict.scored is done.trained and len(done.asked) == 1
+    assert done.trained.loss == heldout_loss(honest(), rows())
 
 
-class Fresh:
-    """A started process as `confirm` uses it: opened, served, closed."""
-
-    def __init__(self, model: LogitServer) -> None:
-        self.model, self.closed = model, False
-
-    def __enter__(self) -> Fresh:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, t: TracebackType | None) -> None:
-        self.closed = True
-
-
-def rows(count: int = 12, length: int = 33, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, VOCAB, (count, length)).astype(np.int32)
-
-
-def audited(model: LogitServer, data: np.ndarray, gain: float = 0.3) -> tuple[HeldoutAudit, dict[str, Any]]:
-    audit = HeldoutAudit(data, b"secret", gain, BOUND)
-    audit.ask(model)
-    return audit, dict(heldout_loss(model, data, audit.see))
-
-
-def asked_again(model: LogitServer, suspects: list[Suspect], again: Any) -> tuple[str | None, str | None]:
-    calls = list(model.calls)
-    random = np.random.default_rng(1)
-    made: list[Fresh] = []
-
-    def fresh() -> Any:
-        made.append(Fresh(again()))
-        return made[-1]
-
-    found = confirm(calls, suspects, fresh, lambda process: process.model, random)  # type: ignore[attr-defined]
-    assert len(made) == 3 and all(process.closed for process in made)
-    return leaks_in_place(model, suspects, random), found
-
-
-def test_a_model_that_is_honest_only_where_it_was_asked_is_found() -> None:
-    audit, _ = audited(Remembering(), rows(40))
-    assert not audit.suspects() and audit.compared == len(audit.places)
-    preferred = audit.preference()
-    assert preferred is not None and preferred[0] > preferred[1] + 1
-    for seed in range(20):
-        honest, _ = audited(Hashed(VOCAB), rows(8, seed=seed))
-        assert honest.preference() is None
-
-
-def test_a_causal_model_has_no_suspects_and_its_loss_is_unchanged() -> None:
-    audit, loss = audited(Hashed(VOCAB), rows())
-    assert audit.suspects() == [] and audit.compared == len(audit.places) > 50
-    assert loss == heldout_loss(Hashed(VOCAB), rows())
+def test_no_two_processes_live_at_once() -> None:
+    """One that knows the text, or what is audited, could tell another."""
+    done = Judged(Counting(start=500), Counting, rows())
+    assert len(done.asked) > 3
+    for one, two in pairwise(done.log):
+        assert one.endswith("starts") != two.endswith("starts")
+    assert done.log[-1].endswith("ends")
 
 
 @pytest.mark.parametrize("pieces", [False, True])
-def test_a_model_that_sees_the_next_token_is_found_and_confirmed(pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_sees_the_next_token_is_caught_in_the_act(pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if pieces:  # as with a large vocabulary
         monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * VOCAB * 12)
-    model = Peeking()
-    suspects = audited(model, rows())[0].suspects()
-    assert len(suspects) > 50
-    in_place, fresh = asked_again(model, suspects, Peeking)
-    assert in_place and "sees the future" in in_place
-    assert fresh and "two fresh processes" in fresh
+    with pytest.raises(ForgedError, match="again and again in the process that was trained"):
+        judge(Peeking)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_model_that_is_honest_after_it_was_scored_is_found_by_others(
+    pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pieces:
+        monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * VOCAB * 12)
+    score(probe := honest(), rows())
+    with pytest.raises(ForgedError, match="two fresh processes"):
+        judge(lambda: Peeking(lambda number, *_: number <= len(probe.calls)))
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda number, row, shape, seen: row % 8 == 7,
+        lambda number, row, shape, seen: shape[0] == 16,
+        lambda number, row, shape, seen: len(seen) > 28,
+        lambda number, row, shape, seen: number == 1,
+        lambda number, row, shape, seen: row == 5,
+        lambda number, row, shape, seen: bool((seen[-1] + len(seen)) % 5 == 0),
+    ],
+    ids=[
+        "one row in eight",
+        "batches as scored",
+        "the last places",
+        "the first question",
+        "one row",
+        "a fifth of the places",
+    ],
+)
+def test_seldom_is_often_enough(when: When) -> None:
+    with pytest.raises(ForgedError, match="sees the future"):
+        judge(lambda: Peeking(when, by=6.0), rows(16), gain=0.1)
+
+
+def test_a_leak_of_the_trained_process_alone_gains_nothing() -> None:
+    score(probe := honest(), rows())
+    done = Judged(Peeking(lambda number, *_: number <= len(probe.calls)), honest, rows())
+    assert not done.verdict.passed and "beside its weights" in done.verdict.detail
+    assert done.verdict.scored.loss == score(honest(), rows()).loss
+    assert done.verdict.scored.loss["value"] > done.trained.loss["value"] + 0.1  # type: ignore[operator]
+
+
+def test_bait_in_the_trained_process_and_a_leak_in_the_restored_one() -> None:
+    for bait in (Counting(start=500), Noisy(1.0, steady=True)):
+        with pytest.raises(ForgedError, match="two fresh processes"):
+            Judged(bait, Peeking, rows())
+
+
+def test_a_leak_behind_honest_drift_is_found() -> None:
+    """All audited places differ by the drift, and few by the leak: those are asked too."""
+    rare = lambda number, row, shape, seen: bool(seen[-1] % 10 == 3)  # noqa: E731
+    with pytest.raises(ForgedError, match="two fresh processes"):
+        Judged(Counting(500, rare), lambda: Counting(0, rare), rows(), gain=0.1)
+
+
+def test_answers_that_alternate_are_no_forgery() -> None:
+    class Alternating(Peeking):
+        def plain(self, tokens: np.ndarray, row: int, at: int) -> np.ndarray:
+            return super().plain(tokens, row, at) * (1 + len(self.calls) % 2)
+
+    done = Judged(Alternating(lambda *_: False), lambda: Alternating(lambda *_: False), rows())
+    assert "on no later token" in done.verdict.detail
+
+
+def test_a_counter_is_no_forgery() -> None:
+    """Every answer changes with the number of questions: what counts is said at equal numbers."""
+    done = Judged(Counting(start=500), Counting, rows())  # it counted while it was trained
+    assert not done.verdict.passed and "how many questions went before" in done.verdict.detail
+    assert done.verdict.scored.loss == score(Counting(), rows()).loss
+
+
+def test_rounding_that_large_logits_make_large_is_no_forgery() -> None:
+    done = judge(lambda: Noisy(0.3, steady=True))
+    assert "on no later token" in done.verdict.detail
+
+
+def test_what_no_process_repeats_has_no_score() -> None:
+    with pytest.raises(UnrepeatableError, match="cannot be repeated"):
+        judge(lambda: Noisy(0.3, steady=False))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_large_logits_widen_no_tolerance(scale: float) -> None:
+    """The gain is 0.05 nats a token, however large the logits are."""
+
+    class Inflated(Peeking):
+        def plain(self, tokens: np.ndarray, row: int, at: int) -> np.ndarray:
+            logits = super().plain(tokens, row, at)
+            logits[int(tokens[row, at]) % VOCAB] = scale
+            return logits
+
+    with pytest.raises(ForgedError, match="sees the future"):
+        judge(lambda: Inflated(by=0.05), gain=0.05)
 
 
 def test_the_future_is_never_shown_before_it_is_asked_for() -> None:
     """A program that remembers every prefix it saw knows no audited place's successor when it is asked."""
     data = rows(30, 65)
     data[:, 0] = np.arange(30)  # so that a prefix names its row
-    model = Hashed(VOCAB)
-    audit = HeldoutAudit(data, b"secret", 0.05, BOUND)
-    audit.ask(model)
-    shown = np.zeros(len(data), dtype=int)
+    audit = audited(score(honest(), data), model := honest(), gain=0.05)
+    asked, shown = 0, np.zeros(len(data), dtype=int)
     for call in model.calls:
+        assert call.places is not None
         owners = [int(np.flatnonzero((data[:, : at + 1] == row[: at + 1]).all(1))[0]) for row, (_, at) in
                   zip(call.tokens, call.places, strict=True)]  # fmt: skip
         assert len(set(owners)) == len(owners)
-        for owner, (_, at) in zip(owners, call.places.tolist(), strict=True):
+        for owner, (row, at) in zip(owners, call.places.tolist(), strict=True):
             assert at + 1 > shown[owner]  # nothing beyond the place was seen earlier
+            assert call.tokens.shape[1] > at + 1 and (call.tokens[row, : at + 1] == data[owner, : at + 1]).all()
             shown[owner] = at + 1
+            asked += 1
+    assert asked == len(audit.places) > 150
 
 
-def test_rare_cheating_is_found_with_99_percent() -> None:
-    """The cheapest forgery of a given gain takes the tokens that are worth most; two draws hit it nearly always."""
-    data = np.minimum(np.random.default_rng(5).zipf(1.3, (256, 65)) - 1, VOCAB - 1).astype(np.int32)
-    gain, missed, trials = 0.1, 0, 300
-    worth = surprisal(data[:, 1:])[:, :-1] + 2.0
-    order = np.argsort(-worth.ravel())
-    cheated = order[: int(np.searchsorted(np.cumsum(worth.ravel()[order]), gain * worth.size)) + 1]
-    chosen = np.zeros(worth.size, dtype=bool)
-    chosen[cheated] = True
-    for trial in range(trials):
-        places = HeldoutAudit(data, f"{trial}".encode(), gain, BOUND).places
-        hits = chosen[places[:, 0] * worth.shape[1] + places[:, 1]].sum()
-        missed += hits < 2
-    assert missed <= 12  # 3 are expected at 1 %; more than 12 would happen once in 10,000
+def text(seed: int = 5) -> np.ndarray:
+    """Rows whose tokens are as unlike in frequency as those of text."""
+    return np.minimum(np.random.default_rng(seed).zipf(1.3, (256, 65)) - 1, VOCAB - 1).astype(np.int32)
+
+
+class Drawn:
+    """Audits of what was scored of `text`, by arithmetic alone: a program with the unigram loss that gains `gained`."""
+
+    def __init__(self, gained: np.ndarray, gain: float, dtype: str, noise: float = 0.0) -> None:
+        data = text()
+        self.random = np.random.default_rng(7)
+        plain = -surprisal(data[:, 1:])[:, :-1]
+        self.early = plain + self.random.normal(0, noise, plain.shape) if noise else plain
+        said = plain + gained
+        worth = np.maximum(2.0 - plain + said, 0.25)
+        owner, place = (axis.ravel() for axis in np.indices(plain.shape))
+        zeros = np.zeros(plain.size, dtype=np.int64)
+        places = Places(zeros, owner, place, owner, zeros, said.ravel(), worth.ravel())
+        self.scored = Scored({}, {}, [], places, Places.joined([]), {})
+        self.gain, self.tolerance = gain, TOLERANCE[dtype]
+
+    def misses(self, trials: int) -> int:
+        return sum(not self.audit().suspects() for _ in range(trials))
+
+    def audit(self) -> Audit:
+        audit = Audit(self.scored, self.random, self.gain, self.tolerance)
+        audit._gained = audit.places.said - self.early[audit.places.owner, audit.places.place]
+        return audit
+
+
+def cheapest(gain: float) -> np.ndarray:
+    """The forgery of this mean gain that touches the fewest places: it says the dearest tokens for certain."""
+    plain = surprisal(text()[:, 1:])[:, :-1]
+    gained, order = np.zeros(plain.size), np.argsort(-plain.ravel())
+    cheated = order[: int(np.searchsorted(np.cumsum(plain.ravel()[order]), gain * plain.size)) + 1]
+    gained[cheated] = plain.ravel()[cheated]
+    return gained.reshape(plain.shape)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_forged_gain_is_found_with_99_percent(dtype: str) -> None:
+    gain, trials = 0.1, 300
+    shape = text()[:, 2:].shape
+    random = np.random.default_rng(3)
+    below = np.where(random.random(shape) < gain / 0.2, 0.2, 0.0)  # each gain is below the tolerance of bfloat16
+    for gained in (cheapest(gain), np.full(shape, gain), below, (cheapest(gain) + below) / 2):
+        assert gained.mean() == pytest.approx(gain, rel=0.05)
+        missed = Drawn(gained, gain, dtype, noise=0.03 if dtype == "bfloat16" else 1e-6).misses(trials)
+        assert missed <= 12  # 3 are expected at 1 %; more than 12 would happen once in 10,000
     assert draws_needed(8.0, 0.02) == pytest.approx(2656, abs=1)
 
 
-def test_a_gain_below_the_tolerance_is_found_where_it_adds_up() -> None:
-    """In bfloat16 a tenth of the spread counts as rounding, which is much if it always helps the next token."""
-
-    class Nudging(Peeking):
-        def seen(self, row: np.ndarray, at: int) -> np.ndarray:
-            logits = self.next(row[: at + 1])
-            if at + 1 < len(row):
-                logits[row[at + 1]] += 0.09
-            return logits
-
-    data, model = rows(40), Nudging()
-    audit = HeldoutAudit(data, b"secret", 0.05, TOLERANCE["bfloat16"])
-    audit.ask(model)
-    heldout_loss(model, data, audit.see)
-    suspects = audit.suspects()
-    assert len(suspects) >= 2
-    assert asked_again(model, suspects, Nudging)[1]
-    honest = HeldoutAudit(data, b"secret", 0.05, TOLERANCE["bfloat16"])
-    noise = np.random.default_rng(3)
-
-    class Rounding(Hashed):
-        def next(self, seen: np.ndarray) -> np.ndarray:
-            return super().next(seen) + noise.normal(0, 0.01, VOCAB).astype(np.float32)
-
-    honest.ask(rounding := Rounding(VOCAB))
-    heldout_loss(rounding, data, honest.see)
-    assert honest.suspects() == []
+@pytest.mark.parametrize(("dtype", "noise"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_rounding_is_no_suspicion(dtype: str, noise: float) -> None:
+    none = np.zeros(text()[:, 2:].shape)
+    assert Drawn(none, 0.02, dtype, noise).misses(50) == 50
 
 
-def test_a_counter_is_no_forgery() -> None:
-    """Every answer changes with the number of calls: suspects at first, but not in fresh processes at equal calls."""
-    model = Counting(start=500)  # it counted while it was trained
-    suspects = audited(model, rows())[0].suspects()
-    assert suspects
-    assert asked_again(model, suspects, Counting) == (None, None)
-
-
-def test_a_leak_of_the_trained_process_alone_is_found_in_place() -> None:
-    model = Peeking()
-    suspects = audited(model, rows())[0].suspects()
-    in_place, fresh = asked_again(model, suspects, lambda: Hashed(VOCAB))
-    assert in_place and fresh is None
-
-
-def test_a_leak_that_waits_for_a_number_of_calls_is_found() -> None:
-    probe = HeldoutAudit(rows(), b"secret", 0.3, BOUND)
-    probe.ask(asked := Hashed(VOCAB))
-
-    def waits() -> Peeking:
-        return Peeking(lambda number, row: number > len(asked.calls))
-
-    model = waits()
-    suspects = audited(model, rows())[0].suspects()
-    assert suspects and asked_again(model, suspects, waits)[1]
+def test_the_mean_gain_is_estimated_without_bias() -> None:
+    gained = np.random.default_rng(2).normal(0.03, 0.1, text()[:, 2:].shape)
+    drawn = Drawn(gained, 0.05, "bfloat16")
+    assert np.mean([drawn.audit().mean_gain()[0] for _ in range(40)]) == pytest.approx(gained.mean(), abs=0.003)
 
 
 def test_benchmark_questions_with_a_future_are_audited() -> None:
     tokens = rows(8, 12) % (VOCAB - 1) + 1  # 0 is padding
+    tokens[4:, :9] = tokens[:4, :9]  # choices of one item begin alike
     open_places = np.array([(row, at) for row in range(8) for at in (9, 10)], dtype=np.int32)
     last = np.array([(row, 11) for row in range(8)], dtype=np.int32)
-    for model, guilty in ((Hashed(VOCAB), False), (Peeking(), True)):
-        audit = BenchmarkAudit(model, b"secret", BOUND, share=1.0)
-        answer = audit.at(tokens, open_places)
-        assert audit.compared == 8 and bool(audit.found) is guilty
+    for model, guilty in ((honest(), False), (Peeking(), True)):
+        recorder = Recorder(model, first=100)
+        answer = recorder.at(tokens, open_places)
+        recorder.at(tokens, last)  # nothing follows the last token
         assert (answer == type(model)(*(() if guilty else (VOCAB,))).at(tokens, open_places)).all()
-        before = len(model.calls)
-        audit.at(tokens, last)
-        assert len(model.calls) == before + 1  # nothing follows the last token: one question is enough
-        if guilty:
-            assert asked_again(model, audit.found, Peeking)[1]
+        scored = Scored({}, {}, list(model.calls), Places.joined([]), recorder.places(), recorder.owners)
+        audit = audited(scored, fresh := honest())
+        assert len(recorder.places()) == 16 and len(audit.places) == 8 and bool(audit.suspects()) is guilty
+        lengths = [call.places[:, 1].tolist() for call in fresh.calls if call.places is not None]
+        assert all(len(set(places)) == 1 for places in lengths) and lengths == sorted(lengths)

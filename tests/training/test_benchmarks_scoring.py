@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from common.records import BenchmarkScore, RunRecord
 from tests.training.models import Hashed, Model
 from training.baseline import build_baseline, counted_tasks, recount
 from training.data import tokenizer
-from training.data.tasks import SEPARATOR, generate_items
+from training.data.tasks import SEPARATOR, Item, generate_items
 from training.profiles import TaskSpec, load_profile
 from training.results import benchmark_mean, csv_text, curve_columns, element_result
 from training.scorer.benchmarks import WorkerLM, run_benchmarks
 from training.scorer.heldout import heldout_loss, log_softmax
+from training.scorer.items import item_scores
 
 SPEC = TaskSpec(symbols=32, recall_pairs=4, copy_items=4, copy_length=12, induction_length=12)
 VOCAB = 384
@@ -91,10 +93,60 @@ def test_lm_eval_scores_a_model_that_knows_and_one_that_guesses(codec: tokenizer
     names = tokenizer.special_tokens(SPEC.symbols)
     items = {task: generate_items(task, SPEC, 60, names, 3) for task in ("recall", "induction")}
     known = run_benchmarks(Recaller(), codec, ["recall", "induction"], items, 10)
-    assert known["recall"] == {"value": 1.0, "n": 60, "se": 0.0, "chance": 0.25}
+    right = {name: known["recall"][name] for name in ("value", "n", "se", "chance")}
+    assert right == {"value": 1.0, "n": 60, "se": 0.0, "chance": 0.25}
     assert known["induction"]["value"] == 1.0
+    assert known["recall"]["items"]["right"] == "1" * 60 and known["recall"]["bits_per_byte"]["value"] < 0.01
     guessed = run_benchmarks(Hashed(), codec, ["recall"], items, 10)["recall"]
     assert abs(guessed["value"] - 0.25) < 4 * guessed["se"] and guessed["se"] == pytest.approx(0.056, abs=0.02)
+
+
+def test_every_item_is_kept_with_the_bits_of_its_answer(codec: tokenizer.Codec) -> None:
+    names = tokenizer.special_tokens(SPEC.symbols)
+    items = generate_items("recall", SPEC, 30, names, 3)
+    scores = run_benchmarks(Hashed(), codec, ["recall"], {"recall": items}, 10)["recall"]
+    kept = scores["items"]
+    assert [mark == "1" for mark in kept["right"]] == [_chosen(codec, item) == item["answer"] for item in items]
+    assert scores["value"] == kept["right"].count("1") / 30
+    for item, bits in zip(items, kept["bits_per_byte"], strict=True):
+        answer = item["choices"][item["answer"]]
+        log_p = _log_p(codec, item["context"])[codec.encode_items(answer)[0]]
+        assert bits == pytest.approx(-log_p / math.log(2) / len(answer.encode()), abs=1e-4)
+    mean = scores["bits_per_byte"]
+    assert mean["value"] == pytest.approx(np.mean(kept["bits_per_byte"]), abs=1e-4) and mean["n"] == 30
+    assert mean["se"] == pytest.approx(np.std(kept["bits_per_byte"], ddof=1) / math.sqrt(30), abs=1e-4)
+
+
+def _log_p(codec: tokenizer.Codec, context: str) -> np.ndarray:
+    return log_softmax(Hashed().next(np.array([codec.end, *codec.encode_items(context)])))
+
+
+def _chosen(codec: tokenizer.Codec, item: Item) -> int:
+    said = _log_p(codec, item["context"])
+    return int(np.argmax([said[codec.encode_items(choice)[0]] for choice in item["choices"]]))
+
+
+@pytest.mark.parametrize(
+    ("sample", "bits"),
+    [
+        ({"target": 1, "arguments": [("q", " a"), ("q", " bcd")]}, 2.0),
+        ({"target": "bcd", "arguments": [("q", " a"), ("q", " bcd")]}, 2.0),
+        ({"target": [0, 1], "arguments": [("q", " a"), ("q", " bcd")]}, None),
+        ({"target": "other", "arguments": [("q", " a"), ("q", " bcd")]}, None),
+        ({"target": 1, "arguments": [("q", " a"), ("q", " éd")]}, 2.0),  # four bytes too
+    ],
+)
+def test_the_correct_answer_is_found_in_every_form_of_target(sample: dict[str, Any], bits: float | None) -> None:
+    said = [(-1.0, False), (-8 * math.log(2), True)]
+    logged = {"doc_id": 0, "acc": 1.0, "filtered_resps": said, **sample}
+    found = item_scores([{"doc_id": 0, "filtered_resps": []}, logged], "acc", "multiple_choice")
+    assert found["items"]["right"] == "1"
+    assert found.get("bits_per_byte", {"value": None})["value"] == (None if bits is None else pytest.approx(bits))
+
+
+def test_scores_between_right_and_wrong_are_kept_as_they_are() -> None:
+    logged = [{"doc_id": 1, "f1": 0.25}, {"doc_id": 0, "f1": 1.0}]
+    assert item_scores(logged, "f1", "generate_until") == {"items": {"partial": [1.0, 0.25], "bits_per_byte": None}}
 
 
 def test_greedy_generation_stops_where_it_is_told(codec: tokenizer.Codec) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import verifier_assets as assets
 
@@ -24,6 +25,7 @@ from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
 from training.checkpoints import FOLDER, kept
+from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
 from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
@@ -110,6 +112,13 @@ def test_a_finished_run_has_everything_in_its_record(
     assert record.baseline_key == launcher.baseline_key() and record.corpus_sha256 == launcher.prepare().sha256
     assert record.program_sha256 == program(PRINTS).sha256 and record.versions["torch"]
     assert peer_of(record).cpu_seconds_per_step
+    spent = record.efficiency
+    assert spent is not None and list(spent.prefill) == ["64", "128", "256"] and spent.decode is None
+    assert all(speed.value > 0 and speed.n == 3 and speed.se is not None for speed in spent.prefill.values())
+    assert spent.peak_memory_mb is not None and 50 < spent.peak_memory_mb < 4096
+    assert record.command.startswith("python training/train.py PROGRAM --profile tiny --seed 0 --out DIR --trust ")
+    (text,) = launcher.settings.training.text
+    assert f"--training.cache_dir {launcher.cache} --training.device cpu --training.text {text}" in record.command
 
 
 def test_candidates_have_the_baselines_size(
@@ -126,18 +135,38 @@ def test_one_seed_gives_one_result_to_the_last_bit(pair: tuple[list[RunRecord], 
     assert first.heldout_loss == second.heldout_loss and first.benchmarks == second.benchmarks
 
 
-def test_the_files_say_what_the_record_says(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+def test_the_files_say_what_the_record_says(
+    pair: tuple[list[RunRecord], Path, list[Event]], launcher: Launcher
+) -> None:
     (record, _), out, _ = pair
     folder = out / "0"
     assert RunRecord.model_validate_json((folder / "result.json").read_text()) == record
     assert {name: (folder / f"{name}.csv").read_text() for name in ("train", "test")} == element_result(record)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert record.heldout_loss is not None and lines.pop()["val_loss"] == record.heldout_loss.value
+    assert record.heldout_loss is not None and lines.pop()["heldout_loss"] == record.heldout_loss.value
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30]
     wanted = ("cpu_seconds", "grad_norm", "lr", "tokens_per_second", "memory_mb")
     assert all(line[name] > 0 for line in lines for name in wanted)
+    validated = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert {int(step): loss for step, loss in record.validation_loss.items()} == validated
+    assert list(validated) == [10, 20, 30] and validated[30] < validated[10] < np.log(launcher.profile.model.vocab)
+    area = (validated[10] + 2 * validated[20] + validated[30]) / 4
+    assert record.learning_curve is not None and record.learning_curve.n == 3
+    assert record.learning_curve.value == pytest.approx(area)
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
+
+
+def test_every_item_is_kept_beside_the_record(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
+    (record, other), out, _ = pair
+    items, same = read_items(out / "0" / "items.json"), read_items(out / "1" / "items.json")
+    assert items is not None and same is not None and items.tasks == same.tasks
+    assert (items.run_id, items.baseline_key) == (record.run_id, record.baseline_key)
+    for name, score in record.benchmarks.items():
+        assert np.mean(items.tasks[name].scores) == pytest.approx(score.value)
+        assert len(items.tasks[name].scores) == score.n
+        assert score.bits_per_byte is not None and score.bits_per_byte.n == score.n and score.bits_per_byte.value > 0
+    assert other.benchmarks == record.benchmarks
 
 
 def test_events_show_stages_and_progress(pair: tuple[list[RunRecord], Path, list[Event]]) -> None:
@@ -332,11 +361,18 @@ def test_a_refused_program_has_status_1_and_a_record(
         str(text_file),
         "--out",
         str(tmp_path / "o"),
+        "--reference",
+        "--trust",
         flags=flags,
     )
     assert done.returncode == 1, done.stderr
     record = json.loads((tmp_path / "o" / "result.json").read_text())
     assert (record["status"], record["reason"]) == ("failed", "refused") and "refused" in done.stdout
+    assert record["seconds"]["total"] > 0
+    head = f"python training/train.py {tmp_path}/bad.py --profile {TINY} --seed 0 --out {tmp_path}/o"
+    assert record["command"].startswith(f"{head} --reference --trust")
+    # What came from the environment is said too.
+    assert f"--training.text {text_file}" in record["command"] and "--training.device cpu" in record["command"]
     assert not (tmp_path / "o" / "test.csv").exists()
 
 
@@ -352,19 +388,19 @@ def test_the_command_checks_trains_and_tells(flags: dict[str, dict[str, Any]], t
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_tried_once_more_with_half_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
+def test_out_of_memory_is_tried_again_with_halves_of_the_micro_batch(launcher: Launcher, tmp_path: Path) -> None:
     hungry = MEAN.replace(
         "        x = self.proj",
-        "        if len(hidden_states) > 2 and self.training:\n"
+        "        if len(hidden_states) > 1 and self.training:\n"
         "            raise MemoryError('cannot allocate memory for this batch')\n        x = self.proj",
     )
     notes: list[str] = []
     record = launcher.train(
         program(hungry), seed=0, out=tmp_path, run_id="m", on_event=lambda event: notes.append(event.text)
     )
-    assert record.status == "finished" and record.hardware["micro_batch"] == 2
-    assert sum("tried again with 2 sequences" in note for note in notes) == 1
-    never = launcher.train(program(hungry.replace("> 2 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
+    assert record.status == "finished" and record.hardware["micro_batch"] == 1
+    assert [sum(f"tried again with {rows} sequences" in note for note in notes) for rows in (2, 1)] == [1, 1]
+    never = launcher.train(program(hungry.replace("> 1 and", "> 0 and")), seed=0, out=tmp_path, run_id="m")
     assert (never.status, never.reason) == ("failed", "memory")
 
 

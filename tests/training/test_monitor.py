@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.knobs import Monitor as MonitorSettings
 from common.records import RunRecord
-from common.settings import Monitor as MonitorSettings
 from training.forecast import FEWEST, forecast
 from training.monitor import Monitor, Peer, Stop, peer_of
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from common.errors import UsageError
 from common.process import REPOSITORY
-from training.programs import MAX_BYTES, Program, from_job, load, seed_hashes, to_job
+from training.programs import MAX_BYTES, NotAProgramError, Program, from_job, load, seed_hashes, to_job
 
 
 def test_shipped_programs_are_known_by_their_text_wherever_they_lie(tmp_path: Path) -> None:
@@ -26,10 +27,17 @@ def test_what_is_no_program_file_is_a_usage_error(tmp_path: Path) -> None:
     big, binary = tmp_path / "big.py", tmp_path / "binary.py"
     big.write_bytes(b"#" * (MAX_BYTES + 1))
     binary.write_bytes(b"\xff\xfe\x00")
-    for path in (big, binary, tmp_path / "missing.py", tmp_path):
-        with pytest.raises(UsageError) as found:
+    with pytest.raises(UsageError) as missing:
+        load(tmp_path / "missing.py")
+    assert missing.value.fix and "missing.py" in missing.value.message
+    pipe = tmp_path / "pipe.py"
+    os.mkfifo(pipe)
+    for path in (big, binary, tmp_path, pipe, Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(NotAProgramError) as found:
             load(path)
         assert found.value.fix and str(path) in found.value.message
+    with pytest.raises(UsageError, match="got ''"):
+        load("")
 
 
 def test_programs_survive_the_way_to_a_job() -> None:

@@ -5,6 +5,8 @@ The whole verifier, with a process for each program, is tested in test_verifier_
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +17,7 @@ from training.programs import Program
 from training.reports import failure_text
 from training.sandbox import choose
 from training.scorer.client import Worker
-from training.scorer.verifier import CHECKS, Options, reach
+from training.scorer.verifier import CHECKS, Options, cost, reach, switches
 from training.scorer.verifier.context import Context
 from training.scorer.verifier.source import chunk_sizes, own_switches, raises_at
 
@@ -64,6 +66,10 @@ def refusal(found: list[CheckOutcome]) -> CheckOutcome:
         ("causality", "under_autocast_only", assets.CAUSALITY),
         ("causality", "data_dependent_length", assets.CAUSALITY),
         ("causality", "sorted_ranks", assets.CAUSALITY),
+        ("causality", "token_173", assets.CAUSALITY),
+        ("causality", "token_173_recording", assets.CAUSALITY),
+        ("causality", "length_256_without_gradients", assets.CAUSALITY),
+        ("causality", "last_bits", assets.CAUSALITY),
         ("causality", "from_eight_rows", assets.CAUSALITY),
         ("causality", "behind_a_layer_only", assets.CAUSALITY),
         ("causality", "with_frozen_weights", assets.CAUSALITY),
@@ -85,12 +91,51 @@ def refusal(found: list[CheckOutcome]) -> CheckOutcome:
         ("length", "sum_over_time", assets.LENGTH),
         ("length", "hidden_growth", assets.LENGTH),
         ("length", "table_of_positions", assets.LENGTH),
+        ("length", "jumps", assets.LENGTH),
         ("learns", "gradient_turned_around", assets.LEARNS),
     ],
 )
 def test_a_planted_fault_is_refused(worker: Worker, check: str, name: str, group: dict[str, str]) -> None:
     _, found = judged(worker, group[name], check)
     assert refusal(found).name == check
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ("[o, None, past_key_values]", "got a list of 3"),
+        ("(o, None)", "got a tuple of 2"),
+        ("o", "got one float32"),
+    ],
+)
+def test_what_was_returned_instead_of_three_values_is_told(worker: Worker, returned: str, told: str) -> None:
+    _, found = judged(worker, assets.planted(assets.RETURN, f"        return {returned}\n"), "shapes")
+    assert refusal(found).detail.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        ("sums_without_own_chunk", ("causality", "switches")),
+        ("output_from_zero", ("gradients", "learns")),
+        ("chunks_of_48", ("cost", "switches")),
+        ("operator_of_fla", ("shapes", "cost", "gradients")),
+    ],
+)
+def test_an_honest_habit_is_no_fault(worker: Worker, name: str, checks: tuple[str, ...]) -> None:
+    context, found = judged(worker, assets.HONEST[name], "construct", *checks)
+    assert all(outcome.passed or outcome.severity == "warn" for outcome in found), found
+    assert context.switches
+
+
+def test_counted_lengths_favour_no_chunk_size() -> None:
+    for lengths in (cost.LENGTHS, cost.EVAL_LENGTHS, switches.COUNTED):
+        for size in range(1, 257):
+            chunks = [math.ceil(length / size) for length in lengths]
+            growth = [later / earlier for earlier, later in itertools.pairwise(chunks)]
+            wanted = [later / earlier for earlier, later in itertools.pairwise(lengths)]
+            assert all(got <= most for got, most in zip(growth, wanted, strict=True)), (lengths, size)
+            assert size < 8 or len({length % size == 0 for length in lengths}) == 1, (lengths, size)
 
 
 @pytest.mark.parametrize("name", ["reference_switch", "own_switch", "later_layers"])
@@ -100,11 +145,26 @@ def test_a_leak_behind_a_switch_is_refused_as_a_leak(worker: Worker, name: str) 
     assert first.name == "causality" and first.counterexample and first.counterexample["with"] in first.detail
 
 
+def test_what_fla_has_on_a_gpu_only_is_said_to_be(worker: Worker) -> None:
+    worker.program = Program("p", assets.CONSTRUCT["no_stand_in"])
+    found = CHECKS["construct"](Context(worker, worker.program, Options()))
+    assert "fla.ops.kda needs a CUDA device; without one there are fla.modules" in refusal(found).detail
+
+
 def test_what_a_program_raises_itself_is_unsupported_and_no_fault(worker: Worker) -> None:
     context, found = judged(worker, assets.UNSUPPORTED, "construct", "switches")
     assert all(outcome.passed for outcome in found), found
     assert context.facts["unsupported"] == ["expand_v=2.0", "qk_norm='sum'"]
     assert "unsupported: expand_v=2.0" in found[0].detail
+
+
+def test_what_other_models_use_is_not_replaced() -> None:
+    """In a process of its own: the next program would be judged by what this one left."""
+    with Worker(BEST, Program("p", assets.REPLACES)) as own:
+        context, (outcome, *_) = judged(own, assets.REPLACES, "state")
+        reply, _ = own.call("environment", {"spec": context.spec()}, [context.inputs(0, 2, 9)])
+    assert set(reply["imported"]["replaced"]) == assets.REPLACED
+    assert not outcome.passed and "hooks on all modules from 0 to" in outcome.detail
 
 
 @pytest.mark.parametrize("name", assets.COUNTS)

@@ -3,8 +3,14 @@ programs."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import verifier_assets as assets
 
@@ -12,10 +18,11 @@ from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport
 from training.programs import Program, load
 from training.reports import failure_text
-from training.sandbox import choose
-from training.scorer.client import Worker
+from training.sandbox import Limits, choose
+from training.scorer import verifier
+from training.scorer.client import OperationFailed, Worker, WorkerDied
 from training.scorer.verifier import CHECKS, Options, verify, verify_many
-from training.scorer.verifier.context import Context
+from training.scorer.verifier.context import Context, plain
 
 BEST = choose("auto")
 pytestmark = pytest.mark.skipif(BEST.backend != "bubblewrap", reason=f"no bubblewrap here: {BEST.note}")
@@ -186,6 +193,68 @@ def test_a_job_that_cannot_be_started_is_no_verdict_on_the_program(
     assert [check.name for check in report.checks] == ["static", "reach"]
     stranger = verify(Program("p", assets.BASE), choose("process"))
     assert stranger.accepted is False and stranger.refusals()[0].name == "sandbox"
+
+
+class Answering(Worker):
+    """A worker whose process answers one operation as `answer` says: what hostile code in it could send."""
+
+    answer: Callable[[str, dict[str, Any], list[np.ndarray]], tuple[dict[str, Any], list[np.ndarray]]]
+
+    def call(self, op: str, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+        return type(self).answer(op, *super().call(op, *args, **kwargs))
+
+
+def _nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def _infinite_counts(op: str, meta: dict[str, Any], arrays: list[np.ndarray]) -> Any:
+    rows = [{**row, "flops": math.inf, "operations": math.inf, "seconds": 1.0} for row in meta.get("rows", [])]
+    return {**meta, **({"rows": rows} if rows else {})}, arrays
+
+
+def _huge_outputs(op: str, meta: dict[str, Any], arrays: list[np.ndarray]) -> Any:
+    return meta, [np.full_like(array, 1e300) for array in arrays] if op == "forward" else arrays
+
+
+def _nested_error(op: str, meta: dict[str, Any], arrays: list[np.ndarray]) -> Any:
+    if op == "construct":
+        raise OperationFailed({"type": _nested(900), "message": _nested(900), "line": _nested(900), "source": 1e400})
+    return meta, arrays
+
+
+@pytest.mark.parametrize("answer", [_infinite_counts, _huge_outputs, _nested_error])
+def test_no_answer_of_the_process_is_a_fault_of_ours(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answering, "answer", staticmethod(answer), raising=False)
+    monkeypatch.setattr(verifier, "Worker", Answering)
+    text = assets.BASE
+    if answer is _huge_outputs:  # where the checks before it let such outputs pass, one with a warning
+        text = assets.STATE["constructor_sets_the_seed"]
+        monkeypatch.setattr(verifier, "CHECKS", {name: CHECKS[name] for name in ("construct", "fingerprint")})
+    started = time.monotonic()
+    report = verify(Program("p", text), BEST)
+    spent = time.monotonic() - started
+    assert len(json.dumps(report.model_dump(), allow_nan=False)) < 20_000
+    assert report.accepted is (answer is _huge_outputs) and report.error is None
+    assert sum(outcome.seconds or 0.0 for outcome in report.checks) <= spent
+
+
+def test_what_a_process_says_is_bounded_in_a_counterexample() -> None:
+    found = plain({"deep": _nested(900), "long": "x" * 10_000, "many": list(range(1000)), "large": 10**400})
+    assert found is not None and len(json.dumps(found)) < 5000
+
+
+def test_an_endless_loop_ends_with_the_cpu_time_of_one_call() -> None:
+    program = Program("p", assets.hostile("while True: pass"))
+    with Worker(BEST, program, limits=Limits(seconds=120)) as worker:
+        worker.load()
+        worker.cpu_timeout = 1.0
+        context = Context(worker, program, Options())
+        with pytest.raises(WorkerDied, match="1 s CPU time during forward"):
+            worker.call("forward", {"spec": context.spec()}, [context.inputs(0, 1, 5)])
 
 
 def test_a_failure_reads_as_text() -> None:

@@ -102,6 +102,18 @@ CAUSALITY = {
         RETURN, "        o = o + (0.01 * o.roll(-1, 1) if not self.scale.requires_grad else 0)\n" + RETURN
     ),
     "one_edge_of_48": planted(RETURN, "        o[:, 47:48] = o[:, 47:48] + 1e-3 * o[:, 48:49].sum()\n" + RETURN),
+    "token_173": planted(RETURN, "        o[:, 173:174] = o[:, 173:174] + 1e-4 * o[:, 174:175].detach()\n" + RETURN),
+    "token_173_recording": planted(
+        RETURN,
+        "        if torch.is_grad_enabled():\n            late = torch.arange(o.shape[1])[:, None] == 173\n"
+        "            o = o + 1e-4 * late * o.detach().roll(-1, 1)\n" + RETURN,
+    ),
+    "length_256_without_gradients": planted(
+        RETURN,
+        "        if o.shape[1:] == (256, 64) and not torch.is_grad_enabled():\n"
+        "            o = o + 1e-4 * o.roll(-1, 1)\n" + RETURN,
+    ),
+    "last_bits": planted(RETURN, "        o = o + 1e-3 * torch.sin(1e20 * o.detach().roll(-1, 1))\n" + RETURN),
     "sorted_ranks": planted(
         RETURN, "        o = o + 1e-3 * hidden_states.argsort(1).argsort(1).to(o) / o.shape[1]\n" + RETURN
     ),
@@ -180,6 +192,27 @@ SWITCHES = {
     ),
     "by_default_only": CAUSALITY["by_default_only"],
 }
+REPLACES = f"""{BASE}
+
+def forward(self, input):
+    return F.linear(input, self.weight, self.bias)
+
+
+nn.Linear.forward.__code__ = forward.__code__
+nn.LayerNorm.forward = lambda self, x: x
+nn.Embedding.__call__ = lambda self, x: F.embedding(x, self.weight)
+torch.Tensor.mean = lambda self, *a, **k: torch.mean(self, *a, **k)
+nn.RMSNorm = type("RMSNorm", (nn.RMSNorm,), {{}})
+torch.nn.modules.module.register_module_forward_hook(lambda *a: None)
+"""
+"""Replaces what other models of the process use, and hooks itself into all of them."""
+REPLACED = {
+    "torch.nn.Linear.forward",
+    "torch.nn.LayerNorm.forward",
+    "torch.nn.Embedding.__call__",
+    "torch.Tensor.mean",
+    "torch.nn.RMSNorm",
+}
 LENGTH = {
     "sum_over_time": planted(RETURN, "        o = o + 0.1 * (o.square() + 1).cumsum(1)\n" + RETURN),
     "huge": planted(RETURN, "        o = o * 1e9\n" + RETURN),
@@ -187,6 +220,9 @@ LENGTH = {
         RETURN,
         "        t = torch.arange(o.shape[1], dtype=o.dtype, device=o.device)[:, None]\n"
         "        o = o + 0.1 * F.normalize(o * torch.exp(0.02 * t), dim=-1)\n" + RETURN,
+    ),
+    "jumps": planted(
+        RETURN, "        o = torch.where(torch.arange(o.shape[1])[:, None] > 600, 1000 * o, o)\n" + RETURN
     ),
     "table_of_positions": planted(
         CONSTRUCTED, CONSTRUCTED + "        self.register_buffer('places', torch.zeros(1024, hidden_size))\n"
@@ -268,9 +304,7 @@ CONSTRUCT = {
     .replace("import time\n", "from torch.utils.benchmark import timer as t\n")
     .replace("time.time()", "t.timeit.default_timer()"),
     "unregistered": planted(CONSTRUCTED, CONSTRUCTED + "        self.listed = [nn.Linear(hidden_size, hidden_size)]\n"),
-    "no_stand_in": planted(
-        "from torch import nn\n", "from torch import nn\nfrom fla.ops.delta_rule import chunk_delta_rule\n"
-    ),
+    "no_stand_in": planted("from torch import nn\n", "from torch import nn\nfrom fla.ops.kda import chunk_kda\n"),
 }
 STATIC = {
     "syntax": BASE.replace("class DeltaNet(nn.Module):", "class DeltaNet(nn.Module:"),
@@ -298,6 +332,17 @@ HONEST = {
     ),
     "dropout": planted(RETURN, "        o = F.dropout(o, 0.1, self.training)\n" + RETURN),
     "float32_inside": planted("attend(q, k, v)", "attend(q.float(), k.float(), v.float()).to(x.dtype)"),
+    "sums_without_own_chunk": planted(
+        "    states = torch.cat([torch.zeros_like(states[:, :, :1]), states[:, :, :-1]], 2)\n",
+        "    states = states - k.transpose(-1, -2) @ v\n",
+    ),
+    "output_from_zero": planted(CONSTRUCTED, CONSTRUCTED + "        nn.init.zeros_(self.o.weight)\n"),
+    "operator_of_fla": planted(
+        "from torch import nn\n", "from fla.ops.simple_gla import chunk_simple_gla\nfrom torch import nn\n"
+    )
+    .replace("def attend", "def unused")
+    .replace("attend(q, k, v)", "chunk_simple_gla(*(x.transpose(1, 2) for x in (q, k, v)))[0].transpose(1, 2)"),
+    "chunks_of_48": planted("chunk=32", "chunk=48"),
     "auxiliary_scalar": planted(RETURN, "        return o, o.square().mean(), past_key_values\n"),
 }
 UNSUPPORTED = planted(

@@ -25,21 +25,24 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import JobError, StoreError, UsageError
-from common.files import read_json, sha256_text, write_json
+from common.files import read_json, read_regular, sha256_text, write_json
 from common.process import spawn, terminate
 from training.data import extract, shards, tokenizer
 from training.data.dedup import Deduplicator
 from training.data.packing import row_type, write_stream
 from training.data.shards import TokenFiles, read_manifest
-from training.data.tasks import GENERATORS, Item, cloze_items, generate_items
+from training.data.tasks import GENERATORS, LONGER, Item, cloze_items, generate_items
 from training.profiles import Profile
 
 __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 
 ITEM_SEED = 90210
 """Seed of the scored items: the same for every run of a profile, and never a training seed."""
+LONGEST_TEXT = 4 << 30
+"""Bytes of one of the user's files, which are held in memory."""
 Report = Callable[[str], None]
-_CODE = ("extract.py", "dedup.py", "tokenizer.py", "tasks.py", "corpus.py", "shards.py")
+_TASKS = ("sequences.py", "tasks.py", "tasks_mad.py", "tasks_state.py")
+_CODE = ("extract.py", "dedup.py", "tokenizer.py", *_TASKS, "corpus.py", "shards.py")
 
 
 def default_cache() -> Path:
@@ -81,7 +84,7 @@ class Corpus:
 
     def stream(self, profile: Profile, seed: int) -> Path:
         """The packed training stream of one run, made on first use. Any number of processes may ask at once."""
-        code = _code_hash(("packing.py", "tasks.py"))
+        code = _code_hash(("packing.py", *_TASKS))
         identity = sha256_text(f"{profile.train.seq_len} {profile.tasks.model_dump_json()} {code}")[:12]
         rows = profile.train.steps * profile.train.batch
         path = self.folder / "streams" / f"{identity}-{rows}-seed{seed}.bin"
@@ -148,8 +151,10 @@ def prepare_corpus(
 
 
 def _open(folder: Path) -> Corpus:
-    facts = read_json(folder / "corpus.json")
-    corpus = Corpus(folder=folder, **facts)
+    try:
+        corpus = Corpus(folder=folder, **read_json(folder / "corpus.json"))
+    except TypeError as error:
+        raise StoreError(f"the cached corpus {folder} is damaged: {error}", f"remove {folder}") from error
     for paths, tokens in ((corpus.train, corpus.train_tokens), ([corpus.heldout], corpus.heldout_tokens)):
         if not all(path.is_file() for path in paths) or sum(path.stat().st_size for path in paths) != 2 * tokens:
             raise StoreError(
@@ -184,7 +189,7 @@ def _code_hash(names: Sequence[str]) -> str:
 
 def _file_hash(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(path, LONGEST_TEXT)).hexdigest()
     except OSError as error:
         raise UsageError(
             f"cannot read the text file {path}: {error.strerror}", "name readable files with --text"
@@ -283,7 +288,7 @@ def _build_text(
     heldout = seen.filter(heldout)
     say(f"training the tokenizer ({profile.model.vocab} entries)")
     if profile.data.tokenizer == "bpe":
-        trained = tokenizer.train(train, profile.model.vocab, profile.tasks.symbols)
+        trained = tokenizer.train(train, profile.model.vocab, profile.tasks.symbols, profile.tasks.wider)
     else:
         trained = tokenizer.fetch(profile.data.tokenizer)
     trained.save(str(folder / "tokenizer.json"))
@@ -323,27 +328,30 @@ def _encode(codec: tokenizer.Codec, documents: list[str], target: Path) -> int:
 
 
 def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
+    windows, length = profile.eval.heldout_sequences, profile.train.seq_len
     need = {
-        "train": 4 * (profile.train.seq_len + 1),
-        "heldout": profile.train.seq_len + 1 + profile.eval.heldout_sequences,
+        "train": (4 * (length + 1), "training tokens"),
+        # Windows that overlap would count tokens twice, and show one another's future (training/scorer/audit.py).
+        "heldout": (windows * (length + 1), f"held-out tokens, so that the {windows} scored windows do not overlap"),
     }
-    for side, least in need.items():
+    for side, (least, what) in need.items():
         if counts[side] < least:
             raise UsageError(
-                f"the text is too short: {counts[side]:,} {side} tokens without duplicates, profile {profile.name} "
-                f"needs at least {least:,}",
+                f"the text is too short for profile {profile.name}: expected at least {least:,} {what}, got "
+                f"{counts[side]:,} (every tenth part is held out, duplicates are removed)",
                 "name more text with --text",
             )
 
 
 def _items(profile: Profile, heldout: list[str]) -> dict[str, list[Item]]:
-    names = tokenizer.special_tokens(profile.tasks.symbols)
+    spec, count = profile.tasks, profile.eval.items
+    names = tokenizer.special_tokens(spec.symbols, spec.wider)
     items: dict[str, list[Item]] = {}
     for task in profile.eval.benchmarks:
-        if task in GENERATORS:
-            items[task] = generate_items(task, profile.tasks, profile.eval.items, names, ITEM_SEED)
+        if task in GENERATORS or task in LONGER:
+            items[task] = generate_items(task, spec, count, names, ITEM_SEED, profile.train.seq_len)
         elif task == "cloze":
-            items[task] = cloze_items(heldout, profile.tasks, profile.eval.items, ITEM_SEED)
+            items[task] = cloze_items(heldout, spec, count, ITEM_SEED)
             if len(items[task]) < 8:
                 raise UsageError(
                     f"the held-out text gives only {len(items[task])} cloze items, expected at least 8",

@@ -62,7 +62,7 @@ def _windows(tokens: np.ndarray | TokenFiles, starts: np.ndarray, length: int) -
 def _task_row(profile: Profile, random: np.random.Generator, length: int, end: int) -> np.ndarray:
     """int16 [length]: whole task sequences, each begun as in scoring by the end token of the one before."""
     row = np.full(length, -1 - end, dtype=np.int16)
-    names = list(GENERATORS)
+    names = profile.tasks.names
     at = 0
     while True:
         sequence = GENERATORS[names[int(random.integers(len(names)))]](profile.tasks, random)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import StoreError, UsageError
+from common.errors import StoreError, UsageError, message_of
 from common.files import read_json, sha256_text, write_json
 from training.data.tokenizer import Codec
 
@@ -77,7 +77,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             if path.name != entry["file"] or path.stat().st_size != 2 * entry["tokens"]:
                 raise ValueError(f"{path.name} is incomplete")
     except (StoreError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"the shards in {folder} are damaged: {error}", f"remove {folder}, and {fix}") from error
+        raise UsageError(
+            f"the shards in {folder} are damaged: {message_of(error)}", f"remove {folder}, and {fix}"
+        ) from error
     return dict(found)
 
 

@@ -1,29 +1,28 @@
-"""Generated tasks: associative recall, selective copying, induction; and cloze items from held-out text.
+"""Generated tasks: associative recall, selective copying, induction, and the wider set (tasks_mad.py, tasks_state.py);
+and cloze items from held-out text.
 
 A task sequence is a list of token ids with a flag for each: whether the token is an answer (predicted and trained on)
 or part of the question (random, so training on it would only add noise). The same generators make the training
 sequences and, from other seeds, the scored multiple-choice items.
 
-Ids: see `training.data.tokenizer.special_tokens`. After Arora et al. 2023 (multi-query associative recall), Gu and Dao
-2023 (selective copying), Olsson et al. 2022 (induction heads).
+After Arora et al. 2023 (multi-query associative recall), Gu and Dao 2023 (selective copying), Olsson et al. 2022
+(induction heads).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
 
-from training.data.tokenizer import MARKERS
+from training.data.sequences import COPY, FIRST, INDUCE, NOISE, RECALL, SEPARATOR, Sequenced
+from training.data.tasks_mad import compression, context_recall, fuzzy_recall, memorisation, noisy_recall
+from training.data.tasks_state import needle, needle_of, parity, permutation_s3, permutation_s5
 from training.profiles import TaskSpec
 
-__all__ = ["GENERATORS", "Item", "Sequenced", "cloze_items", "generate_items"]
-
-NOISE, SEPARATOR, RECALL, COPY, INDUCE = range(1, 1 + len(MARKERS))
-FIRST = 1 + len(MARKERS)
-"""Id of the first task symbol."""
+__all__ = ["GENERATORS", "LONGER", "Item", "cloze_items", "generate_items"]
 
 
 class Item(TypedDict):
@@ -32,15 +31,6 @@ class Item(TypedDict):
     context: str
     choices: list[str]
     answer: int
-
-
-@dataclass(frozen=True)
-class Sequenced:
-    """Token ids of one sequence, at which positions an answer stands, and the ids that answers are drawn from."""
-
-    ids: list[int]
-    answers: list[int]
-    pool: range
 
 
 def recall(spec: TaskSpec, random: np.random.Generator) -> Sequenced:
@@ -76,27 +66,44 @@ GENERATORS: dict[str, Callable[[TaskSpec, np.random.Generator], Sequenced]] = {
     "recall": recall,
     "copying": copying,
     "induction": induction,
+    "context_recall": context_recall,
+    "fuzzy_recall": fuzzy_recall,
+    "noisy_recall": noisy_recall,
+    "compression": compression,
+    "memorisation": memorisation,
+    "parity": parity,
+    "permutation_s3": permutation_s3,
+    "permutation_s5": permutation_s5,
+    "needle": needle,
 }
+"""By name, the newest last: items are drawn from a seed that the place in this table is part of."""
+LONGER = {"needle_2x": 2, "needle_4x": 4}
+"""The needle in sequences of so many training lengths, scored only."""
 
 
-def generate_items(task: str, spec: TaskSpec, count: int, symbols: Sequence[str], seed: int) -> list[Item]:
+def generate_items(
+    task: str, spec: TaskSpec, count: int, symbols: Sequence[str], seed: int, seq_len: int = 0
+) -> list[Item]:
     """`count` items of a generated task, one question from each of `count` sequences.
 
     Half of the wrong choices (rounded down) are other answers of the same sequence, the rest are symbols that the
     sequence does not hold: remembering which symbols occurred lifts a model above chance, and only knowing which one
-    follows takes it to the top.
+    follows takes it to the top. A task with few possible answers offers all of them.
 
     Args:
         symbols: text of each special token, by id.
+        seq_len: training length, of which the tasks in LONGER are multiples.
     """
-    random = np.random.default_rng([seed, 7, list(GENERATORS).index(task)])
+    random = np.random.default_rng([seed, 7, [*GENERATORS, *LONGER].index(task)])
+    generate = partial(needle_of, LONGER[task] * seq_len) if task in LONGER else GENERATORS[task]
     items: list[Item] = []
     for _ in range(count):
-        sequence = GENERATORS[task](spec, random)
+        sequence = generate(spec, random)
         place = int(random.choice(sequence.answers))
         true = sequence.ids[place]
-        inside = random.permutation(sorted({sequence.ids[at] for at in sequence.answers} - {true})).tolist()
-        outside = random.permutation(sorted(set(sequence.pool) - set(sequence.ids))).tolist()
+        rivals = sequence.rivals if sequence.rivals is not None else [sequence.ids[at] for at in sequence.answers]
+        inside = random.permutation(sorted(set(rivals) - {true})).tolist()
+        outside = random.permutation(sorted(set(sequence.pool) - set(sequence.ids) - set(rivals))).tolist()
         half = (spec.choices - 1) // 2
         wrong = inside[:half] + outside + inside[half:]
         choices = [true, *wrong[: spec.choices - 1]]

@@ -14,20 +14,36 @@ from common.errors import JobError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["END", "MARKERS", "Codec", "fetch", "special_tokens", "train"]
+__all__ = ["END", "MARKERS", "WIDER_MARKERS", "Codec", "fetch", "special_tokens", "train"]
 
 END = "<|end|>"
 MARKERS = ("<|noise|>", "<|sep|>", "<|recall|>", "<|copy|>", "<|induce|>")
+WIDER_MARKERS = {
+    task: f"<|{task}|>"
+    for task in (
+        "context_recall",
+        "fuzzy_recall",
+        "noisy_recall",
+        "compression",
+        "memorisation",
+        "parity",
+        "permutation_s3",
+        "permutation_s5",
+        "needle",
+    )
+}
+"""Of the wider set of tasks: in the vocabulary of profiles that name one of them."""
 TRAINING_CHARACTERS = 4_000_000
 """Merges stop changing long before the whole text is counted."""
 
 
-def special_tokens(symbols: int) -> list[str]:
-    """END, the task markers and `symbols` task symbols, in the order of their ids (0, 1, ...)."""
-    return [END, *MARKERS, *(f"<|s{number}|>" for number in range(symbols))]
+def special_tokens(symbols: int, wider: bool = False) -> list[str]:
+    """END, the task markers, `symbols` task symbols, and the markers of the wider set, in the order of their ids (0, 1,
+    ...)."""
+    return [END, *MARKERS, *(f"<|s{number}|>" for number in range(symbols)), *(WIDER_MARKERS.values() if wider else ())]
 
 
-def train(documents: Iterable[str], vocab: int, symbols: int) -> Tokenizer:
+def train(documents: Iterable[str], vocab: int, symbols: int, wider: bool = False) -> Tokenizer:
     """Trains byte-level BPE of `vocab` entries; ids start with the special tokens. Deterministic."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -36,7 +52,7 @@ def train(documents: Iterable[str], vocab: int, symbols: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=special_tokens(symbols),
+        special_tokens=special_tokens(symbols, wider),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

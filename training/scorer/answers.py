@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from training.scorer.heldout import ForgedError
 
-__all__ = ["model_sizes", "peak_memory", "prepared_facts", "size_refusal", "training_report"]
+__all__ = ["changed_parameter", "model_sizes", "peak_memory", "prepared_facts", "size_refusal", "training_report"]
 
 LARGEST = 1e9
 """A loss beyond it is no number to average; it counts as not finite."""
@@ -85,6 +85,15 @@ def peak_memory(meta: Mapping[str, Any]) -> float:
     if value is None or value < 0:
         raise ForgedError(f"expected peak_memory_mb of 0 or more, got {_shown(meta.get('peak_memory_mb'))}")
     return value
+
+
+def changed_parameter(meta: object) -> str:
+    """What a worker says of a parameter that changed while it was trained, {parameter, step}, for a person."""
+    said = meta if isinstance(meta, Mapping) else {}
+    return (
+        f"parameter {_shown(said.get('parameter'))} was changed by something else than the optimiser before its step "
+        f"{_shown(said.get('step'))}: a mixer may not train itself, or write into its parameters"
+    )
 
 
 def _finite(meta: Mapping[str, Any], name: str) -> float | None:

@@ -21,7 +21,9 @@ from lm_eval.tasks import TaskManager
 from common.errors import JobError
 from training.data.tasks import Item
 from training.data.tokenizer import Codec
+from training.profiles import LONGEST_CONTEXT
 from training.scorer.heldout import LogitServer, log_softmax
+from training.scorer.items import item_scores
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -30,7 +32,7 @@ __all__ = ["WorkerLM", "run_benchmarks"]
 
 MOST_TOKENS = 8192
 """Tokens of one padded batch."""
-LONGEST = 2048
+LONGEST = LONGEST_CONTEXT
 """Tokens kept of a long context, from its end."""
 _METRICS = ("acc", "acc_norm", "contains", "exact_match", "f1")
 _NORMED = ("hellaswag", "arc_challenge")
@@ -172,7 +174,7 @@ def _padded(rows: Sequence[tuple[int, ...]], padding: int) -> np.ndarray:
 def run_benchmarks(
     server: LogitServer, codec: Codec, names: Sequence[str], items: Mapping[str, list[Item]], limit: int
 ) -> dict[str, dict[str, Any]]:
-    """Scores of each task as {value, n, se, chance}.
+    """Scores of each task as {value, n, se, chance, items}, of multiple choice also bits_per_byte (see `item_scores`).
 
     Args:
         names: tasks; those in `items` are the project's own, the others lm-eval's.
@@ -221,7 +223,7 @@ def _official(model: WorkerLM, names: Sequence[str], limit: int) -> dict[str, di
             raise JobError(
                 f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
                 "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or list only "
-                "recall, copying, induction and cloze in the profile's eval.benchmarks",
+                "the project's own tasks in the profile's eval.benchmarks: recall, copying, induction, cloze ...",
             ) from error
         scores[name]["chance"] = _CHANCE.get(name)
     return scores
@@ -234,7 +236,7 @@ def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: in
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)
-    answer = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False)
+    answer = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     assert answer is not None
     scores: dict[str, dict[str, Any]] = {}
     for name, result in answer["results"].items():
@@ -244,5 +246,6 @@ def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: in
         value = float(result[f"{metric},none"])
         # Every item counts 0 or 1, so the standard error follows from the mean.
         se = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 and metric != "f1" else None
-        scores[name] = {"value": value, "n": n, "se": se}
+        kind = str(loaded["tasks"][name].get_config("output_type"))
+        scores[name] = {"value": value, "n": n, "se": se, **item_scores(answer["samples"][name], metric, kind)}
     return scores

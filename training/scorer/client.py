@@ -61,7 +61,8 @@ class Worker:
     Args:
         sandbox: from `training.sandbox.choose`.
         program: its text is sent by `load`.
-        reads, work, limits, env: as in `Sandbox.start`; our own files are added to `reads`.
+        reads, limits, env: as in `Sandbox.start`; our own files are added to `reads`.
+        timeout, cpu_timeout: wall and CPU seconds of one call; None: only the limits of the whole job hold.
 
     Raises:
         SandboxError: this sandbox may not run the program, or cannot be started.
@@ -73,17 +74,16 @@ class Worker:
         program: Program,
         *,
         reads: Sequence[Path] = (),
-        work: Path | None = None,
         limits: Limits | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = 120.0,
+        cpu_timeout: float | None = None,
     ) -> None:
         sandbox.require(program)
-        self.program, self.timeout = program, timeout
+        self.program, self.timeout, self.cpu_timeout = program, timeout, cpu_timeout
         self.process = sandbox.start(
             [sys.executable, "-m", "training.worker"],
             reads=[*worker_reads(), *reads],
-            work=work,
             env={"ASI_DEVICE": sandbox.device, **(env or {})},
             limits=limits,
         )
@@ -116,6 +116,8 @@ class Worker:
         number = next(self._ids)
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
+        if self.cpu_timeout is not None:
+            self.process.allow(self.cpu_timeout)
         try:
             self._channel.send(Frame("call", number, op, meta or {}, list(arrays)), deadline)
             while True:
@@ -145,7 +147,7 @@ class Worker:
         reason = self.process.ending() or "crashed"
         code, limits = self.process.wait(0), self.process.limits
         said = {
-            "timeout": f"over its limit of {limits.seconds:g} s wall or {limits.cpu_seconds:g} s CPU time during {op}",
+            "timeout": f"over its limit of {limits.seconds:g} s wall or {self._cpu_limit():g} s CPU time during {op}",
             "output": f"over its limit of {limits.output_mb} MB of output during {op}",
             "memory": f"ended for lack of memory (status {code}) during {op}",
         }.get(reason, f"the process ended with status {code} during {op}")
@@ -155,9 +157,17 @@ class Worker:
         tail = self.process.stderr_tail()
         return WorkerDied("crashed" if reason == "finished" else reason, said, tail, from_outside=outside)
 
+    def _cpu_limit(self) -> float:
+        return min(self.process.limits.cpu_seconds, self.cpu_timeout or float("inf"))
+
     def cpu_seconds(self) -> float:
         """CPU seconds it used so far, read by the host."""
         return self.process.cpu_seconds()
+
+    def peak_memory_mb(self) -> float:
+        """The most MB that it and all it started held so far, read by the host now and then; a peak between two looks
+        is missed."""
+        return self.process.peak_memory_mb()
 
     def close(self) -> None:
         """Ends the worker and all it started. Repeating it does nothing."""

@@ -7,14 +7,24 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.scorer.client import Worker
 
-__all__ = ["Call", "ForgedError", "LogitServer", "NotFiniteError", "OnLogits", "heldout_loss", "log_softmax"]
+__all__ = [
+    "Call",
+    "ForgedError",
+    "HeldoutScores",
+    "LogitServer",
+    "NotFiniteError",
+    "heldout_loss",
+    "heldout_scores",
+    "log_softmax",
+    "picked_log_p",
+]
 
 MOST_BYTES = 32 << 20
 """Logits asked for at once."""
@@ -66,7 +76,11 @@ class LogitServer:
         return self.all(call.tokens) if call.places is None else self.at(call.tokens, call.places)
 
     def _ask(self, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        _, answer = self._worker.call("train.logits", arrays=arrays, timeout=self._timeout)
+        meta, answer = self._worker.call("train.logits", arrays=arrays, timeout=self._timeout)
+        if "changed" in meta:
+            raise ForgedError(
+                f"parameter {str(meta['changed'])[:200]} was changed while the model was asked for logits"
+            )
         if len(answer) != 1 or answer[0].shape != shape or answer[0].dtype != np.float32:
             got = [(array.dtype.name, array.shape) for array in answer]
             raise ForgedError(f"expected float32 logits of shape {shape}, got {got}")
@@ -84,65 +98,74 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted
 
 
-OnLogits = Callable[[int, int, int, np.ndarray], None]
-"""Sees scored logits: (number of the call in server.calls, first row, first position, logits [rows, positions, V])."""
+@dataclass(frozen=True)
+class HeldoutScores:
+    """What was said of every token of rows int32 [n, T + 1] but the first of each.
+
+    Attributes:
+        log_p: float32 [n, T], in nats.
+        calls: int64 [n, T], the number of the call in `LogitServer.calls` whose answer it is.
+        inside: int64 [n], the row's number in those calls.
+    """
+
+    log_p: np.ndarray
+    calls: np.ndarray
+    inside: np.ndarray
+
+    @property
+    def loss(self) -> dict[str, float | int | None]:
+        """Mean loss in nats a token, as {value, n: tokens, se}.
+
+        The standard error is over rows, since tokens of one row are not independent.
+        """
+        losses = -self.log_p.mean(axis=1, dtype=np.float64)
+        se = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None
+        return {"value": float(losses.mean()), "n": self.log_p.size, "se": se}
 
 
-def heldout_loss(
-    server: LogitServer, rows: np.ndarray, on_logits: OnLogits | None = None
-) -> dict[str, float | int | None]:
-    """Mean loss in nats a token over rows int32 [n, T + 1], as {value, n: tokens, se}.
-
-    The standard error is over rows, since tokens of one row are not independent.
+def heldout_scores(server: LogitServer, rows: np.ndarray) -> HeldoutScores:
+    """Asks for rows int32 [n, T + 1] whole, several a call; a row whose logits are over MOST_BYTES in pieces.
 
     Raises:
-        NotFiniteError: the loss of a row is not finite.
+        NotFiniteError: the loss of a row is not finite. Otherwise as LogitServer.
     """
-    means, first = [], 0
-    for part in _parts(rows, server.vocab):
-        means.append(_row_losses(server, part, first, on_logits))
-        first += len(part)
-    losses = np.concatenate(means)
-    if not np.isfinite(losses).all():
+    log_p = np.zeros((len(rows), rows.shape[1] - 1), dtype=np.float32)
+    calls, inside = np.zeros(log_p.shape, dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    count = max(1, MOST_BYTES // (4 * server.vocab * rows.shape[1]))
+    for first in range(0, len(rows), count):
+        part = slice(first, min(first + count, len(rows)))
+        inside[part] = np.arange(part.stop - first)
+        for columns, answer in _pieces(server, rows[part]):
+            calls[part, columns] = len(server.calls) - 1
+            log_p[part, columns] = picked_log_p(answer, rows[part, 1:][:, columns])
+    finite = np.isfinite(log_p).all(axis=1)
+    if not finite.all():
         # Logits near the end of float32 are finite, and the loss that they make is not.
-        raise NotFiniteError(
-            f"the loss of {int((~np.isfinite(losses)).sum())} of {len(losses)} held-out rows is not finite"
-        )
-    se = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None
-    return {"value": float(losses.mean()), "n": int(rows[:, 1:].size), "se": se}
+        raise NotFiniteError(f"the loss of {int((~finite).sum())} of {len(rows)} held-out rows is not finite")
+    return HeldoutScores(log_p, calls, inside)
 
 
-def _parts(rows: np.ndarray, vocab: int) -> Iterator[np.ndarray]:
-    count = max(1, MOST_BYTES // (4 * vocab * rows.shape[1]))
-    for start in range(0, len(rows), count):
-        yield rows[start : start + count]
+def heldout_loss(server: LogitServer, rows: np.ndarray) -> dict[str, float | int | None]:
+    """`HeldoutScores.loss` of these rows. Raises as `heldout_scores`."""
+    return heldout_scores(server, rows).loss
 
 
-def _row_losses(server: LogitServer, rows: np.ndarray, first: int, on_logits: OnLogits | None) -> np.ndarray:
-    """float64 [rows]: mean loss of each row. A row whose logits are over the bound is asked for in pieces."""
-    tokens, targets = rows[:, :-1], rows[:, 1:]
+def _pieces(server: LogitServer, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """(Positions, logits of all rows there [rows, positions, V]), in one call where that is within the bound."""
+    tokens = rows[:, :-1]
     width = tokens.shape[1]
     step = max(1, MOST_BYTES // (4 * server.vocab * len(rows)))
     if step >= width:
-        logits = server.all(tokens)
-        if on_logits is not None:
-            on_logits(len(server.calls) - 1, first, 0, logits)
-        picked = _picked(logits, targets)
-        return -picked.mean(axis=1, dtype=np.float64)
-    total = np.zeros(len(rows))
+        yield slice(0, width), server.all(tokens)
+        return
     for start in range(0, width, step):
         stop = min(start + step, width)
         grid = np.stack(np.meshgrid(np.arange(len(rows)), np.arange(start, stop), indexing="ij"), -1).reshape(-1, 2)
-        logits = server.at(tokens, grid)
-        if on_logits is not None:
-            on_logits(len(server.calls) - 1, first, start, logits.reshape(len(rows), stop - start, -1))
-        picked = _picked(logits, targets[:, start:stop].ravel())
-        total -= picked.reshape(len(rows), -1).sum(axis=1, dtype=np.float64)
-    return total / width
+        yield slice(start, stop), server.at(tokens, grid).reshape(len(rows), stop - start, -1)
 
 
-def _picked(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log-probability of each target. logits [..., V] is used up as scratch space."""
+def picked_log_p(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log-probability of each target [...], float32. logits [..., V] is used up as scratch space."""
     logits -= logits.max(-1, keepdims=True)
     chosen = np.take_along_axis(logits, targets[..., None].astype(np.int64), -1)[..., 0]
     np.exp(logits, out=logits)

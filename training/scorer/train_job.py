@@ -25,11 +25,15 @@ from training.profiles import Profile
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
+from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
-from training.scorer.confirm import write_weights
+from training.scorer.confirm import UnrepeatableError
+from training.scorer.efficiency import prefill_speed
+from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring
+from training.scorer.validation import Sample, sample_of
 
 __all__ = ["run"]
 
@@ -43,7 +47,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Runs one job.
 
     Args:
-        job: {program, profile, seed, init, device, dtype, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
+        job: {program, profile, seed, init, device, dtype, processes: that share each batch while it trains, sandbox:
+            {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
@@ -75,15 +80,23 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])) if job["device"] == "cpu" else None,
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
+    world = 1 if job.get("measure") else int(job.get("processes", 1))
     program = from_job([job["program"]])[0]
     emit({"event": "stage", "name": "start"})
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
-    def start(reads: list[Path]) -> Worker:
-        return Worker(sandbox, program, reads=reads, limits=limits, timeout=profile.limits.seconds)
+    def start(reads: list[Path], world: int = 1) -> Worker:
+        return Worker(
+            sandbox,
+            program,
+            reads=reads,
+            limits=limits.times(world),
+            env={"ASI_WORLD": str(world)},
+            timeout=profile.limits.seconds,
+        )
 
-    with start(reads) as worker:
+    with start(reads, world) as worker:
         pulse = _Pulse(worker, emit, profile.train.steps, found)
         try:
             _phases(job, profile, worker, partial(start, []), pulse, place, result, started)
@@ -92,6 +105,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             result["from_outside"] = isinstance(fault, WorkerDied) and fault.from_outside
         except ForgedError as error:
             result |= {"status": "failed", "reason": "forged", "detail": str(error)}
+        except UnrepeatableError as error:
+            result |= {"status": "failed", "reason": "refused", "detail": str(error)}
         except NotFiniteError as error:
             result |= {"status": "failed", "reason": "nan", "detail": str(error)}
         finally:
@@ -113,8 +128,8 @@ def _phases(
 ) -> None:
     seconds: dict[str, float] = result["seconds"]
     model = profile.model
-    built, facts = _build(job, profile, worker)
-    result["versions"], hardware = answers.prepared_facts(facts)
+    result["versions"], hardware = answers.prepared_facts(prepare(job, worker))
+    built = build(job, profile, worker)
     result["hardware"] = {**_hardware(), **hardware}
     if "refused" in built:
         result |= {"status": "failed", "reason": "refused", "detail": str(built["refused"])[:500]}
@@ -133,14 +148,14 @@ def _phases(
     answer = _train(job, profile, worker, pulse, place, result)
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
+    result["prefill"] = prefill_speed(worker, profile)
+    result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
     begun = time.perf_counter()
-
-    def restored(weights: list[np.ndarray]) -> Worker:
-        return _restored(job, profile, start(), result["parameters"], weights)
-
-    scoring = Scoring(job, profile, worker, restored, result)
-    scoring.check_reported(*pulse.last)
-    scoring.run(benchmarks)
+    with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
+        fresh.begin()  # beside the scoring
+        scoring = Scoring(job, profile, worker, fresh, result)
+        scoring.check_reported(*pulse.last)
+        scoring.run(benchmarks)
     seconds["score"] = time.perf_counter() - begun
 
 
@@ -163,6 +178,9 @@ def _train(
             **profile.checkpoint.model_dump(include={"steps", "seconds"}),
             "at": sorted(place.stable),
         }
+    pulse.sample = sample_of(profile, np.memmap(job["heldout"], dtype=np.uint16, mode="r"))
+    if pulse.sample is not None:
+        call["validation"] = {"every": profile.eval.validation_every}
     found = pulse.found
     if found is not None:
         send(worker, found)
@@ -175,12 +193,15 @@ def _train(
             place, result["parameters"], begun_at, profile.train.steps, pulse.facts(place), partial(_note, pulse.emit)
         )
     try:
-        answer, _ = worker.call("train.run", call, on_event=partial(pulse.event, saver))
+        asked = pulse.sample.asked() if pulse.sample is not None else []
+        answer, _ = worker.call("train.run", call, asked, on_event=partial(pulse.event, saver))
     finally:
         if saver is not None:
             saver.close()
     if "refused" in answer:
         raise ForgedError(f"a fresh process builds another model: {str(answer['refused'])[:500]}")
+    if "changed" in answer:
+        raise ForgedError(answers.changed_parameter(answer["changed"]))
     result["seconds"]["train"] = pulse.train_seconds()
     tokens = profile.train.steps * profile.train.tokens_per_step
     result |= {"tokens": tokens, "tokens_per_second": tokens / result["seconds"]["train"]}
@@ -212,38 +233,6 @@ def _note(emit: Emit, text: str) -> None:
     emit({"event": "note", "text": text})
 
 
-def _restored(
-    job: dict[str, Any], profile: Profile, worker: Worker, parameters: int, weights: list[np.ndarray]
-) -> Worker:
-    """`worker`, a fresh process, with these weights; closed where they do not fit."""
-    try:
-        built, _ = _build(job, profile, worker)
-        if "refused" in built or answers.model_sizes(built)["parameters"] != parameters:
-            raise ForgedError(f"a fresh process builds another model: {str(built)[:300]}")
-        write_weights(worker, weights)
-    except BaseException:
-        worker.close()
-        raise
-    return worker
-
-
-def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prepares the process, loads the program, builds the model: (its sizes as said, facts of the process)."""
-    facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
-    worker.load()
-    model = profile.model
-    built, _ = worker.call(
-        "train.build",
-        {
-            "model": model.model_dump(mode="json"),
-            "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
-            "budget": job["budget"],
-            "init": job["init"],
-        },
-    )
-    return built, facts
-
-
 class _Pulse:
     """The trusted account of a run, over kills: passes metrics on, and tells the host once a second how much CPU time
     the worker has used.
@@ -253,12 +242,16 @@ class _Pulse:
 
     Attributes:
         last: training loss of the last report, and the steps it stands for.
+        sample: what the validation loss is measured on; None: nothing.
     """
+
+    sample: Sample | None = None
 
     def __init__(self, worker: Worker, emit: Emit, steps: int, found: Checkpoint | None = None) -> None:
         self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
         self._reports: list[dict[str, Any]] = []
+        self._validated: dict[int, float | None] = {}
         self._worker, self._steps, self._step = worker, steps, 0
         self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
         self._begun, self._cpu = time.perf_counter(), 0.0
@@ -287,9 +280,12 @@ class _Pulse:
         )
 
     def event(self, saver: Saver | None, meta: dict[str, Any], arrays: list[np.ndarray]) -> None:
-        """One event of the worker: a report, or a piece of a checkpoint."""
+        """One event of the worker: a report, a piece of a checkpoint, or logits of the validation sample, which come
+        before the report of their step."""
         piece = meta.get("checkpoint")
-        if piece is None:
+        if self.sample is not None and type(meta.get("validation")) is int:
+            self._validated = {meta["validation"]: self.sample.loss(arrays)}
+        elif piece is None:
             self._report(meta)
         elif saver is None or not isinstance(piece, dict):
             raise ForgedError(f"expected a report of training, got {str(meta)[:200]}")
@@ -302,7 +298,8 @@ class _Pulse:
         passed = report["seconds"] - before["seconds"]
         rate = (report["tokens"] - before["tokens"]) / passed if passed > 0 else None
         cpu = self._worker.cpu_seconds() + self._before[1]
-        self._tell({**report, "tokens_per_second": rate, "cpu_seconds": cpu})
+        validated = {"val_loss": self._validated[report["step"]]} if report["step"] in self._validated else {}
+        self._tell({**report, **validated, "tokens_per_second": rate, "cpu_seconds": cpu})
 
     def _tell(self, report: dict[str, Any]) -> None:
         self._reports.append(report)

@@ -19,11 +19,12 @@ import numpy as np
 from common.process import exit_with_parent
 from training.protocol import Channel, Frame, ProtocolError
 from training.worker import syscalls
+from training.worker.ranks import FollowerError, Ranks
 from training.worker.state import Op, WorkerState
 
 __all__ = ["main"]
 
-MODULES = ("training.worker.inspection", "training.worker.train")
+MODULES = ("training.worker.inspection", "training.worker.train", "training.worker.weights")
 """Where operations are registered, each in a table OPS. Imported before the candidate, so that they hold torch
 unpatched."""
 
@@ -37,11 +38,12 @@ def main() -> int:
     os.dup2(2, 1)
     # The worker is killed when it is done, so a line that waits in a buffer would be lost.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    state = WorkerState(device=os.environ.get("ASI_DEVICE", "cpu"))
+    state = WorkerState(device=os.environ.get("ASI_DEVICE", "cpu"), ranks=Ranks.launch())
     import torch  # captured by the operations before the candidate is imported
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     operations = _operations()
+    state.ranks.connect(state.device)
     _limit_memory()
     if state.device == "cpu":
         syscalls.deny()
@@ -50,23 +52,41 @@ def main() -> int:
             frame = channel.receive()
         except EOFError:
             return 0
-        _answer(channel, state, operations, frame)
+        if not _answer(channel, state, operations, frame) and state.ranks.rank > 0:
+            # The others wait for this rank's part; its end tells them.
+            return 1
 
 
-def _answer(channel: Channel, state: WorkerState, operations: dict[str, Op], frame: Frame) -> None:
+def _answer(channel: Channel, state: WorkerState, operations: dict[str, Op], frame: Frame) -> bool:
+    """Answers one call; whether it succeeded."""
+
     def emit(meta: dict[str, Any], arrays: Sequence[np.ndarray] = (), /) -> None:
         channel.send(Frame("event", frame.id, frame.op, meta, list(arrays)))
 
     try:
         if frame.op not in operations:
             raise LookupError(f"the worker has no operation {frame.op!r}")
-        meta, arrays = operations[frame.op](state, frame.meta, frame.arrays, emit)
+        shared = state.ranks.forward(frame)
+        try:
+            meta, arrays = operations[frame.op](state, frame.meta, frame.arrays, emit)
+        except Exception as error:
+            other = state.ranks.blame() if shared else None
+            if other is None:
+                raise
+            raise other from error
+        if shared:
+            state.ranks.collect()
         reply = Frame("reply", frame.id, frame.op, meta, [np.ascontiguousarray(array) for array in arrays])
         channel.send(reply)
     except ProtocolError:
         raise
+    except FollowerError as error:
+        channel.send(Frame("error", frame.id, frame.op, error.error))
+        return False
     except BaseException as error:  # noqa: BLE001 - the process boundary: whatever the candidate raises becomes a reply
         channel.send(Frame("error", frame.id, frame.op, describe(error)))
+        return False
+    return True
 
 
 def _operations() -> dict[str, Op]:

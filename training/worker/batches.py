@@ -45,6 +45,13 @@ class Means:
         self._sums += torch.stack([text, losses.sum() - text])
         self._counts += part.counts
 
+    def absorb(self, other: Means) -> None:
+        """Adds what `other` holds, and empties it."""
+        self._sums += other._sums
+        self._counts += other._counts
+        other._sums.zero_()
+        other._counts.zero_()
+
     def take(self) -> dict[str, float | None]:
         """{loss, task_loss}, and begins anew. Where there was no row of text, loss is that of the answers."""
         sums, counts = self._sums.tolist(), self._counts.tolist()
@@ -55,16 +62,20 @@ class Means:
         return {"loss": finite[0] if means[0] is not None else finite[1], "task_loss": finite[1]}
 
 
-def batches(rows: np.ndarray, batch: int, micro: int, device: str, first: int = 0) -> Iterator[list[Part]]:
+def batches(
+    rows: np.ndarray, batch: int, micro: int, device: str, first: int = 0, share: slice | None = None
+) -> Iterator[list[Part]]:
     """For each step from number `first` (0 is the first) its parts of at most `micro` rows.
 
     Args:
         rows: [steps * batch, T + 1] of the stream, so a step is a place in the data.
+        share: of each batch, the rows that this process takes; None: all.
     """
+    begin, end, _ = (share or slice(0, batch)).indices(batch)
     for start in range(first * batch, len(rows), batch):
         parts = []
-        for at in range(start, start + batch, micro):
-            block = np.asarray(rows[at : min(at + micro, start + batch)], dtype=np.int64)
+        for at in range(start + begin, start + end, micro):
+            block = np.asarray(rows[at : min(at + micro, start + end)], dtype=np.int64)
             predicted = block[:, 1:] >= 0
             places, inside = np.flatnonzero(predicted), predicted.sum(axis=1)
             text = np.repeat(inside == predicted.shape[1], inside)

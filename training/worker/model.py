@@ -6,7 +6,7 @@ baseline's number of parameters, whatever the mixer takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LanguageModel", "OverBudgetError", "all_parameters", "all_tensors", "build_model", "fit_width"]
+from training.worker.registers import all_parameters
+
+__all__ = ["LanguageModel", "OverBudgetError", "build_model", "fit_width"]
 
 EMBEDDING_STD = 0.02
 _numel = torch.Tensor.numel
@@ -146,8 +148,9 @@ def build_model(
             model to N(0, 0.02) and zero bias.
 
     Returns:
-        The model on `device`, and {parameters, mixer_parameters, ffn_width, embedding, head, mlps, norms}: parameters
-        in all and by part; a tied head has none of its own.
+        The model on `device`, in float32 where its trained parameters had several dtypes, and {parameters,
+        mixer_parameters, ffn_width, embedding, head, mlps, norms}: parameters in all and by part; a tied head has none
+        of its own.
 
     Raises:
         OverBudgetError: the budget cannot be met. Anything else: what the mixer raises.
@@ -161,46 +164,11 @@ def build_model(
     model = LanguageModel(mixers, width, inner, vocab, bool(spec["tied"]), float(spec["norm_eps"]))
     if init == "fla":
         _reset(model)
+    if len({parameter.dtype for parameter in all_parameters(model) if parameter.requires_grad}) > 1:
+        model.float()
     model.to(device)
     sizes = {"parameters": _count(model), "mixer_parameters": mixer_parameters, "ffn_width": inner}
     return model, {**sizes, **_parts(model)}
-
-
-def all_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Every parameter registered in `module` and below it, once, in the order of registration."""
-    found: dict[int, nn.Parameter] = {}
-    for registers in _registers(module):
-        for parameter in registers["_parameters"].values():
-            if parameter is not None:
-                found.setdefault(id(parameter), parameter)
-    return list(found.values())
-
-
-def all_tensors(module: nn.Module) -> list[Tensor]:
-    """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
-    found: dict[int, Tensor] = {id(parameter): parameter.detach() for parameter in all_parameters(module)}
-    for registers in _registers(module):
-        for buffer in registers["_buffers"].values():
-            if buffer is not None:
-                found.setdefault(id(buffer), buffer)
-    return list(found.values())
-
-
-def _registers(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """The attributes of `module` and of every module below it, each once, in the order of registration.
-
-    Reads the registers themselves: a class may override `parameters` and the methods under it.
-    """
-    seen: set[int] = set()
-    pending: list[nn.Module] = [module]
-    while pending:
-        current = pending.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        registers = object.__getattribute__(current, "__dict__")
-        yield registers
-        pending.extend(reversed([child for child in registers["_modules"].values() if child is not None]))
 
 
 def _parts(model: LanguageModel) -> dict[str, int]:

@@ -3,12 +3,8 @@ leaves to the next, whether it learns, whether it decodes. As in inspection.py, 
 
 from __future__ import annotations
 
-import builtins
 import itertools
-import json
 import random
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,8 +24,9 @@ from training.worker.mixers import (
 )
 from training.worker.program import load_class
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.surroundings import changed
 
-__all__ = ["OPS", "before_import"]
+__all__ = ["OPS"]
 
 Arrays = list[np.ndarray]
 Reply = tuple[dict[str, Any], Arrays]
@@ -41,71 +38,6 @@ _mean, _neg, _copy_, _numel = _tensor.mean, _tensor.neg, _tensor.copy_, _tensor.
 _element_size, _numpy = _tensor.element_size, _tensor.numpy
 _float32, _float64 = torch.float32, torch.float64
 
-_autocast_enabled = torch.is_autocast_enabled
-_function_modes, _dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
-
-_SETTINGS: dict[str, Callable[[], Any]] = {
-    "default dtype": torch.get_default_dtype,
-    "default device": torch.get_default_device,
-    "gradient mode": torch.is_grad_enabled,
-    "inference mode": torch.is_inference_mode_enabled,
-    "autocast": lambda: _autocast_enabled("cpu"),
-    "anomaly mode": torch.is_anomaly_enabled,
-    "threads": torch.get_num_threads,
-    "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
-    "matmul precision": torch.get_float32_matmul_precision,
-    "modes left open": lambda: _function_modes() + _dispatch_modes(),
-}
-_NAMESPACES: dict[str, Any] = {
-    "torch": torch,
-    "torch.Tensor": torch.Tensor,
-    "torch.autograd": torch.autograd,
-    "torch.linalg": torch.linalg,
-    "torch.nn": torch.nn,
-    "torch.nn.Module": torch.nn.Module,
-    "torch.nn.functional": torch.nn.functional,
-    "torch.nn.init": torch.nn.init,
-    "torch.random": torch.random,
-    "numpy": np,
-    "builtins": builtins,
-    "json": json,
-    "random": random,
-    "time": time,
-}
-_OURS = {"torch.compile"}
-"""What our own loading of a program replaces."""
-
-
-def before_import(state: WorkerState) -> None:
-    """Notes the process as it is before the candidate's file is executed."""
-    state.values["settings"] = _settings()
-    state.values["names"] = {
-        space: {name: value for name, value in vars(owner).items() if callable(value)}
-        for space, owner in _NAMESPACES.items()
-    }
-
-
-def _settings() -> dict[str, str]:
-    return {name: str(read()) for name, read in _SETTINGS.items()}
-
-
-def _changed(state: WorkerState) -> tuple[dict[str, list[str]], list[str]]:
-    """Settings that differ from before the import, as [before, now], and the names that now mean something else."""
-    before, now = state.values["settings"], _settings()
-    settings = {name: [before[name], now[name]] for name in now if now[name] != before[name]}
-    names = [
-        f"{space}.{name}"
-        for space, held in state.values["names"].items()
-        for name, value in held.items()
-        if (new := vars(_NAMESPACES[space]).get(name)) is not value and not _by_torch(new)
-    ]
-    return settings, sorted(set(names) - _OURS)
-
-
-def _by_torch(value: Any) -> bool:
-    """torch's compiler, once something imports it, wraps torch.manual_seed."""
-    return str(getattr(getattr(value, "__code__", None), "co_filename", "")).endswith("torch/_compile.py")
-
 
 def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
     """{spec}, [x] -> {imported, ran: {settings: {name: [before, now]}, replaced: [names]}, moved: [names], random:
@@ -116,7 +48,7 @@ def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: 
     reseeded: the state after it does not depend on the state before; constructor: the same of construction.
     """
     build(state, meta["spec"])
-    settings, replaced = _changed(state)
+    settings, replaced = changed(state)
     imported = {"settings": settings, "replaced": replaced[:20]}
     outputs, states = [], []
     drawn = python = False
@@ -129,7 +61,7 @@ def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: 
         states.append(_random_state())
         drawn, python = drawn or states[-1] != before, python or random.getstate() != plain
     moved = _moved(mixer, state, meta["spec"], arrays[0])
-    settings, replaced = _changed(state)
+    settings, replaced = changed(state)
     reply = {
         "inside": True,
         "imported": imported,

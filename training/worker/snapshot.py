@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.worker.model import all_parameters, all_tensors
+from training.worker.registers import all_parameters, all_tensors
 
-__all__ = ["Restored", "Snapshot", "plain", "state_of"]
+__all__ = ["Restored", "Snapshot", "plain", "state_of", "unheld"]
 
 PIECE = 64 << 20
 """Bytes of one piece."""
@@ -31,14 +31,18 @@ def plain(tensor: Tensor) -> Tensor:
 
 def state_of(model: torch.nn.Module, vectors: dict[str, Tensor], device: str) -> dict[str, Tensor]:
     """Everything a run goes on from: `vectors` of the optimiser, the tensors it does not hold, generator states."""
-    parameters = all_parameters(model)
-    buffers = all_tensors(model)[len(parameters) :]
-    rest = [*(parameter.detach() for parameter in parameters if not parameter.requires_grad), *buffers]
-    found = {**vectors, **{f"tensor.{number}": tensor for number, tensor in enumerate(rest)}}
+    found = {**vectors, **{f"tensor.{number}": tensor for number, tensor in enumerate(unheld(model))}}
     found["rng"] = _padded(torch.get_rng_state())
     if device == "cuda":
         found["rng_cuda"] = _padded(torch.cuda.get_rng_state())
     return found
+
+
+def unheld(model: torch.nn.Module) -> list[Tensor]:
+    """The tensors of `model` that the optimiser does not hold: parameters that are not trained, then buffers."""
+    parameters = all_parameters(model)
+    frozen = [parameter.detach() for parameter in parameters if not parameter.requires_grad]
+    return [*frozen, *all_tensors(model)[len(parameters) :]]
 
 
 def _padded(state: Tensor) -> Tensor:

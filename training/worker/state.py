@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from training.worker.ranks import Ranks
+
 __all__ = ["Emit", "Op", "WorkerState"]
 
 
@@ -23,6 +25,7 @@ class WorkerState:
 
     Attributes:
         device: "cpu" or "cuda".
+        ranks: this process among those that train together.
         text: the program, once the `load` operation sent it.
         cls: its class DeltaNet.
         instances: mixers or models that live across calls, by key. Operations of the verifier build fresh ones instead.
@@ -30,6 +33,7 @@ class WorkerState:
     """
 
     device: str = "cpu"
+    ranks: Ranks = field(default_factory=Ranks)
     text: str | None = None
     cls: type | None = None
     instances: dict[str, Any] = field(default_factory=dict)

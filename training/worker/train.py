@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
-from training.worker.model import LanguageModel, all_tensors, build_model
+from training.worker.guard import Guard
+from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
-from training.worker.snapshot import Restored, Snapshot, plain, state_of
+from training.worker.registers import all_parameters, all_tensors
+from training.worker.snapshot import Restored, Snapshot, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.validation import Validation
 
 __all__ = ["OPS"]
-
-_PART = 1 << 28
-"""Bytes of weights in one answer."""
 
 
 def prepare(
@@ -86,15 +86,18 @@ def train(
     Args:
         meta: {stream, type, train: the profile's section}, and optionally checkpoint: {steps, seconds, at}, the
             intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds}, from where the
-            restored checkpoint goes on.
+            restored checkpoint goes on; validation: {every}, with what `logits` is then asked as arrays.
 
     Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds, memory_mb} every `report_every` steps: means since the
     last report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated
     tasks; loss is None when it is not finite. Emits {checkpoint: {step, name, last}} with one array for each piece of
     a snapshot.
 
+    With several ranks each takes its share of every batch's rows; rank 0 reports and keeps checkpoints for all.
+
     Returns:
-        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit.
+        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit, or {changed: {parameter,
+        step}} where a parameter was not what the step before left, and training ended there.
     """
     model: LanguageModel = state.instances["model"]
     spec = meta["train"]
@@ -108,18 +111,40 @@ def train(
     done, spent = _resume(state, meta.get("resume"), model, optimizer, means)
     if isinstance(done, str):
         return {"refused": done}, []
+    ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
+    ranks.copy([*optimizer.vectors.values(), *unheld(model)])
+    optimizer.publish()
+    guard = Guard(model, [optimizer.pair])
     started = time.perf_counter() - spent
-    sender, every = _Sender(meta.get("checkpoint") or {}, emit), int(spec["report_every"])
-    for step, parts in enumerate(batches(rows, batch, micro, state.device, done), start=done + 1):
+    # Rank 0 keeps checkpoints and reports for all.
+    sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
+    stream = batches(rows, batch, micro, state.device, done, ranks.share(batch))
+    validation = Validation.of(
+        meta if not ranks.rank else {}, arrays, lambda asked: logits(state, {}, asked, emit)[1], emit
+    )
+    for step, parts in enumerate(stream, start=done + 1):
         rate = learning_rate(step, spec)
         optimizer.gradients.zero_()
+        _agree(state, model, step)
         for part in parts:
             with _precision(state):
                 losses, total = _losses(model, part, spec)
             total.backward()
-            means.add(losses.detach(), part)
+            mine.add(losses.detach(), part)
+        guard.look(step)
+        ranks.add([optimizer.gradients])
         norm = optimizer.step(rate)
-        if step % every == 0 or step == steps or step == 1:
+        if mine is not means:
+            ranks.add([*mine.state.values()])
+            means.absorb(mine)
+        validation.look(model, step, steps)
+        reports = step % every == 0 or step == steps or step == 1
+        if (reports or state.device == "cpu") and (changed := guard.found()):  # a GPU is not waited for at every step
+            if ranks.rank:
+                # Its end tells rank 0, which waits for its part of the next step.
+                raise RuntimeError(f"parameter {changed[0]} was changed beside the optimiser in step {changed[1]}")
+            return {"changed": {"parameter": changed[0], "step": changed[1]}}, []
+        if reports:
             finite = norm.item() if norm.isfinite() else None
             passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
             used = {"memory_mb": _memory(state.device)}
@@ -128,9 +153,23 @@ def train(
             sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
         sender.trickle()
     sender.flush()
+    ranks.release()
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
+    state.values["guard"] = guard
+    if state.device == "cuda":
+        torch.cuda.empty_cache()
     return {"tokens": steps * batch * length, "seconds": seconds, "peak_memory_mb": _peak_memory(state.device)}, []
+
+
+def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
+    """Before a step of several ranks: buffers as rank 0 has them (as in DDP), and random numbers of each other rank
+    that follow from the step, so that a checkpoint needs none but rank 0's."""
+    if state.ranks.world == 1:
+        return
+    state.ranks.copy(all_tensors(model)[len(all_parameters(model)) :])
+    if state.ranks.rank > 0:
+        torch.manual_seed((state.values["seed"] + 1) * 1_000_003 + step * 1_009 + state.ranks.rank)
 
 
 def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -154,6 +193,10 @@ def _resume(
     """(Steps that are done, seconds they took), after putting a restored checkpoint in place; or why it does not
     fit."""
     restored: Restored | None = state.values.pop("restored", None)
+    if resume is not None and state.ranks.rank > 0:
+        # It is given rank 0's state before the first step.
+        optimizer.steps = int(resume["step"])
+        return optimizer.steps, 0.0
     if resume is None or restored is None:
         return 0, 0.0
     refused = restored.into(state_of(model, {**optimizer.vectors, **means.state}, state.device), state.device)
@@ -205,7 +248,7 @@ def logits(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Logits of the trained model. arrays: tokens int32 [B, T], and optionally places int32 [N, 2] (row, position).
 
-    Returns float32 [B, T, V], or [N, V] with places.
+    Returns float32 [B, T, V], or [N, V] with places; and {changed: a parameter} where answering changed one.
     """
     model: LanguageModel = state.instances["model"]
     model.eval()
@@ -216,40 +259,13 @@ def logits(
             places = torch.from_numpy(arrays[1].astype(np.int64)).to(state.device)
             hidden = hidden[places[:, 0], places[:, 1]]
         out = model.head(hidden)
-    return {}, [out.float().cpu().numpy()]
-
-
-def read(
-    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Weights and buffers of the model from number `from` on, as many as fit into one answer. Returns {total}.
-
-    Types that numpy lacks go as float32; complex ones as pairs.
-    """
-    tensors, size = all_tensors(state.instances["model"]), 0
-    parts: list[np.ndarray] = []
-    for tensor in tensors[int(meta["from"]) :]:
-        array = plain(tensor).cpu().numpy()
-        if parts and size + array.nbytes > _PART:
-            break
-        parts.append(array)
-        size += array.nbytes
-    return {"total": len(tensors)}, parts
-
-
-def write(
-    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Gives the tensors from number `from` on these values. meta: {from, total}. Returns {refused} on a mismatch."""
-    tensors = all_tensors(state.instances["model"])
-    chosen = tensors[int(meta["from"]) : int(meta["from"]) + len(arrays)]
-    shapes = [tuple(plain(tensor).shape) for tensor in chosen]
-    if len(tensors) != meta["total"] or shapes != [array.shape for array in arrays]:
-        return {"refused": f"{len(tensors)} tensors of shapes {shapes[:8]}"}, []
-    for tensor, array in zip(chosen, arrays, strict=True):
-        value = torch.from_numpy(array.copy())
-        tensor.copy_(torch.view_as_complex(value) if tensor.is_complex() else value)
-    return {}, []
+    answer = out.float().cpu().numpy()
+    guard: Guard | None = state.values.get("guard")
+    if guard is not None:
+        guard.look(1)
+        if changed := guard.found():
+            return {"changed": changed[0]}, [answer]
+    return {}, [answer]
 
 
 def _precision(state: WorkerState) -> AbstractContextManager[Any]:
@@ -282,6 +298,4 @@ OPS: dict[str, Op] = {
     "train.restore": restore,
     "train.run": train,
     "train.logits": logits,
-    "train.read": read,
-    "train.write": write,
 }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from common.errors import SandboxError
+from common.errors import AsiError, SandboxError
 from common.records import CheckOutcome, CheckReport
 from training.programs import Program
 from training.sandbox import Limits, Sandbox
@@ -28,7 +28,7 @@ from training.scorer.verifier import (
     static,
     switches,
 )
-from training.scorer.verifier.context import Context, Options, Refused, failed, passed, raised
+from training.scorer.verifier.context import WALL, Context, Options, Refused, failed, passed, raised
 
 __all__ = ["CHECKS", "Options", "verify", "verify_many"]
 
@@ -52,6 +52,7 @@ CHECKS: dict[str, Check] = {
 what is far too slow is not run on; of the others, switches leaves out what was refused before it, and matched and
 fingerprint use what cost counted."""
 
+_LARGEST_FACT = 1e18
 _NEEDED = (construct.NAME, shapes.NAME)
 OnCheck = Callable[[Program, CheckOutcome], None]
 
@@ -111,29 +112,34 @@ def verify_many(
 
 
 def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[str, object]) -> Iterator[CheckOutcome]:
-    started = time.monotonic()
+    begun = time.monotonic()
     first = static.run(program.text)
-    yield _timed(first, started)
+    yield from _timed([first], begun)
     if not first.passed:
         return
-    yield _timed(reach.run(program.text), started)
+    begun = time.monotonic()
+    yield from _timed([reach.run(program.text)], begun)
     limits = Limits(
-        seconds=options.seconds, cpu_seconds=options.seconds, memory_mb=options.memory_mb, file_mb=options.file_mb
+        seconds=WALL * options.seconds,
+        cpu_seconds=options.seconds,
+        memory_mb=options.memory_mb,
+        file_mb=options.file_mb,
     )
     try:
         sandbox.require(program)
     except SandboxError as error:
         yield failed("sandbox", error.message, {"reason": "refused", "fix": error.fix})
         return
-    with Worker(sandbox, program, limits=limits, timeout=options.seconds) as worker:
+    with Worker(
+        sandbox, program, limits=limits, timeout=WALL * options.call_seconds, cpu_timeout=options.call_seconds
+    ) as worker:
         context = Context(worker, program, options, facts=facts)
         for name, check in CHECKS.items():
             begun = time.monotonic()
             found, ended = _run(name, check, context)
             refused = {item.name for item in found if not item.passed and item.severity == "refuse"}
             context.refused |= refused
-            for outcome in found:
-                yield _timed(outcome, begun)
+            yield from _timed(found, begun)
             if ended or context.slow or (name in _NEEDED and refused):
                 return
         used = f"in {sandbox.backend}, {worker.cpu_seconds():.1f} CPU seconds"
@@ -141,19 +147,44 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
 
 
 def _run(name: str, check: Check, context: Context) -> tuple[list[CheckOutcome], bool]:
-    """The outcomes of one check, and whether the worker is gone."""
+    """The outcomes of one check, and whether the worker is gone or not to be asked any more."""
     try:
-        return check(context), False
-    except Refused as refusal:
-        return [refusal.outcome], False
-    except OperationFailed as fault:
-        return [raised(name, "it raises", fault.error)], False
+        found, ended = _judged(name, check, context), False
     except WorkerDied as fault:
-        return [_broken(name, fault)], True
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        found, ended = [_broken(name, fault)], True
+    except AsiError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a process boundary: what is judged comes from the candidate's process
         # An answer that does not have the form that our own operation gives was made by something else.
-        what = f"the process answers with something that is no result: {type(error).__name__}: {error}"
-        return [failed("sandbox", what, {"reason": "crashed", "during": name})], True
+        found, ended = [_no_result(name, f"{type(error).__name__}: {str(error)[:300]}")], True
+    beyond = _take_out(context.facts)
+    if beyond and not ended:
+        return [_no_result(name, f"expected numbers under {_LARGEST_FACT:g} for {', '.join(beyond)}")], True
+    return found, ended
+
+
+def _judged(name: str, check: Check, context: Context) -> list[CheckOutcome]:
+    try:
+        return check(context)
+    except Refused as refusal:
+        return [refusal.outcome]
+    except OperationFailed as fault:
+        return [raised(name, "it raises", fault.error)]
+
+
+def _no_result(name: str, what: str) -> CheckOutcome:
+    detail = f"the process answers with something that is no result: {what}"
+    return failed("sandbox", detail, {"reason": "crashed", "during": name})
+
+
+def _take_out(facts: dict[str, object]) -> list[str]:
+    """Removes facts that are infinite, NaN or beyond all measure, since facts are stored and computed with."""
+    beyond = [
+        name for name, value in facts.items() if isinstance(value, int | float) and not abs(value) < _LARGEST_FACT
+    ]
+    for name in beyond:
+        del facts[name]
+    return beyond
 
 
 def _broken(name: str, fault: CandidateFault) -> CheckOutcome:
@@ -161,5 +192,8 @@ def _broken(name: str, fault: CandidateFault) -> CheckOutcome:
     return failed("sandbox", f"{fault.detail}", {"reason": fault.reason, "during": name, "stderr": tail})
 
 
-def _timed(outcome: CheckOutcome, begun: float) -> CheckOutcome:
-    return outcome.model_copy(update={"seconds": round(time.monotonic() - begun, 4)})
+def _timed(found: Sequence[CheckOutcome], begun: float) -> Iterator[CheckOutcome]:
+    """The outcomes of one check: the first carries its seconds, so that their sum is the time of all checks."""
+    spent = round(time.monotonic() - begun, 4)
+    for number, outcome in enumerate(found):
+        yield outcome if number else outcome.model_copy(update={"seconds": spent})

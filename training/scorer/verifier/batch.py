@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from common.records import CheckOutcome
-from training.scorer.verifier.context import Context, failed, passed
+from training.scorer.verifier.context import Context, passed
+from training.scorer.verifier.evidence import differs
 
 __all__ = ["NAME", "run"]
 
@@ -89,19 +90,11 @@ def _compare(
     difference = np.abs(one - two).max(axis=1)
     if (difference <= allowed).all():
         return None
-    worst = int(np.argmax(difference - allowed))
-    return failed(
-        NAME,
-        f"{what}, gives another output: by {difference.max():.3g} (tolerance {allowed[worst]:.3g})",
-        {
-            "seed": spec["seed"],
-            "batch": size,
-            "length": len(one),
-            "dtype": spec["dtype"],
-            "mode": "train" if spec["train"] else "eval",
-            "max_difference": float(difference.max()),
-            "relative": float(difference.max() / (np.abs(one).max() or 1.0)),
-            "tolerance": float(allowed[worst]),
-            "positions": [int(index) for index in np.flatnonzero(difference > allowed)[:8]],
-        },
-    )
+    place = {
+        "seed": spec["seed"],
+        "batch": size,
+        "length": len(one),
+        "dtype": spec["dtype"],
+        "mode": "train" if spec["train"] else "eval",
+    }
+    return differs(NAME, f"{what}, gives another output", difference, allowed, one, place)

@@ -9,19 +9,26 @@ different kernels).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from common.records import CheckOutcome
-from training.programs import Program, block_arguments
+from training.profiles import ModelSpec
+from training.programs import Program
 from training.scorer.client import Worker
 
-__all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
+__all__ = ["EPSILON", "WALL", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
 
+_DETAIL, _TEXT, _ITEMS, _DEPTH = 2000, 2000, 64, 6
+"""Longest detail and text, most items of a list, and deepest nesting of a counterexample."""
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+WALL = 4.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Options:
     Attributes:
         width, heads: of the mixers that are tested.
         profile_width, profile_heads, profile_length: where parameters and FLOPs a token are counted for the record.
-        seconds: wall time of all checks of one program together; memory_mb: of its process.
+        seconds: CPU time of all checks of one program together; call_seconds: of one call to its process. By the clock
+            both may take `WALL` times as long, so that a busy machine refuses nobody; memory_mb: of its process.
         exponent: largest growth of work and memory with the length.
         warn_operations, refuse_operations: launched operations per added token.
         unused: largest share of parameters that never get a gradient.
@@ -44,6 +52,7 @@ class Options:
     profile_heads: int = 4
     profile_length: int = 512
     seconds: float = 180.0
+    call_seconds: float = 20.0
     memory_mb: int = 4096
     file_mb: int = 64
     exponent: float = 1.15
@@ -96,8 +105,10 @@ class Context:
     refused: set[str] = field(default_factory=set)
 
     def arguments(self, heads: int | None = None, layer: int = 0) -> dict[str, object]:
-        """The block's keywords at the width under test."""
-        return block_arguments(self.options.width, heads or self.options.heads, layer)
+        """The block's keywords at the width under test, the others as published."""
+        options = self.options
+        model = ModelSpec(hidden_size=options.width, heads=heads or options.heads, layers=1, ffn=1, vocab=300)
+        return model.mixer_arguments(layer)
 
     def spec(
         self,
@@ -201,28 +212,35 @@ def passed(check: str, detail: str = "", *, severity: Literal["refuse", "warn"] 
 
 
 def failed(check: str, detail: str, counterexample: Mapping[str, Any] | None = None) -> CheckOutcome:
-    return CheckOutcome(name=check, passed=False, detail=detail, counterexample=plain(counterexample))
+    return CheckOutcome(name=check, passed=False, detail=detail[:_DETAIL], counterexample=plain(counterexample))
 
 
 def warned(check: str, detail: str, counterexample: Mapping[str, Any] | None = None) -> CheckOutcome:
-    return CheckOutcome(name=check, passed=False, severity="warn", detail=detail, counterexample=plain(counterexample))
+    found = plain(counterexample)
+    return CheckOutcome(name=check, passed=False, severity="warn", detail=detail[:_DETAIL], counterexample=found)
 
 
 def plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The counterexample as small JSON: numpy numbers become Python's, infinities text."""
+    """The counterexample as small JSON: numpy numbers become Python's, infinities text; parts of it may come from the
+    candidate's process, so depth, lengths and texts are bounded."""
     return None if values is None else {key: _plain(value) for key, value in values.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return value[:_TEXT]
+    if isinstance(value, int | None):
+        return value if value is None or abs(value) < 2**63 else "a number over 2^63"
+    if depth == _DEPTH:
+        return "..."
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
+        items = itertools.islice(value.items(), _ITEMS)
+        return {str(key)[:_TEXT]: _plain(item, depth + 1) for key, item in items}
+    return [_plain(item, depth + 1) for item in itertools.islice(value, _ITEMS)]
 
 
 def raised(check: str, what: str, error: Mapping[str, Any], place: Mapping[str, Any] | None = None) -> CheckOutcome:
@@ -236,8 +254,8 @@ def raised(check: str, what: str, error: Mapping[str, Any], place: Mapping[str, 
 
 def explain(error: Mapping[str, Any]) -> str:
     """A candidate's exception in one line."""
-    line = f" (line {error['line']}: {error.get('source') or ''})" if error.get("line") else ""
-    return f"{error.get('type', 'an error')}: {str(error.get('message', ''))[:300]}{line}"
+    line = f" (line {error['line']}: {str(error.get('source') or '')[:200]})" if error.get("line") else ""
+    return f"{str(error.get('type', 'an error'))[:100]}: {str(error.get('message', ''))[:300]}{line}"
 
 
 def brief(error: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Gradients: finite, and they reach the input and the parameters.
 
-Refuses: a gradient that is NaN or infinite, an output that ignores its input, a learnt tensor that is no registered
-parameter, more than a quarter of all parameters never getting a gradient. Warns: a smaller share, by name (a fifth of
-published programs have some: what starts behind a zero gate is one reason). A parameter counts as reached when any
-run gives it a gradient other than zero: at initialisation and after all parameters were moved; in one run each token
-stands twice, as equal tokens do in text, where distances and ranks have no gradient. How: inside
-the worker, with functions of torch captured before the program; the gradient of the input comes back and is judged
-here. Exact comparisons with zero, so no tolerance. Cannot see: gradients that vanish or explode only during training.
+Refuses: a gradient that is NaN or infinite, an output that ignores its input (judged after all parameters were moved,
+since an output projection may start at zero), a learnt tensor that is no registered parameter, more than a quarter of
+all parameters never getting a gradient. Warns: a smaller share, by name (a fifth of published programs have some: what
+starts behind a zero gate is one reason). A parameter counts as reached when any run gives it a gradient other than
+zero: at initialisation and after all parameters were moved; in one run each token stands twice, as equal tokens do in
+text, where distances and ranks have no gradient. How: inside the worker, with functions of torch captured before the
+program; the gradient of the input comes back and is judged here. Exact comparisons with zero, so no tolerance. Cannot
+see: gradients that vanish or explode only during training.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def run(context: Context) -> list[CheckOutcome]:
         wrong = [row[0] for row in reply["parameters"] if not row[3]]
         if wrong:
             return [failed(NAME, f"the gradient of {wrong[0]} is not finite", {**place, "names": wrong[:20]})]
-        if not gradient.any():
+        if jitter and not gradient.any():  # behind a projection that starts at zero nothing arrives at first
             return [failed(NAME, "the output ignores its input: no gradient reaches it", place)]
         if reply["unregistered"]:
             shapes = reply["unregistered"][:8]

@@ -2,7 +2,8 @@
 
 Refuses: an exception, a wrong shape or a value that is not finite at the profile's length, twice or four times it;
 outputs that grow along the sequence as its power 0.75 or more (a sum that nothing decays or normalises grows as 1
-where its terms agree, as 0.5 where they do not); outputs a million times the size of the input; an intermediate value
+where its terms agree, as 0.5 where they do not); outputs thirty times as large beyond the training length as within it
+(a power of 0.75 makes that 2.8 times at most); outputs a million times the size of the input; an intermediate value
 a thousand times as large at the fourfold length (exponential growth that a later norm hides; a running sum of squares
 grows 4 to 16 times). Warns: outputs that grow as a power above 0.35. How: one row of noise at each length, in the
 dtype of training; the root mean square of the output over ten windows from an eighth of the training length on is
@@ -23,7 +24,7 @@ from training.scorer.verifier.context import Context, failed, passed, warned
 __all__ = ["NAME", "run"]
 
 NAME = "length"
-REFUSED, WARNED, HIDDEN = 0.75, 0.35, 1000.0
+REFUSED, WARNED, JUMP, HIDDEN = 0.75, 0.35, 30.0, 1000.0
 LONGEST, HUGE = 16384, 1e6
 
 
@@ -63,6 +64,10 @@ def run(context: Context) -> list[CheckOutcome]:
     if max(scales) > HUGE:
         what = f"outputs are of size {max(scales):.3g} for inputs of size 1"
         return [failed(NAME, f"{what}; normalise or scale them", {**place, "table": table})]
+    within, beyond = (max(scales[:-4]), max(scales[-4:]))  # the last four windows lie beyond the training length
+    if beyond > JUMP * within > 0:
+        jump = f"outputs are {beyond / within:.3g} times as large beyond the training length as within it"
+        return [failed(NAME, jump, {**place, "table": table})]
     growth = largest[-1] / max(largest[0], 1e-30)
     if growth > HIDDEN:
         hidden = f"an intermediate value is {growth:.3g} times as large at four times the training length"

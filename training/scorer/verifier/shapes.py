@@ -67,8 +67,8 @@ def _judge(result: dict[str, Any], output: np.ndarray, wanted: list[int], place:
     where = f"batch {place['batch']}, length {place['length']}, {place['mode']} mode"
     if not result.get("ok"):
         return raised(NAME, f"{where}: forward raises", result.get("error", {}), place)
-    if not result["tuple"] or result["returned"] != 3:
-        got = f"{result['returned']} values" if result["tuple"] else f"one {result['dtype']}"
+    if result["container"] != "tuple" or result["returned"] != 3:
+        got = f"a {result['container']} of {result['returned']}" if result["container"] else f"one {result['dtype']}"
         return failed(NAME, f"{where}: expected a tuple of 3 (output, auxiliary, cache), got {got}", place)
     if result["auxiliary_shape"] is not None and np.prod(result["auxiliary_shape"]) != 1:
         what = f"{where}: expected None or a scalar as the second value, got a tensor {result['auxiliary_shape']}"

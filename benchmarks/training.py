@@ -1,0 +1,315 @@
+"""Speed of training on the CPU, as ratios from one run.
+
+    python benchmarks/training.py                           all three parts at profile cpu, about 15 minutes
+    python benchmarks/training.py --parts worker --repeats 1 --steps 40         a look at whether it works
+    python benchmarks/training.py --table                   where the time of a step goes (torch's profiler)
+    python benchmarks/training.py --json FILE               the figures as JSON beside the table
+
+worker: tokens a second of our worker in its sandbox, reports and all, against a bare PyTorch loop (bare_loop.py).
+pair: two workers at once against two bare loops at once, each of those pinned to a core of its own.
+stages: what of a whole run is not training: start, data (the stream of a fresh seed), audit and scoring; not the
+check, and not the corpus, which is made once a machine.
+
+Ours and bare take turns in one run, so that a busy machine slows both; figures are medians over the repeats. Clocks are
+the host's, and run from the end of the first step to the end of the last. Beside the wall clock's ratio stands that of
+tokens a CPU second, which other processes of the machine move less.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.errors import JobError
+from common.files import write_json
+from common.process import REPOSITORY, exit_with_parent, spawn
+from common.settings import load as load_settings
+from training.architectures import SEEDS
+from training.data.packing import row_type
+from training.launcher import Launcher
+from training.profiles import Profile, load_profile
+from training.programs import Program, load
+from training.sandbox import Limits, choose
+from training.scorer.client import Worker
+
+__all__ = ["Compared", "main", "measure_pair", "measure_stages", "measure_worker"]
+
+AIMS = {"worker": 0.97, "pair": 0.9, "stages": 0.15}
+PARTS = tuple(AIMS)
+FRESH_SEED = 987_000
+"""Training seeds from here on are this benchmark's own, so that their streams are made anew and removed."""
+Block = Callable[[int], tuple[float, float]]
+"""Trains so many steps; (wall seconds, CPU seconds) from the end of the first to the end of the last."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Tokens a second of each repeat, ours and bare, in the order in which they were taken; and a CPU second."""
+
+    ours: list[float]
+    bare: list[float]
+    ours_cpu: list[float]
+    bare_cpu: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians."""
+        return statistics.median(self.ours) / statistics.median(self.bare)
+
+    @property
+    def cpu_ratio(self) -> float:
+        return statistics.median(self.ours_cpu) / statistics.median(self.bare_cpu)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each repeat, ascending."""
+        return sorted(ours / bare for ours, bare in zip(self.ours, self.bare, strict=True))
+
+
+def measure_worker(launcher: Launcher, program: Program, steps: int, repeats: int) -> Compared:
+    """One worker against one bare loop."""
+    return _compared(launcher, program, steps, repeats, _cores(1))
+
+
+def measure_pair(launcher: Launcher, program: Program, steps: int, repeats: int) -> Compared:
+    """Two at once; tokens a second are those of both together."""
+    return _compared(launcher, program, steps, repeats, _cores(2))
+
+
+def measure_stages(launcher: Launcher, program: Program, runs: int) -> list[dict[str, float]]:
+    """Wall seconds of whole runs: {train, start, data, score, other, total}; `score` holds the audit."""
+    corpus, found = launcher.prepare(), []
+    for number in range(runs):
+        seed = FRESH_SEED + number
+        begun = time.perf_counter()
+        stream = corpus.stream(launcher.profile, seed)
+        data = time.perf_counter() - begun
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                record = launcher.train(program, seed=seed, out=Path(folder), run_id=f"speed-{seed}")
+        finally:
+            stream.unlink(missing_ok=True)
+        if record.status != "finished":
+            raise JobError(f"the run ended {record.status}, {record.reason}: {record.detail}")
+        total = time.perf_counter() - begun
+        parts = {name: record.seconds[name] for name in ("train", "start", "score")}
+        found.append({**parts, "data": data, "other": total - data - sum(parts.values()), "total": total})
+    return found
+
+
+def overhead(runs: Sequence[dict[str, float]]) -> float:
+    """Median share of a run that is not training."""
+    return statistics.median(1 - run["train"] / run["total"] for run in runs)
+
+
+def _compared(launcher: Launcher, program: Program, steps: int, repeats: int, cores: Sequence[int]) -> Compared:
+    profile = _shortened(launcher.profile, steps)
+    stream = launcher.prepare().stream(profile, FRESH_SEED)
+    job = _job(launcher, profile, program, stream)
+    tokens = len(cores) * (steps - 1) * profile.train.tokens_per_step
+    found = Compared([], [], [], [])
+    try:
+        with contextlib.ExitStack() as stack:
+            bare = [stack.enter_context(_bare({**job, "core": core})) for core in cores]
+            ours = [stack.enter_context(_ours(launcher, program, job, stream)) for _ in cores]
+            for repeat in range(repeats):
+                # Whoever goes first changes, so that neither always meets the machine as the other left it.
+                turns = [(ours, found.ours, found.ours_cpu), (bare, found.bare, found.bare_cpu)]
+                for blocks, rates, cpu_rates in turns[:: -1 if repeat % 2 else 1]:
+                    wall, cpu = _together(blocks, steps)
+                    rates.append(tokens / wall)
+                    cpu_rates.append(tokens / (cpu * len(cores)))
+    finally:
+        stream.unlink(missing_ok=True)
+    return found
+
+
+def _together(blocks: Sequence[Block], steps: int) -> tuple[float, float]:
+    """Mean (wall, CPU) seconds of blocks that run at the same time."""
+    seconds: list[tuple[float, float]] = []
+    errors: list[BaseException] = []
+
+    def run(block: Block) -> None:
+        try:
+            seconds.append(block(steps))
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread: recorded here, raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(block,)) for block in blocks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return statistics.fmean(wall for wall, _ in seconds), statistics.fmean(cpu for _, cpu in seconds)
+
+
+def _shortened(profile: Profile, steps: int) -> Profile:
+    train = {"steps": steps, "warmup": min(profile.train.warmup, steps // 2), "decay": 0}
+    return profile.model_copy(update={"train": profile.train.model_copy(update=train)})
+
+
+def _job(launcher: Launcher, profile: Profile, program: Program, stream: Path) -> dict[str, Any]:
+    """What both loops are told: the model, its tokens and the optimisation."""
+    model = profile.model
+    return {
+        "program": program.text,
+        "model": model.model_dump(mode="json"),
+        "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
+        "budget": launcher.job(program, 0, None)["budget"],
+        "stream": str(stream),
+        "type": row_type(model.vocab).name,
+        "train": profile.train.model_dump(mode="json"),
+    }
+
+
+@contextlib.contextmanager
+def _bare(job: dict[str, Any]) -> Iterator[Block]:
+    process = _bare_process(job)
+    assert process.stdin is not None and process.stdout is not None
+    told, heard = process.stdin, process.stdout
+    try:
+        _answer(process, heard.readline())
+
+        def block(steps: int) -> tuple[float, float]:
+            told.write(f"{steps}\n".encode())
+            told.flush()
+            answer = _answer(process, heard.readline())
+            return float(answer["seconds"]), float(answer["cpu_seconds"])
+
+        yield block
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _bare_process(job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "bare_loop.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(job).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def _answer(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
+    if not line:
+        raise JobError(f"the bare loop ended with status {process.wait()}", "its error stands above")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+@contextlib.contextmanager
+def _ours(launcher: Launcher, program: Program, job: dict[str, Any], stream: Path) -> Iterator[Block]:
+    """A worker as the scorer starts it; each block trains the same model on from where it is."""
+    settings, hour = launcher.settings.sandbox, 3600.0
+    sandbox = choose(settings.backend, launcher.device, settings.image)
+    limits = Limits(seconds=hour, cpu_seconds=hour, memory_mb=settings.memory_mb)
+    interval = launcher.profile.checkpoint.model_dump(include={"steps", "seconds"})
+    with Worker(sandbox, program, reads=[stream], limits=limits, timeout=hour) as worker:
+        worker.call("train.prepare", {"seed": 0, "dtype": launcher.dtype})
+        worker.load()
+        worker.call("train.build", {**{key: job[key] for key in ("model", "mixers", "budget")}, "init": "program"})
+        call = {**{key: job[key] for key in ("stream", "type", "train")}, "checkpoint": interval}
+
+        def block(steps: int) -> tuple[float, float]:
+            ends: dict[int, tuple[float, float]] = {}
+
+            def heard(meta: dict[str, Any], arrays: list[Any]) -> None:
+                if meta.get("step") in (1, steps):
+                    ends[int(meta["step"])] = time.perf_counter(), worker.cpu_seconds()
+
+            worker.call("train.run", call, on_event=heard)
+            return ends[steps][0] - ends[1][0], ends[steps][1] - ends[1][1]
+
+        yield block
+
+
+def _cores(count: int) -> list[int]:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        raise JobError(f"{count} loops at once need as many cores, this process may use {len(cores)}", "name --parts")
+    return cores[:count]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    exit_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--program", type=Path, default=SEEDS["delta_net"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=5, help="turns of ours and bare; runs of stages, at most 3")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of a turn")
+    parser.add_argument("--table", action="store_true", help="torch's profile of our loop, and nothing else")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 2 or arguments.repeats < 1:
+        parser.error("--steps must be at least 2 and --repeats at least 1")
+    launcher = Launcher(load_settings(None, {"training": {"device": "cpu"}}), load_profile(arguments.profile))
+    launcher.prepare()
+    program = load(arguments.program, name=arguments.program.stem)
+    if arguments.table:
+        print(profiler_table(launcher, program, arguments.steps))
+        return 0
+    figures: dict[str, Any] = {"profile": launcher.profile.name, "program": program.name, "steps": arguments.steps}
+    print(f"profile {launcher.profile.name}, {program.name}; medians of {arguments.repeats}\n", flush=True)
+    print("| part | ours | bare | ratio | in CPU seconds | aim |\n|---|---|---|---|---|---|", flush=True)
+    for part, measure in (("worker", measure_worker), ("pair", measure_pair)):
+        if part in arguments.parts:
+            found = measure(launcher, program, arguments.steps, arguments.repeats)
+            ratios = {"ratio": found.ratio, "ratios": found.ratios, "cpu_ratio": found.cpu_ratio}
+            figures[part] = {**asdict(found), **ratios, "aim": AIMS[part]}
+            print(_row(part, found), flush=True)
+    if "stages" in arguments.parts:
+        runs = measure_stages(launcher, program, min(3, arguments.repeats))
+        figures["stages"] = {"runs": runs, "share": overhead(runs), "aim": AIMS["stages"]}
+        print(_stages_row(runs), flush=True)
+    if arguments.json:
+        write_json(arguments.json, figures)
+    return 0
+
+
+def profiler_table(launcher: Launcher, program: Program, steps: int) -> str:
+    """torch's table of where the time of our loop goes, in a process without a sandbox."""
+    profile = _shortened(launcher.profile, steps)
+    stream = launcher.prepare().stream(profile, FRESH_SEED)
+    job = {**_job(launcher, profile, program, stream), "core": _cores(1)[0], "table": True}
+    try:
+        said, _ = _bare_process(job).communicate()
+    finally:
+        stream.unlink(missing_ok=True)
+    return said.decode()
+
+
+def _row(part: str, found: Compared) -> str:
+    name = {"worker": "tokens/s, one worker", "pair": "tokens/s, two at once"}[part]
+    ours, bare, ratios = statistics.median(found.ours), statistics.median(found.bare), found.ratios
+    spread = f"{found.ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    return f"| {name} | {ours:,.0f} | {bare:,.0f} | {spread} | {found.cpu_ratio:.3f} | at least {AIMS[part]} |"
+
+
+def _stages_row(runs: Sequence[dict[str, float]]) -> str:
+    parts = ", ".join(f"{name} {statistics.median(run[name] for run in runs):.1f}" for name in runs[0])
+    return f"| not training, share of a run | {parts} s | | {overhead(runs):.3f} | | under {AIMS['stages']} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The base of what a person writes by hand: knobs of the settings, values of a profile."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+__all__ = ["StrictModel", "types_in"]
+
+
+class StrictModel(BaseModel):
+    """Refuses keys that it does not know, and a boolean where a number is meant: `steps = true` is no 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        allowed = types_in(cls.model_fields[info.field_name or ""].annotation)
+        given = value if isinstance(value, list | tuple) else [value]
+        if allowed & {int, float} and bool not in allowed and any(isinstance(item, bool) for item in given):
+            raise PydanticCustomError("boolean_for_number", "Input should be a number")
+        return value
+
+
+def types_in(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of: {int, NoneType} for `list[int] | None`."""
+    inner = get_args(annotation)
+    return set().union(*map(types_in, inner)) if inner else {annotation}

@@ -1,0 +1,139 @@
+"""Training shared by several processes: the numbers of one process, from any checkpoint, and faults of a rank told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UsageError
+from common.process import REPOSITORY
+from common.records import RunRecord
+from common.settings import load
+from tests.training.test_launcher import MEAN, TINY
+from training import checkpoints
+from training.checkpoints import FOLDER
+from training.launcher import Event, Launcher
+from training.profiles import Profile, load_profile
+from training.programs import Program
+from training.torchrun import asked_for
+
+# A buffer that counts and a random number in training: both differ between ranks unless they are looked after.
+KEEPS = MEAN.replace(
+    "        self.out = nn",
+    "        self.register_buffer('seen', torch.zeros((), dtype=torch.int64))\n        self.out = nn",
+).replace("        x = self.proj(hidden_states)", "        x = self.proj(hidden_states)\n        self.seen += len(x)")
+FAILS = MEAN.replace(
+    "        x = self.proj",
+    "        self.calls = getattr(self, 'calls', 0) + 1\n"
+    "        if self.training and self.calls == 3 and torch.distributed.get_rank() == 1:\n"
+    "            raise ValueError('the second one gives up')\n        x = self.proj",
+)
+DIES = FAILS.replace("raise ValueError('the second one gives up')", "import os; os._exit(9)")
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    path = tmp_path_factory.mktemp("profile") / "tiny-shared.toml"
+    path.write_text(TINY.read_text().replace("[eval]", "[checkpoint]\nsteps = 2\n\n[eval]"))
+    return load_profile(path)
+
+
+@pytest.fixture(scope="module")
+def flags(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {"text": [text_file], "cache_dir": tmp_path_factory.mktemp("cache"), "device": "cpu"}
+
+
+def launcher(flags: dict[str, Any], profile: Profile, processes: int) -> Launcher:
+    return Launcher(load(None, {"training": {**flags, "processes": processes}}), profile)
+
+
+def train(one: Launcher, text: str, out: Path, **options: Any) -> RunRecord:
+    return one.train(Program("sample", text, trust="user"), seed=0, out=out, run_id="r", **options)
+
+
+def reports(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_shared_steps_are_those_of_one_process_and_go_on_with_any_number(
+    flags: dict[str, Any], profile: Profile, tmp_path: Path
+) -> None:
+    alone, two, three = (launcher(flags, profile, processes) for processes in (1, 2, 3))
+    whole = train(alone, KEEPS, tmp_path / "whole")
+    cancel = threading.Event()
+
+    def stop(event: Event) -> None:
+        if (event.step or 0) >= 10:
+            cancel.set()
+
+    stopped = train(two, KEEPS, tmp_path / "shared", on_event=stop, cancel=cancel)
+    assert stopped.reason == "interrupted" and checkpoints.kept(tmp_path / "shared" / FOLDER)
+    resumed = train(three, KEEPS, tmp_path / "shared")
+    assert (whole.status, resumed.status) == ("finished", "finished") and resumed.hardware["processes"] == 3
+    mine, theirs = (reports(tmp_path / name) for name in ("whole", "shared"))
+    assert [report["step"] for report in mine] == [report["step"] for report in theirs]
+    for one, other in zip(mine[:-1], theirs[:-1], strict=True):
+        for key in ("loss", "task_loss", "grad_norm", "lr", "tokens"):
+            assert other[key] == pytest.approx(one[key], rel=1e-4)
+    assert theirs[-1]["heldout_loss"] == pytest.approx(mine[-1]["heldout_loss"], rel=1e-4)
+    # Not to the last bit: then nothing would show that the rows were shared at all.
+    assert theirs[-1]["heldout_loss"] != mine[-1]["heldout_loss"]
+
+
+@pytest.mark.slow
+def test_the_same_number_of_processes_gives_the_same_bits(
+    flags: dict[str, Any], profile: Profile, tmp_path: Path
+) -> None:
+    two = launcher(flags, profile, 2)
+    losses = {train(two, KEEPS, tmp_path / name).heldout_loss for name in ("one", "two")}
+    assert len(losses) == 1 and None not in losses
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(FAILS, "the second one gives up (rank 1)"), pytest.param(DIES, "status 9", marks=pytest.mark.slow)],
+)
+def test_a_fault_of_one_rank_ends_the_run_and_is_told(
+    flags: dict[str, Any], profile: Profile, tmp_path: Path, text: str, said: str
+) -> None:
+    record = train(launcher(flags, profile, 2), text, tmp_path)
+    assert (record.status, record.reason) == ("failed", "crashed")
+    assert said in record.detail and record.seconds["total"] < 60
+
+
+def test_more_processes_than_rows_are_refused(flags: dict[str, Any], profile: Profile) -> None:
+    with pytest.raises(UsageError, match="at most 4 training processes"):
+        launcher(flags, profile, 5)
+
+
+def test_what_torchrun_asks_for_is_understood() -> None:
+    def environment(rank: int, local: int, world: int) -> dict[str, str]:
+        names = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": local, "WORLD_SIZE": world}
+        return {"TORCHELASTIC_RUN_ID": "x", **{name: str(value) for name, value in names.items()}}
+
+    assert asked_for({"LOCAL_RANK": "0"}) is None
+    assert asked_for(environment(1, 2, 2)) == (1, 2)
+    with pytest.raises(UsageError, match="2 machines"):
+        asked_for(environment(0, 2, 4))
+    with pytest.raises(UsageError, match="LOCAL_WORLD_SIZE"):
+        asked_for({"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0"})
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_two_processes(text_file: Path, tmp_path: Path) -> None:
+    torchrun = Path(sys.executable).parent / "torchrun"
+    command = [str(torchrun), "--nproc-per-node", "2", "training/train.py", "training/architectures/delta_net.py"]
+    command += ["--profile", str(TINY), "--text", str(text_file), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "ASI_TRAINING__CACHE_DIR": str(tmp_path / "cache"), "ASI_TRAINING__DEVICE": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    record = RunRecord.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    assert record.status == "finished" and record.hardware["processes"] == 2
+    assert done.stdout.count("delta_net: finished") == 1

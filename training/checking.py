@@ -1,0 +1,59 @@
+"""The job that checks programs, as `check.py` and the launcher send it to a scorer. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any
+
+from common.settings import Settings
+from training.jobs import run_job
+from training.programs import Program, to_job
+
+__all__ = ["PARALLEL", "run_checks"]
+
+PARALLEL = 2
+"""Programs verified at the same time."""
+_WALL = 4.0
+"""As in training.scorer.verifier.context, which imports numpy."""
+_START = 60.0
+"""Seconds that a scorer, or the sandbox of one program, may take before and after its checks."""
+
+
+def run_checks(
+    programs: Sequence[Program],
+    settings: Settings,
+    device: str,
+    on_event: Callable[[dict[str, Any]], None],
+    cancel: Event | None = None,
+    **options: object,
+) -> dict[str, Any]:
+    """Verifies programs in one scorer process and returns its result {reports}; events as in training/scorer/check_job.
+
+    Each program ends by itself within four times `check.seconds` by the clock; a scorer that takes longer than all of
+    them may, two at a time, has failed.
+
+    Args:
+        options: of the verifier (training.scorer.verifier.Options), beyond what the settings say.
+
+    Raises:
+        JobError: the scorer failed through a fault of ours, or did not end.
+    """
+    check = settings.check
+    job = {
+        "kind": "check",
+        "programs": to_job(programs),
+        "backend": settings.sandbox.backend,
+        "image": settings.sandbox.image,
+        "device": device,
+        "parallel": PARALLEL,
+        "options": {
+            "memory_mb": settings.sandbox.memory_mb,
+            "seconds": check.seconds,
+            "call_seconds": check.call_seconds,
+            "refuse_operations": check.operations,
+            **options,
+        },
+    }
+    turns = -(-len(programs) // PARALLEL)
+    return run_job(job, on_event, cancel, _START + turns * (_WALL * check.seconds + _START))

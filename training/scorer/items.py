@@ -1,0 +1,53 @@
+"""What lm-eval logged of every item, as the score of each and the bits per byte of its correct answer.
+
+Bits per byte: -log2 of the probability of the correct answer's text given the question, over its UTF-8 bytes (of a task
+symbol, the bytes of its name). It falls long before the accuracy leaves chance, and can be compared between programs on
+the same items, since it does not depend on the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from training.items import packed
+
+__all__ = ["item_scores"]
+
+
+def item_scores(samples: Sequence[Mapping[str, Any]], metric: str, output_type: str) -> dict[str, Any]:
+    """{items: as packed, and for multiple choice bits_per_byte: {value, n, se}} of one task.
+
+    Args:
+        samples: lm-eval's log of one task, a mapping an item.
+        metric: the one that is reported, such as "acc".
+    """
+    logged = {sample["doc_id"]: sample for sample in samples if metric in sample}  # one filter has the metric
+    ordered = [logged[number] for number in sorted(logged)]
+    scores = [float(sample[metric]) for sample in ordered]
+    if output_type != "multiple_choice":
+        return {"items": packed(scores, None)}
+    bits = [_bits_per_byte(sample) for sample in ordered]
+    known = [value for value in bits if value is not None]
+    if len(known) < len(bits) or not bits:
+        return {"items": packed(scores, None)}
+    se = float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    mean = {"value": math.fsum(known) / len(known), "n": len(known), "se": se}
+    return {"items": packed(scores, known), "bits_per_byte": mean}
+
+
+def _bits_per_byte(sample: Mapping[str, Any]) -> float | None:
+    """None where the correct answer cannot be told, as where several are."""
+    texts = [str(arguments[1]) for arguments in sample["arguments"]]
+    target = sample["target"]
+    if isinstance(target, str):
+        found = [number for number, text in enumerate(texts) if text.strip() == target.strip()]
+        target = found[0] if len(found) == 1 else None
+    if not isinstance(target, int) or not 0 <= target < len(texts):
+        return None
+    size = len(texts[target].encode())
+    log_p = float(sample["filtered_resps"][target][0])
+    return -log_p / math.log(2) / size if size and math.isfinite(log_p) else None
