@@ -141,7 +141,7 @@ def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None
 
     def work(session: Session) -> tuple[str, object]:
         report = memory.candidates.force_update(session)
-        return f"{report.new_entries} new candidates", report.data()
+        return f"{report['new_entries']} new candidates", report
 
     return answered(memory, request, key, work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,10 @@ def test_text_that_is_too_short_is_refused(profile: Profile, tmp_path: Path) -> 
         prepare_corpus(profile, tmp_path / "cache", [short])
     with pytest.raises(UsageError, match="missing"):
         prepare_corpus(profile, tmp_path / "cache", [tmp_path / "missing.txt"])
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path, kind in ((tmp_path / "pipe.txt", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(UsageError, match=f"expected a regular file, got {kind}"):
+            prepare_corpus(profile, tmp_path / "cache", [path])
 
 
 def test_scored_windows_of_the_shortest_text_do_not_overlap() -> None:
