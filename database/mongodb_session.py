@@ -61,8 +61,8 @@ class MongoSession:
         size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
         if size > _LARGEST:
             raise RefusedError(
-                f"expected an element of at most {_LARGEST >> 20} MiB with its run, got {size / 2**20:.1f}: MongoDB keeps "
-                "no larger document"
+                f"expected an element of at most {_LARGEST >> 20} MiB with its run, got {size / 2**20:.1f}:"
+                " MongoDB keeps no larger document"
             )
         if entry.windows is not None and entry.model is not None:
             document["asi"]["vector"] = self._vector(entry.model, entry.windows)
