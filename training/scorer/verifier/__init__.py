@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common.errors import AsiError, SandboxError
 from common.records import CheckOutcome, CheckReport
+from training.checking import WALL
 from training.programs import Program
 from training.sandbox import Limits, Sandbox
 from training.scorer.client import CandidateFault, OperationFailed, Worker, WorkerDied
@@ -28,7 +29,7 @@ from training.scorer.verifier import (
     static,
     switches,
 )
-from training.scorer.verifier.context import WALL, Context, Options, Refused, failed, passed, raised
+from training.scorer.verifier.context import Context, Options, Refused, failed, passed, raised
 
 __all__ = ["CHECKS", "Options", "verify", "verify_many"]
 

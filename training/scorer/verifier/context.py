@@ -21,14 +21,11 @@ from training.profiles import ModelSpec
 from training.programs import Program
 from training.scorer.client import Worker
 
-__all__ = ["EPSILON", "WALL", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
+__all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
 
 _DETAIL, _TEXT, _ITEMS, _DEPTH = 2000, 2000, 64, 6
 """Longest detail and text, most items of a list, and deepest nesting of a counterexample."""
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
-
-WALL = 4.0
 
 
 @dataclass(frozen=True)
