@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pymongo
 from bson import ObjectId
+from bson.errors import BSONError
 from pymongo import errors as mongo_errors
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -250,7 +251,7 @@ def _translated(shown: str) -> Iterator[None]:
             raise StoreFullError(f"{shown}: {error}", "free disk space on the MongoDB server") from error
         fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
         raise StoreError(f"{shown}: {error}", fix) from error
-    except (mongo_errors.PyMongoError, mongo_errors.InvalidURI) as error:
+    except (mongo_errors.PyMongoError, BSONError) as error:
         raise StoreError(
             f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE"
         ) from error

@@ -14,6 +14,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from common.records import Baseline, RunRecord
+from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
 from database.mongodb_documents import (
@@ -38,6 +39,8 @@ BASELINES = "asi_baselines"
 _EVERYTHING = Where()
 _CANDIDATES = "candidates"
 _GUESSES = 20
+_LARGEST = 14 << 20
+"""Bytes of an element as JSON: MongoDB's limit is 16 MiB, and vectors and evidence come on top."""
 
 
 class MongoSession:
@@ -55,6 +58,12 @@ class MongoSession:
         # An insert that was cut off after its document is seen here; a removed newest element is in the counter.
         index = max(int(self.state("last_index") or 0), newest[0].index if newest else 0) + 1
         document = document_of(entry, index)
+        size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
+        if size > _LARGEST:
+            raise RefusedError(
+                f"expected an element of at most {_LARGEST >> 20} MiB with its run, got {size / 2**20:.1f}:"
+                " MongoDB keeps no larger document"
+            )
         if entry.windows is not None and entry.model is not None:
             document["asi"]["vector"] = self._vector(entry.model, entry.windows)
             document["asi"]["pending"] = False

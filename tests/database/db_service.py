@@ -230,6 +230,14 @@ class Service:
         return data
 
 
+def settled(service: Service) -> None:
+    """Returns when nothing waits to be embedded, so that no background work holds the file."""
+    deadline = time.monotonic() + 60
+    while service.client.stats()["pending_embeddings"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def body_of(name: str, parent: int | None = None, **changes: Any) -> dict[str, Any]:
     """A body for POST /elements."""
     return {

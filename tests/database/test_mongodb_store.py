@@ -25,7 +25,7 @@ from database.models import NewElement
 from database.mongodb_database import MongoStore
 from database.mongodb_mending import mend
 from database.store import NewEntry, Session, Where, open_store
-from tests.database.db_service import BASELINE, KEYS, Service, body_of, mongodb_server
+from tests.database.db_service import BASELINE, KEYS, Service, body_of, mongodb_server, settled
 
 pytestmark = pytest.mark.services
 Documents = pymongo.collection.Collection[dict[str, Any]]
@@ -91,6 +91,18 @@ def test_a_store_of_the_published_service_is_taken_over(
     service.post("/candidates/1/add")
     assert service.get("/candidates/all")[0]["score"] is not None
     service.stop()
+
+
+def test_an_element_larger_than_a_document_may_be_is_refused(
+    place: tuple[str, Documents], start: Callable[..., Service]
+) -> None:
+    service = start(store=place[0])
+    assert service.add("large", motivation="x" * 10_000_000) == 1
+    refused = service.post("/elements", body_of("too large", log="x" * 15_000_000), 400)
+    assert "MiB" in refused["detail"]
+    assert service.add("next") == 2
+    settled(service)
+    assert service.stop() == 0
 
 
 def test_two_documents_of_one_index_are_told(place: tuple[str, Documents]) -> None:
