@@ -45,6 +45,7 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _LEASE_SECONDS = 20.0
 _VANISHINGS = 4
+_CONFLICT_SECONDS = 0.05
 _DEFAULT_DATABASE = "myapp"
 
 
@@ -74,7 +75,9 @@ class MongoStore:
             hello = self._client.admin.command("hello")
             at = hello.get("localTime")
             self._clock_offset = at.replace(tzinfo=UTC).timestamp() - time.time() if at is not None else 0.0
-            self._transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
+            transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
+            # One for all writes, which one thread does: its name lets the next holder of the lease end what it left.
+            self._writer = self._client.start_session() if transactions else None
             self._prepare()
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
@@ -97,6 +100,8 @@ class MongoStore:
 
     def close(self) -> None:
         self._group.close()
+        if self._writer is not None:
+            self._writer.end_session()
         self._client.close()
 
     def _commit(self, group: Sequence[Write[MongoSession]]) -> None:
@@ -115,17 +120,34 @@ class MongoStore:
             write.fail(error)
 
     def _transact(self, work: Callable[[MongoSession], T]) -> T:
-        if not self._transactions:
+        """Runs `work`, on a server that has them as a transaction; again while others are in its way, for at most
+        `lock_timeout`."""
+        if self._writer is None:
             return work(MongoSession(self._database))
-        with self._client.start_session() as session:
+        deadline = time.monotonic() + self._lock_timeout
+        while True:
+            self._writer.start_transaction(ReadConcern("snapshot"), WriteConcern("majority", j=True))
+            try:
+                value = work(MongoSession(self._database, self._writer))
+                self._finish(self._writer, deadline)
+                return value
+            except mongo_errors.PyMongoError as error:
+                if not error.has_error_label("TransientTransactionError") or time.monotonic() > deadline:
+                    raise
+                time.sleep(_CONFLICT_SECONDS)
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.abort_transaction()
 
-            def run(session: ClientSession) -> T:
-                return work(MongoSession(self._database, session))
-
-            # The lease spares transactions the conflicts that would make the server abort and repeat them.
-            return session.with_transaction(
-                run, read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
-            )
+    def _finish(self, session: ClientSession, deadline: float) -> None:
+        """Commits; asks again where the answer was lost."""
+        while True:
+            try:
+                session.commit_transaction()
+                return
+            except mongo_errors.PyMongoError as error:
+                if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() > deadline:
+                    raise
 
     def _closed(self) -> StoreError:
         return StoreError(f"{self._shown} is closed", "open it again")
@@ -162,7 +184,7 @@ class MongoStore:
         adopt_programs(self._database)
         # A holder that was killed keeps the lease until it runs out.
         with self._lease(_LEASE_SECONDS + self._lock_timeout):
-            lines = [] if self._transactions else mend(self._database)
+            lines = mend(self._database) if self._writer is None else []
         for line in lines:
             _LOG.warning("%s: a write was cut off before: %s", self._shown, line)
 
@@ -206,10 +228,10 @@ class MongoStore:
         token = f"{self._owner}-{ObjectId()}"
         while True:
             now = self._server_time()
-            taken = leases.update_one(
-                {"_id": "lease", "until": {"$lt": now}}, {"$set": {"owner": token, "until": now + _LEASE_SECONDS}}
-            )
-            if taken.modified_count:
+            mine = {"owner": token, "until": now + _LEASE_SECONDS, "session": self._session_name()}
+            before = leases.find_one_and_update({"_id": "lease", "until": {"$lt": now}}, {"$set": mine})
+            if before is not None:
+                self._end_transaction_of(before)
                 break
             if time.monotonic() > deadline:
                 raise StoreBusyError(f"{self._shown}: another process has been writing for {wait:g} s", "try again")
@@ -222,6 +244,18 @@ class MongoStore:
         finally:
             done.set()
             leases.update_one({"_id": "lease", "owner": token}, {"$set": {"until": 0.0}})
+
+    def _session_name(self) -> Any:
+        return None if self._writer is None else self._writer.session_id["id"]
+
+    def _end_transaction_of(self, before: dict[str, Any]) -> None:
+        """Ends what the holder before left open, if it did not give the lease back: its transaction would be in the way
+        of every write for a minute, and a holder that only stood still must not go on with it."""
+        name = before.get("session")
+        if before["until"] and name is not None and name != self._session_name():
+            # A server, or a user, that may not do so lets it run out.
+            with contextlib.suppress(mongo_errors.OperationFailure):
+                self._client.admin.command("killSessions", [{"id": name}])
 
     def _keep_lease(self, token: str, done: threading.Event) -> None:
         """Prolongs the lease of a long write, in a thread of its own, until it is given back."""
@@ -246,7 +280,11 @@ def _translated(shown: str) -> Iterator[None]:
             "start it, or correct --store mongodb://HOST:PORT/DATABASE",
         ) from error
     except mongo_errors.OperationFailure as error:
-        # 14031 OutOfDiskSpace; 13 and 18 are refused credentials.
+        # 112 WriteConflict; 14031 OutOfDiskSpace; 13 and 18 are refused credentials.
+        if error.code == 112:
+            raise StoreBusyError(
+                f"{shown}: a write that was cut off is in the way of this one", "try again in a minute"
+            ) from error
         if error.code == 14031:
             raise StoreFullError(f"{shown}: {error}", "free disk space on the MongoDB server") from error
         fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"

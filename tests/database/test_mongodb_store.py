@@ -171,6 +171,29 @@ def test_a_holder_that_died_is_waited_for_no_longer_than_its_lease(
     store.close()
 
 
+def test_what_a_holder_left_open_is_ended_with_its_lease(place: tuple[str, Documents]) -> None:
+    url, documents = place
+    store = MongoStore(url, 10)
+    store.write(lambda session: session.put_state("x", 1))
+    client = documents.database.client
+    if not client.admin.command("hello").get("setName"):
+        pytest.skip("a stand-alone server has no transactions")
+    # A holder that stands still in the middle of a write, until its lease runs out.
+    state = documents.database["asi_state"]
+    with client.start_session() as stalled:
+        stalled.start_transaction()
+        state.update_one({"_id": "x"}, {"$set": {"value": "2"}}, session=stalled)
+        lease = {"owner": "stalled", "until": time.time() - 1, "session": stalled.session_id["id"]}
+        state.update_one({"_id": "lease"}, {"$set": lease})
+        began = time.monotonic()
+        store.write(lambda session: session.put_state("x", 3))
+        assert time.monotonic() - began < 8, "its transaction is not waited for"
+        with pytest.raises(pymongo.errors.OperationFailure):
+            stalled.commit_transaction()
+    assert store.read(lambda session: session.state("x")) == 3
+    store.close()
+
+
 def test_what_a_cut_off_write_left_behind_is_put_right_at_the_next_start(place: tuple[str, Documents]) -> None:
     url, documents = place
     store = MongoStore(url, 10)
