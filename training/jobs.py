@@ -124,11 +124,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     Its pid names the group while the scorer is not waited for or another member lives; no new process gets the number
     as long as the group is there, and where it is gone the signal finds nothing.
     """
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+    # A scorer that is ended gently removes the folders of its jobs; on a busy machine that takes a while.
+    for sign, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 0.5)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(seconds)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
