@@ -35,7 +35,7 @@ from urllib.parse import quote
 import faiss
 import numpy as np
 
-from benchmarks.database_data import EmbeddingDouble, fill, vectors
+from benchmarks.database_data import embedding_double, fill, vectors
 from benchmarks.database_inserts import Inserts, cpu_seconds, measure_inserts
 from benchmarks.database_naive import Naive
 from common.embeddings import EmbeddingClient
@@ -204,7 +204,7 @@ def run(store: str, size: int, requests: int, seconds: float, say: Callable[[str
         began = time.perf_counter()
         fill(settings, size)
         say(f"{shown} {size}: filled in {time.perf_counter() - began:.0f} s")
-        double = EmbeddingDouble(block)
+        double = embedding_double(block)
         env = {"ASI_DATABASE__EXACT_WINDOWS": "1000000000"}
         began = time.perf_counter()
         service = Service(url, double.url, folder / "log", env=env)
@@ -220,7 +220,7 @@ def run(store: str, size: int, requests: int, seconds: float, say: Callable[[str
                 *measure(size, client, naive, requests),
                 measure_similar(block, client, naive, requests),
             ]
-            double.away = True
+            double.broken = True
             report.inserts = measure_inserts(service.url, service.process.pid, folder, seconds)
             report.rss_mb = rss_mb(service.process.pid)
             return report

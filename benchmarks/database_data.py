@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -17,9 +14,10 @@ from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.score import Evaluation, Evidence, evidence_of
 from database.models import NewElement
 from database.mongodb_database import MongoStore
-from database.mongodb_session import ELEMENTS, document_of
+from database.mongodb_documents import ELEMENTS, document_of
 from database.scores import Scores
 from database.store import NewEntry, Session, Store, open_store
+from tests.database.db_service import EmbeddingDouble
 
 DIMENSION = 384
 MODEL = "synthetic"
@@ -156,42 +154,6 @@ def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int) -> None:
     collection.insert_many(documents)
 
 
-class EmbeddingDouble:
-    """An embedding server for "vector N ..." texts. While `away` it answers 503, as one that is not there."""
-
-    def __init__(self, known: np.ndarray) -> None:
-        self.away = False
-        double = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.reply(200, {"status": "healthy", "model": MODEL, "dimension": DIMENSION})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if double.away:
-                    return self.reply(503, {"error": "Error", "message": "away"})
-                found = [known[int(text.split()[1]) % len(known)].tolist() for text in body["texts"]]
-                shown: list[Any] = [[vector] for vector in found] if body["windows"] else found
-                return self.reply(200, {"model": MODEL, "dimension": DIMENSION, "vectors": shown})
-
-            def reply(self, status: int, body: Any) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+def embedding_double(known: np.ndarray) -> EmbeddingDouble:
+    """An embedding server for "vector N ..." texts."""
+    return EmbeddingDouble(lambda text: [known[int(text.split()[1]) % len(known)].tolist()], MODEL, DIMENSION)

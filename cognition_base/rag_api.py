@@ -34,7 +34,7 @@ from werkzeug.exceptions import HTTPException
 
 from cognition_base.rag_service import RagService, build_retriever
 from common.embeddings import EmbeddingClient
-from common.errors import AsiError, BusyError, ServiceError
+from common.errors import AsiError, ServiceError, cannot_listen
 from common.process import announce, exit_with_parent, raise_on_interrupt
 from common.settings import Settings, parse
 
@@ -144,8 +144,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         bound.close()
-        message = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise BusyError(message, "choose another --port; 0 takes a free one") from error
+        raise cannot_listen(host, port, error) from error
     return bound
 
 

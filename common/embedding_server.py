@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import AsiError, BusyError
+from common.errors import AsiError, cannot_listen
 from common.process import announce, exit_with_parent
 from common.settings import parse
 
@@ -183,8 +183,7 @@ def _bind(host: str, port: int) -> _Server:
     try:
         return _Server((host, port), _Handler)
     except OSError as error:
-        message = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise BusyError(message, "choose another --port; 0 takes a free one") from error
+        raise cannot_listen(host, port, error) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

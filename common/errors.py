@@ -14,6 +14,8 @@ AsiError                 exit 3   anything this project raises on purpose
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "AsiError",
     "BusyError",
@@ -25,6 +27,7 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "UsageError",
+    "cannot_listen",
     "message_of",
 ]
 
@@ -63,6 +66,15 @@ class SettingsError(UsageError):
 
 class BusyError(AsiError):
     exit_code = 2
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> BusyError:
+    """The error of a service whose address cannot be had, with the flag that mends it."""
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        fix = "choose another --port; 0 takes a free one"
+    else:
+        fix = "choose another --host: an address of this machine, such as 127.0.0.1"
+    return BusyError(f"cannot listen on {host}:{port}: {error.strerror}", fix)
 
 
 class StoreError(AsiError):

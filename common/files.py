@@ -9,8 +9,9 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import StoreError
 
@@ -19,6 +20,7 @@ __all__ = [
     "NotRegularError",
     "read_json",
     "read_regular",
+    "replacing",
     "sha256_text",
     "write_atomic",
     "write_json",
@@ -64,8 +66,42 @@ def read_regular(path: Path, limit: int = WRITTEN_BY_HAND) -> bytes:
     return content
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` in one step when the block ends, and is gone where it raises: a
+    reader sees the old content or the new, never a part.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        temporary = None
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}", "free disk space, or name a folder that can be written"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces `path` in one step: a reader sees the old content or the new, never a part.
+    """Replaces `path` in one step, as `replacing`.
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
@@ -74,28 +110,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         data = content.encode() if isinstance(content, str) else content
     except UnicodeEncodeError as error:
         raise StoreError(f"cannot write {path}: {error}", "this is a fault of ours: report it with the text") from error
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}", "free disk space, or name a folder that can be written"
-        ) from error
+    with replacing(path) as handle:
+        handle.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from common.strict import StrictModel, types_in
+from common.text import encodes
 
 __all__ = [
     "Analyse",
@@ -36,11 +37,14 @@ class Section(StrictModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_empty_path(cls, value: Any, info: ValidationInfo) -> Any:
-        """An empty path would silently mean the current folder: mostly it is an unset shell variable."""
-        wanted = Path in types_in(cls.model_fields[info.field_name or ""].annotation)
-        if wanted and (value == "" or (isinstance(value, list) and "" in value)):
+    def _usable_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty path would silently mean the current folder: mostly it is an unset shell variable. Bytes that are no
+        UTF-8 could not be written into any record."""
+        given = value if isinstance(value, list) else [value]
+        if Path in types_in(cls.model_fields[info.field_name or ""].annotation) and "" in given:
             raise ValueError("a path")
+        if any(isinstance(item, str | Path) and not encodes(str(item)) for item in given):
+            raise ValueError("text in UTF-8")
         return value
 
     @field_validator("*", mode="after")
@@ -176,9 +180,11 @@ class Check(Section):
     operations: float = Field(
         64.0, gt=0, description="refuse a program that launches more operations per added token than this"
     )
-    seconds: float = Field(180.0, gt=0, description="CPU and wall seconds of all checks of one program")
+    seconds: float = Field(
+        180.0, gt=0, description="CPU seconds of all checks of one program; four times that by the clock"
+    )
     call_seconds: float = Field(
-        30.0, gt=0, description="CPU seconds of one call of a check, of some hundred; twice that by the clock"
+        20.0, gt=0, description="CPU seconds of one of a program's hundred calls; four times that by the clock"
     )
 
 

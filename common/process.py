@@ -18,6 +18,7 @@ __all__ = [
     "LISTENING",
     "REPOSITORY",
     "announce",
+    "end_on_closed_pipe",
     "end_on_interrupt",
     "exit_with_parent",
     "raise_on_interrupt",
@@ -86,6 +87,17 @@ def raise_on_interrupt() -> None:
     """Ctrl-C is a KeyboardInterrupt again: what has been begun is ended by its own clean-up."""
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_on_closed_pipe() -> int:
+    """Exit status of a command whose reader is gone (`| head`), which is no fault: that of a process ended by SIGPIPE.
+
+    What is still to be flushed goes nowhere.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 128 + signal.SIGPIPE
 
 
 def announce(url: str) -> None:

@@ -37,7 +37,7 @@ from common.knobs import (
     Services,
     Training,
 )
-from common.text import printable
+from common.text import encodes, printable
 
 __all__ = ["Settings", "flags_of", "load", "parse", "path_argument", "usage_exit"]
 
@@ -129,9 +129,9 @@ def parse(
 
 def path_argument(text: str) -> Path:
     """A path as argparse's `type`. "" is refused: it would mean the current folder, and mostly is an unset shell
-    variable."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got ''")
+    variable. So are bytes that are no UTF-8: no record could name the path."""
+    if not text or not encodes(text):
+        raise argparse.ArgumentTypeError(f"expected a path{' in UTF-8' if text else ''}, got {printable(text)!r}")
     return Path(text)
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["counted", "printable"]
+__all__ = ["counted", "encodes", "printable"]
 
 
 def counted(number: int, noun: str) -> str:
     """`1 reference`, `2 references`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def encodes(text: str) -> bool:
+    """Whether `text` is UTF-8: names of files and flags may hold any bytes, which Python carries as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "ApiResponse",
     "BaselineStored",
     "CandidateNumbers",
+    "CandidateState",
     "CheckOfRun",
     "Cleaned",
     "Deleted",
@@ -115,6 +116,10 @@ class CandidateNumbers(TypedDict):
     score_range: NotRequired[float | None]
 
 
+class CandidateState(CandidateNumbers):
+    cold_start: int
+
+
 class JudgeState(TypedDict):
     """Who judges. `failed` counts the elements about which the model gave no usable answer; they are asked about
     again. `error` is the last thing that went wrong."""
@@ -134,7 +139,7 @@ class ExtendedStats(Stats):
     embedding_error: str | None
     judge: JudgeState
     vector_index: dict[str, Any]
-    candidates: dict[str, Any]
+    candidates: CandidateState
 
 
 class Repaired(TypedDict):

@@ -10,40 +10,20 @@ that has elements (see `Candidates.key`). Members measured against another one c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from common.knobs import Database as DatabaseSettings
+from database.answers import CandidateState, Merged, Rebuilt
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.score import PUBLISHED
 from database.scores import BASELINES, Scores
 from database.store import Facts, Session, Where
 
-__all__ = ["FORCE_NEWEST", "Candidates", "MergeReport"]
+__all__ = ["FORCE_NEWEST", "Candidates"]
 
 FORCE_NEWEST = 300
 _WIDTH = 0.1
 _MERGED = "merged_through"
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What one merge did, under the published names."""
-
-    updated_at: str
-    total_evaluated: int
-    new_elements_evaluated: int
-    old_candidates: int
-    final_candidates: int
-    new_entries: int
-    replaced_entries: int
-    highest_score: float | None
-    lowest_score: float | None
-    average_score: float | None
-
-    def data(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Candidates:
@@ -92,11 +72,16 @@ class Candidates:
 
     def due(self, session: Session) -> bool:
         """Whether the cold start is over and a batch is full."""
-        if session.count(Where(after=self._merged(session)), limit=self.batch) < self.batch:
+        merged = self._merged(session)
+        # An index is given once, so that no more elements can have come than indices.
+        newest = session.ranked("newest", limit=1)
+        if not newest or newest[0] - merged < self.batch:
+            return False
+        if session.count(Where(after=merged), limit=self.batch) < self.batch:
             return False
         return session.count(Where(explored=True), limit=self.cold_start) >= self.cold_start
 
-    def after_insert(self, session: Session) -> MergeReport | None:
+    def after_insert(self, session: Session) -> Merged | None:
         """Merges the newest elements when they are due. Part of the transaction that stored the last of them."""
         if not self.due(session):
             return None
@@ -111,7 +96,7 @@ class Candidates:
         if late:
             self.merge(session, late, mark=False)
 
-    def merge(self, session: Session, newest: list[Facts], *, mark: bool = True) -> MergeReport:
+    def merge(self, session: Session, newest: list[Facts], *, mark: bool = True) -> Merged:
         """Brings the scores of `newest` and of the current set up to date, and keeps the best of those that may enter;
         members measured against another baseline keep only the places that are left.
 
@@ -136,24 +121,24 @@ class Candidates:
         known = [scores[index] for index in final if index in comparable]
         numbers = [score for score in known if score is not None]
         entries = len(set(final) - set(old))
-        return MergeReport(
-            updated_at=_now(),
-            total_evaluated=len(old) + len(fresh),
-            new_elements_evaluated=len(fresh),
-            old_candidates=len(old),
-            final_candidates=len(final),
-            new_entries=entries,
-            replaced_entries=len(set(old) - set(final)),
-            highest_score=max(numbers, default=None),
-            lowest_score=min(numbers, default=None),
-            average_score=sum(numbers) / len(numbers) if numbers else None,
-        )
+        return {
+            "updated_at": _now(),
+            "total_evaluated": len(old) + len(fresh),
+            "new_elements_evaluated": len(fresh),
+            "old_candidates": len(old),
+            "final_candidates": len(final),
+            "new_entries": entries,
+            "replaced_entries": len(set(old) - set(final)),
+            "highest_score": max(numbers, default=None),
+            "lowest_score": min(numbers, default=None),
+            "average_score": sum(numbers) / len(numbers) if numbers else None,
+        }
 
-    def force_update(self, session: Session) -> MergeReport:
+    def force_update(self, session: Session) -> Merged:
         """Merges the newest 300, whether or not they are due."""
         return self.merge(session, session.facts(order="newest", limit=FORCE_NEWEST))
 
-    def rebuild(self, session: Session) -> dict[str, Any]:
+    def rebuild(self, session: Session) -> Rebuilt:
         """The best stored scores of the baseline of now, unfiltered."""
         old = session.candidates()
         key = self.key(session)
@@ -254,11 +239,11 @@ class Candidates:
             session.put_candidates([facts.index for facts in current if facts.index not in gone])
         return len(gone)
 
-    def stats(self, session: Session) -> dict[str, Any]:
-        """The published statistics; an empty set has the first six only."""
+    def stats(self, session: Session) -> CandidateState:
+        """The published statistics, without scores for an empty set; and the cold start."""
         key = self.key(session)
         current = session.candidates()
-        data: dict[str, Any] = {
+        data: CandidateState = {
             "capacity": self.capacity,
             "current_size": len(current),
             "update_threshold": self.batch,
@@ -269,12 +254,9 @@ class Candidates:
         scores = [facts.score for facts in current if facts.score is not None and facts.baseline_key == key]
         if current:
             highest, lowest = max(scores, default=None), min(scores, default=None)
-            data |= {
-                "highest_score": highest,
-                "lowest_score": lowest,
-                "average_score": sum(scores) / len(scores) if scores else None,
-                "score_range": None if highest is None or lowest is None else highest - lowest,
-            }
+            data["highest_score"], data["lowest_score"] = highest, lowest
+            data["average_score"] = sum(scores) / len(scores) if scores else None
+            data["score_range"] = None if highest is None or lowest is None else highest - lowest
         return data
 
     def _merged(self, session: Session) -> int:

@@ -8,9 +8,6 @@ background, while searches go on in what is there.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -22,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import StoreError
-from common.files import write_atomic
 from database.store import Session, VectorRow, VectorState
-from database.vectors import Vectors, approximate, load_faiss
+from database.vector_file import Snapshot, read_vectors, write_vectors
+from database.vectors import Vectors, approximate
 
 __all__ = ["IndexStats", "VectorIndex"]
 
 _LOG = logging.getLogger(__name__)
-_MAGIC = b"asi-arch vectors 2\n"
 _PAGE = 2000
 _SAVE_EVERY = 1024
 _MANY_DEAD = 1000
@@ -100,7 +96,7 @@ class VectorIndex:
         Args:
             read: `Store.read`.
         """
-        read(self.stats)
+        read(self._catch_up)
         with self._lock:
             vectors = self._vectors
             many = vectors.total - vectors.dead > self._exact
@@ -114,6 +110,10 @@ class VectorIndex:
         if unsaved:
             self.save()
         return False
+
+    def _catch_up(self, session: Session) -> None:
+        with self._lock:
+            self._follow(session)
 
     def _rebuild_aside(self, read: _Read, many: bool) -> None:
         """Builds another index from the store and puts it in the place of this one; searches go on meanwhile."""
@@ -189,30 +189,13 @@ class VectorIndex:
         """Writes the cache when it changed. A cache that cannot be written is only logged: it can be built again."""
         if self._file is None:
             return
-        faiss = load_faiss()
         with self._lock:
             if not self._unsaved or not self._loaded:
                 return
-            vectors = self._vectors
-            parts = [
-                vectors.owners.astype("<i8").tobytes(),
-                vectors.sequences.astype("<i8").tobytes(),
-                vectors.alive.astype(np.uint8).tobytes(),
-                *(b"" if part is None else faiss.serialize_index(part) for part in (vectors.flat, vectors.lists)),
-            ]
-            header = {
-                "epoch": self._state.epoch,
-                "sequence": self._state.sequence,
-                "model": self._state.model,
-                "widest": vectors.widest,
-                "recall": vectors.recall,
-                "parts": [len(part) for part in parts],
-            }
+            snapshot = Snapshot.of(self._vectors, self._state)
             self._unsaved = 0
-        data = b"".join(bytes(part) for part in parts)
-        header["sha256"] = hashlib.sha256(data).hexdigest()
         try:
-            write_atomic(self._file, _MAGIC + json.dumps(header).encode() + b"\n" + data)
+            write_vectors(self._file, snapshot, self._lock)
         except StoreError as error:
             _LOG.warning("the vector cache was not written: %s", error.message)
 
@@ -220,7 +203,7 @@ class VectorIndex:
         if self._file is None or not self._file.exists():
             return
         try:
-            self._vectors, self._state = _read(self._file.read_bytes())
+            self._vectors, self._state = read_vectors(self._file.read_bytes())
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             _LOG.warning("%s is built anew: %s", self._file, error)
             return
@@ -229,33 +212,3 @@ class VectorIndex:
 
 def _page(after: int, session: Session) -> list[VectorRow]:
     return session.windows(after, _PAGE)
-
-
-def _read(data: bytes) -> tuple[Vectors, VectorState]:
-    """What a cache file holds.
-
-    Raises:
-        ValueError, KeyError, TypeError, RuntimeError: it is damaged.
-    """
-    faiss = load_faiss()
-    if not data.startswith(_MAGIC):
-        raise ValueError("not a vector cache of this release")
-    line, _, rest = data[len(_MAGIC) :].partition(b"\n")
-    header = json.loads(line)
-    if hashlib.sha256(rest).hexdigest() != header["sha256"]:
-        raise ValueError("its checksum differs")
-    cuts = np.cumsum([0, *header["parts"]]).tolist()
-    owners, sequences, alive, *indices = [rest[a:b] for a, b in itertools.pairwise(cuts)]
-    flat, lists = (faiss.deserialize_index(np.frombuffer(part, dtype=np.uint8)) if part else None for part in indices)
-    vectors = Vectors(
-        flat=flat,
-        lists=lists,
-        recall=header["recall"],
-        owners=np.frombuffer(owners, dtype="<i8").astype(np.int64),
-        sequences=np.frombuffer(sequences, dtype="<i8").astype(np.int64),
-        alive=np.frombuffer(alive, dtype=np.uint8).astype(bool),
-        widest=int(header["widest"]),
-    )
-    if vectors.total != vectors.listed + (0 if flat is None else flat.ntotal) or vectors.total != len(vectors.alive):
-        raise ValueError("its parts differ in length")
-    return vectors, VectorState(header["epoch"], header["sequence"], header["model"])

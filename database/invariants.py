@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from pydantic import ValidationError
 
+from common.errors import StoreError
 from common.files import sha256_text
 from database.evaluate_agent.score import SCORE_VERSION, parse_table
 from database.store import Facts, Session, Store, Where
@@ -95,7 +95,7 @@ def _element(session: Session, facts: Facts) -> Iterator[str]:
         found = session.elements([index])
         known = session.evidence(index)
         runs = session.runs(index)
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
+    except (StoreError, ValueError, TypeError, KeyError) as error:
         yield f"element {index}: its document cannot be read: {str(error).splitlines()[0][:200]}"
         return
     if not found or known is None:

@@ -29,7 +29,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from common.embeddings import Embedder, EmbeddingClient
-from common.errors import AsiError, BusyError, UsageError
+from common.errors import AsiError, UsageError, cannot_listen
 from common.process import announce, exit_with_parent
 from common.settings import Settings, parse, usage_exit
 from database.access import Access, Keys, require_key
@@ -88,8 +88,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     app.add_middleware(Telemetry, metrics)
-    # Fixed words win over {index} in paths, so the routes with them come first.
-    for module in (system, elements, lineage, candidates, experiments, records, events, bulk):
+    # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
+    for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
         app.include_router(module.router)
     answer_errors(app)
     describe_api(app)
@@ -164,9 +164,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise BusyError(
-            f"cannot listen on {host}:{port}: {error.strerror}", "choose another --port; 0 takes a free one"
-        ) from error
+        raise cannot_listen(host, port, error) from error
     return listener
 
 

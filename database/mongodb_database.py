@@ -10,6 +10,7 @@ next one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import pymongo
 from bson import ObjectId
+from bson.errors import BSONError
 from pymongo import errors as mongo_errors
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -31,13 +33,16 @@ from database.errors import VanishedError
 from database.evaluate_agent.score import evidence_of, parse_table
 from database.group_writer import GroupWriter, Write
 from database.models import NewElement
+from database.mongodb_documents import ELEMENTS, STATE, document_of, element_of
 from database.mongodb_ledger import adopt_programs
-from database.mongodb_session import ELEMENTS, STATE, MongoSession, document_of, element_of
+from database.mongodb_mending import mend
+from database.mongodb_session import MongoSession
 from database.store import NewEntry, StoreBusyError, StoreFullError
 
 __all__ = ["MongoStore"]
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 _LEASE_SECONDS = 20.0
 _VANISHINGS = 4
 _DEFAULT_DATABASE = "myapp"
@@ -98,7 +103,7 @@ class MongoStore:
         """Does a group of writes one by one under one lease, which is given up in between when it runs short."""
         waiting = list(group)
         while waiting:
-            with _translated(self._shown), self._lease() as until:
+            with _translated(self._shown), self._lease(self._lock_timeout) as until:
                 while waiting and time.monotonic() < until:
                     self._do(waiting.pop(0))
 
@@ -155,6 +160,11 @@ class MongoStore:
         elements.create_index("asi.fingerprint", sparse=True)
         self._adopt()
         adopt_programs(self._database)
+        # A holder that was killed keeps the lease until it runs out.
+        with self._lease(_LEASE_SECONDS + self._lock_timeout):
+            lines = [] if self._transactions else mend(self._database)
+        for line in lines:
+            _LOG.warning("%s: a write was cut off before: %s", self._shown, line)
 
     def _adopt(self) -> None:
         """Adds what we keep to documents that another program, or an earlier release, stored; nothing of theirs is
@@ -179,9 +189,12 @@ class MongoStore:
         )
 
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[float]:
+    def _lease(self, wait: float) -> Iterator[float]:
         """Holds the right to write: a document that names its holder until a time. A holder that died lets it run
         out.
+
+        Args:
+            wait: seconds to wait for another holder.
 
         Yields:
             Until when (time.monotonic) another write may be begun: half of the lease is left for it then.
@@ -189,7 +202,7 @@ class MongoStore:
         leases = self._database[STATE]
         with contextlib.suppress(mongo_errors.DuplicateKeyError):
             leases.update_one({"_id": "lease"}, {"$setOnInsert": {"owner": "", "until": 0.0}}, upsert=True)
-        deadline = time.monotonic() + self._lock_timeout
+        deadline = time.monotonic() + wait
         token = f"{self._owner}-{ObjectId()}"
         while True:
             now = self._server_time()
@@ -199,9 +212,7 @@ class MongoStore:
             if taken.modified_count:
                 break
             if time.monotonic() > deadline:
-                raise StoreBusyError(
-                    f"{self._shown}: another process has been writing for {self._lock_timeout:g} s", "try again"
-                )
+                raise StoreBusyError(f"{self._shown}: another process has been writing for {wait:g} s", "try again")
             time.sleep(0.005)
         done = threading.Event()
         keeper = threading.Thread(target=self._keep_lease, args=(token, done), name="lease", daemon=True)
@@ -240,7 +251,7 @@ def _translated(shown: str) -> Iterator[None]:
             raise StoreFullError(f"{shown}: {error}", "free disk space on the MongoDB server") from error
         fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
         raise StoreError(f"{shown}: {error}", fix) from error
-    except (mongo_errors.PyMongoError, mongo_errors.InvalidURI) as error:
+    except (mongo_errors.PyMongoError, BSONError) as error:
         raise StoreError(
             f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE"
         ) from error

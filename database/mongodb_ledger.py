@@ -12,18 +12,17 @@ from pymongo.database import Database
 from common.files import sha256_text
 from common.records import Usage
 from database.ledger import Event, EventKind
+from database.mongodb_documents import ELEMENTS, STATE
 
 __all__ = ["MongoLedger", "adopt_programs"]
 
-_ELEMENTS = "data_elements"
 _EVENTS = "asi_events"
-_STATE = "asi_state"
 _USAGE = "asi_usage"
 
 
 def adopt_programs(database: Database[dict[str, Any]]) -> None:
     """Hashes the programs of elements that were stored without: another program's, or an earlier release's."""
-    elements = database[_ELEMENTS]
+    elements = database[ELEMENTS]
     elements.create_index("asi.program_sha256", sparse=True)
     missing = {"asi": {"$exists": True}, "asi.program_sha256": {"$exists": False}}
     for found in list(elements.find(missing, {"program": 1})):
@@ -62,7 +61,7 @@ class MongoLedger:
         self._database[_EVENTS].delete_many({"_id": {"$lte": through}}, session=self._session)
 
     def put_program(self, index: int, sha256: str) -> None:
-        self._database[_ELEMENTS].update_one(
+        self._database[ELEMENTS].update_one(
             {"index": index}, {"$set": {"asi.program_sha256": sha256}}, session=self._session
         )
 
@@ -71,7 +70,7 @@ class MongoLedger:
 
     def with_program(self, sha256: str) -> list[int]:
         wanted = {"asi.program_sha256": sha256}
-        found = self._database[_ELEMENTS].find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
+        found = self._database[ELEMENTS].find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
         return [row["index"] for row in found]
 
     def put_usage(self, records: Sequence[Usage]) -> None:
@@ -84,16 +83,16 @@ class MongoLedger:
         return [(row["_id"], Usage.model_validate_json(row["body"])) for row in found.limit(limit)]
 
     def reserve(self, index: int) -> None:
-        state = self._database[_STATE]
+        state = self._database[STATE]
         found = state.find_one({"_id": "last_index"}, session=self._session)
         last = max(index - 1, 0 if found is None else int(json.loads(found["value"])))
         document = {"_id": "last_index", "value": json.dumps(last)}
         state.replace_one({"_id": "last_index"}, document, upsert=True, session=self._session)
 
     def strays(self) -> list[str]:
-        found = self._database[_STATE].find_one({"_id": "candidates"}, session=self._session)
+        found = self._database[STATE].find_one({"_id": "candidates"}, session=self._session)
         members = [] if found is None else json.loads(found["value"])
-        elements = self._database[_ELEMENTS]
+        elements = self._database[ELEMENTS]
         stored = {row["index"] for row in elements.find({"index": {"$in": members}}, {"index": 1})}
         return [f"candidates: element {index} does not exist" for index in members if index not in stored][:20]
 

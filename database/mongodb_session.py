@@ -14,79 +14,33 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from common.records import Baseline, RunRecord
+from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
+from database.mongodb_documents import (
+    ELEMENTS,
+    ORDERS,
+    SMALL,
+    STATE,
+    WHOLE,
+    condition_of,
+    document_of,
+    element_of,
+    facts_of,
+    possible,
+)
 from database.mongodb_ledger import MongoLedger
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
-__all__ = ["ELEMENTS", "STATE", "MongoSession", "document_of", "element_of"]
+__all__ = ["BASELINES", "MongoSession"]
 
-ELEMENTS = "data_elements"
-STATE = "asi_state"
 _ANSWERS = "asi_answers"
-_BASELINES = "asi_baselines"
+BASELINES = "asi_baselines"
 _EVERYTHING = Where()
 _CANDIDATES = "candidates"
-_ORDERS: dict[Order, list[tuple[str, int]]] = {
-    "index": [("index", 1)],
-    "newest": [("index", -1)],
-    "time": [("time", 1), ("index", 1)],
-    "benchmark": [("asi.benchmark", -1), ("index", 1)],
-    "score": [("score", -1), ("index", 1)],
-}
-_SMALL = {
-    "_id": 0,
-    "index": 1,
-    "name": 1,
-    "time": 1,
-    "parent": 1,
-    "summary": 1,
-    "score": 1,
-    "asi.loss": 1,
-    "asi.benchmark": 1,
-    "asi.complete": 1,
-    "asi.baseline_key": 1,
-    "asi.pending": 1,
-    "asi.revision": 1,
-}
-_WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
-_TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
 _GUESSES = 20
-_BY_VALUE = ("time", "benchmark", "score")
-
-
-def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
-    """The document of a new element: the published fields, and ours under `asi`."""
-    now = datetime.now(UTC)
-    body = entry.element.model_dump()
-    evidence = entry.evidence
-    extra: dict[str, Any] = {
-        "loss": None if evidence.loss is None else evidence.loss.value,
-        "benchmark": None if evidence.benchmark is None else evidence.benchmark.value,
-        "complete": entry.complete,
-        "baseline_key": evidence.baseline_key,
-        "pending": True,
-        "bytes": len(json.dumps(body)),
-        "evidence": evidence.model_dump_json(),
-        "evaluation": None,
-        "runs": [] if entry.run is None else [entry.run.model_dump_json()],
-        "fingerprint": None if entry.run is None else entry.run.fingerprint,
-        "revision": None,
-    }
-    if entry.key is not None:
-        extra["key"] = entry.key
-    return {**body, "index": index, "score": None, "created_at": now, "updated_at": now, "asi": extra}
-
-
-def element_of(document: dict[str, Any]) -> Element:
-    """The element in a document, which another program may have stored: a text that is missing is empty."""
-    result = document.get("result")
-    result = result if isinstance(result, dict) else {}
-    texts: dict[str, Any] = {name: str(document.get(name) or "") for name in _TEXTS}
-    csvs = {name: str(result.get(name) or "") for name in ("train", "test")}
-    return Element.model_validate(
-        texts | {"result": csvs, "parent": document.get("parent"), "index": document["index"]}
-    )
+_LARGEST = 14 << 20
+"""Bytes of an element as JSON: MongoDB's limit is 16 MiB, and vectors and evidence come on top."""
 
 
 class MongoSession:
@@ -104,6 +58,12 @@ class MongoSession:
         # An insert that was cut off after its document is seen here; a removed newest element is in the counter.
         index = max(int(self.state("last_index") or 0), newest[0].index if newest else 0) + 1
         document = document_of(entry, index)
+        size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
+        if size > _LARGEST:
+            raise RefusedError(
+                f"expected an element of at most {_LARGEST >> 20} MiB with its run, got {size / 2**20:.1f}:"
+                " MongoDB keeps no larger document"
+            )
         if entry.windows is not None and entry.model is not None:
             document["asi"]["vector"] = self._vector(entry.model, entry.windows)
             document["asi"]["pending"] = False
@@ -114,32 +74,32 @@ class MongoSession:
         return index
 
     def find_key(self, key: str) -> Facts | None:
-        found = self._elements.find_one({"asi.key": key}, _SMALL, session=self._session)
-        return None if found is None else _facts(found)
+        found = self._elements.find_one({"asi.key": key}, SMALL, session=self._session)
+        return None if found is None else facts_of(found)
 
     def facts(
         self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
-        if limit == 0 or not _possible(where):
+        if limit == 0 or not possible(where):
             return []
-        found = self._elements.find(_condition(where, order), _SMALL, session=self._session).sort(_ORDERS[order])
+        found = self._elements.find(condition_of(where, order), SMALL, session=self._session).sort(ORDERS[order])
         page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
         # A document that another program keeps here is none of ours.
-        return [_facts(document) for document in page if "asi" in document]
+        return [facts_of(document) for document in page if "asi" in document]
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         known = [index for index in indices if 0 < index <= MAX_INDEX]
-        found = self._elements.find({"index": {"$in": known}}, _WHOLE, session=self._session)
+        found = self._elements.find({"index": {"$in": known}}, WHOLE, session=self._session)
         elements = {document["index"]: element_of(document) for document in found}
         return [elements[index] for index in indices if index in elements]
 
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
         if limit == 0:
             return []
-        keys = _ORDERS[order]
+        keys = ORDERS[order]
         # Only what the index holds is asked for: no document is read.
         shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
-        found = self._elements.find(_condition(_EVERYTHING, order), shown, session=self._session).sort(keys)
+        found = self._elements.find(condition_of(_EVERYTHING, order), shown, session=self._session).sort(keys)
         page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
         return [document["index"] for document in page if "index" in document]
 
@@ -155,10 +115,10 @@ class MongoSession:
         return self.ranked("index", limit=1, offset=random.randrange(self.count()))[0]
 
     def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
-        if limit == 0 or not _possible(where):
+        if limit == 0 or not possible(where):
             return 0
         options = {} if limit is None else {"limit": limit}
-        return int(self._elements.count_documents(_condition(where), session=self._session, **options))
+        return int(self._elements.count_documents(condition_of(where), session=self._session, **options))
 
     def unique_names(self) -> int:
         return len(self._elements.distinct("name", {"name": {"$gte": ""}}, session=self._session))
@@ -294,6 +254,10 @@ class MongoSession:
         found = self._elements.find(condition, shown, session=self._session).sort("asi.vector.sequence", 1)
         return np.array([document["asi"]["vector"]["sequence"] for document in found], dtype=np.int64)
 
+    def outdate_vectors(self) -> None:
+        """Makes whoever holds the vectors in memory see which are gone."""
+        self._bump("epoch")
+
     def put_sketch(self, index: int, sketch: bytes) -> None:
         wanted = {"index": index, "asi.sketch_sequence": {"$exists": False}}
         if self._elements.count_documents(wanted, session=self._session, limit=1):
@@ -315,11 +279,15 @@ class MongoSession:
 
     def candidates(self) -> list[Facts]:
         indices = self.state(_CANDIDATES) or []
-        found = self._elements.find({"index": {"$in": indices}}, _SMALL, session=self._session)
+        found = self._elements.find({"index": {"$in": indices}}, SMALL, session=self._session)
         return sorted(
-            (_facts(document) for document in found),
+            (facts_of(document) for document in found),
             key=lambda facts: (facts.score is None, -(facts.score or 0.0), facts.index),
         )
+
+    def candidate_count(self) -> int:
+        """How many are listed, whether or not they exist."""
+        return len(self.state(_CANDIDATES) or [])
 
     def put_candidates(self, indices: Sequence[int]) -> None:
         self.put_state(_CANDIDATES, list(indices))
@@ -345,15 +313,15 @@ class MongoSession:
         self._database[_ANSWERS].replace_one({"_id": name}, document, upsert=True, session=self._session)
 
     def baseline(self, key: str) -> Baseline | None:
-        found = self._database[_BASELINES].find_one({"_id": key}, session=self._session)
+        found = self._database[BASELINES].find_one({"_id": key}, session=self._session)
         return None if found is None else Baseline.model_validate_json(found["body"])
 
     def put_baseline(self, baseline: Baseline) -> None:
         document = {"_id": baseline.key, "body": baseline.model_dump_json(), "revision": self.next_revision()}
-        self._database[_BASELINES].replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
+        self._database[BASELINES].replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
 
     def baseline_revision(self, key: str) -> int:
-        found = self._database[_BASELINES].find_one({"_id": key}, {"revision": 1}, session=self._session)
+        found = self._database[BASELINES].find_one({"_id": key}, {"revision": 1}, session=self._session)
         return 0 if found is None else int(found.get("revision") or 0)
 
     def next_revision(self) -> int:
@@ -416,53 +384,3 @@ class MongoSession:
         value = int(self.state(counter) or 0) + 1
         self.put_state(counter, value)
         return value
-
-
-def _possible(where: Where) -> bool:
-    return where.parent is None or 0 < where.parent <= MAX_INDEX
-
-
-def _condition(where: Where, order: Order = "index") -> dict[str, Any]:
-    """The filter: as few fields as can be, since a server may use one index only."""
-    condition: dict[str, Any] = {}
-    if where.name is not None:
-        condition["name"] = where.name
-    if where.parent is not None:
-        condition["parent"] = where.parent
-    if where.roots:
-        condition["parent"] = None
-    if where.explored:
-        condition["parent"] = {"$gt": 0}
-    if where.before_revision is not None:
-        condition["asi.revision"] = {"$lt": where.before_revision}
-    if where.incomplete:
-        condition["asi.complete"] = False
-    if where.pending:
-        condition["asi.pending"] = True
-    if where.unscored:
-        condition["score"] = None
-    if where.published:
-        condition["asi.baseline_key"] = None
-    if where.baseline_key is not None:
-        condition["asi.baseline_key"] = where.baseline_key
-    if where.after or not (condition or order in _BY_VALUE):
-        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
-    return condition
-
-
-def _facts(document: dict[str, Any]) -> Facts:
-    ours = document["asi"]
-    return Facts(
-        index=document["index"],
-        name=str(document.get("name") or ""),
-        time=str(document.get("time") or ""),
-        parent=document.get("parent"),
-        summary=str(document.get("summary") or ""),
-        loss=ours["loss"],
-        benchmark=ours["benchmark"],
-        complete=ours["complete"],
-        baseline_key=ours["baseline_key"],
-        score=document.get("score"),
-        pending=ours["pending"],
-        revision=ours.get("revision"),
-    )

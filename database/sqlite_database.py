@@ -53,20 +53,26 @@ class SqliteStore:
                 "name a file in a folder you can write to in --store sqlite:///FILE",
             ) from error
         with _translated(self.path):
-            self._writer = self._connect()
+            self._writer = self._connect("rwc")
             self._prepare()
+            self._place = self._found()
         self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[SqliteSession], T]) -> T:
         with _translated(self.path):
             connection = self._borrow()
+            sound = True
             try:
                 connection.execute("BEGIN")
                 return work(SqliteSession(connection, self.path))
+            except (sqlite3.DatabaseError, StoreError):
+                # It may hold pages that were damaged when it read them.
+                sound = False
+                raise
             finally:
-                if connection.in_transaction:
+                if sound and connection.in_transaction:
                     connection.execute("ROLLBACK")
-                if self._readers.qsize() < _IDLE_READERS:
+                if sound and self._readers.qsize() < _IDLE_READERS:
                     self._readers.put(connection)
                 else:
                     connection.close()
@@ -112,8 +118,14 @@ class SqliteStore:
         """(value, error) of each write, once the commit that holds them is on disk.
 
         Raises:
-            sqlite3.Error: nothing of the group was kept.
+            sqlite3.Error, StoreError: nothing of the group was kept.
         """
+        if self._found() != self._place:
+            # What is still open would take the write, and nobody would ever find it.
+            raise StoreError(
+                f"{self.path} was moved, removed or replaced while it was open",
+                "put it back where it was, or start the server again with the file that is to be used",
+            )
         writer = self._writer
         outcomes: list[tuple[Any, BaseException | None]] = []
         try:
@@ -131,11 +143,22 @@ class SqliteStore:
                     outcomes.append((None, _translation(self.path, error)))
                 writer.execute("RELEASE write")
             writer.execute("COMMIT")
+        except sqlite3.DatabaseError:
+            self._renew_writer()
+            raise
         except BaseException:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
             raise
+        if any(isinstance(failure, StoreError) for _, failure in outcomes):
+            self._renew_writer()
         return outcomes
+
+    def _renew_writer(self) -> None:
+        """Another connection in place of one that may hold pages which were damaged when it read them, or what could
+        not be written; closing that one rolls back."""
+        self._writer.close()
+        self._writer = self._connect()
 
     def _closed(self) -> StoreError:
         return StoreError(f"{self.path} is closed", "open it again")
@@ -149,9 +172,23 @@ class SqliteStore:
         except queue.Empty:
             return self._connect()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _found(self) -> tuple[int, int] | None:
+        """Device and number of the file that lies at our path now; None where there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _connect(self, mode: str = "rw") -> sqlite3.Connection:
+        """A connection to a file that is there; `mode` rwc creates it."""
         connection = sqlite3.connect(
-            self.path, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+            f"{self.path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=self._lock_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
         )
         # For the schema step that hashes programs.
         connection.create_function("sha256", 1, sha256_text, deterministic=True)

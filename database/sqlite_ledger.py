@@ -21,11 +21,12 @@ class SqliteLedger:
         self._connection = connection
 
     def put_events(self, time: str, events: Sequence[tuple[EventKind, int | None, dict[str, Any]]]) -> int:
-        self._connection.executemany(
-            "INSERT INTO events (time, kind, idx, data) VALUES (?, ?, ?, ?)",
-            [(time, kind, index, json.dumps(data)) for kind, index, data in events],
-        )
-        return self.event_span()[1]
+        last = 0
+        for kind, index, data in events:
+            row = (time, kind, index, json.dumps(data))
+            added = self._connection.execute("INSERT INTO events (time, kind, idx, data) VALUES (?, ?, ?, ?)", row)
+            last = added.lastrowid or last
+        return last
 
     def events(self, after: int, limit: int) -> list[Event]:
         query = "SELECT id, time, kind, idx, data FROM events WHERE id > ? ORDER BY id LIMIT ?"

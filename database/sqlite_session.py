@@ -15,24 +15,13 @@ from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
 from database.sqlite_ledger import SqliteLedger
+from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of, marks, readable
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
 
 __all__ = ["SqliteSession"]
 
-_CHUNK = 500
 _GUESSES = 20
 _EVERYTHING = Where()
-_ORDERS: dict[Order, str] = {
-    "index": "e.idx",
-    "newest": "e.idx DESC",
-    "time": "e.time, e.idx",
-    "benchmark": "e.benchmark DESC, e.idx",
-    "score": "e.score DESC, e.idx",
-}
-_COLUMNS = (
-    "e.idx, e.name, e.time, e.parent, e.summary, e.loss, e.benchmark, e.complete, e.baseline_key, e.score, e.pending,"
-    " e.revision"
-)
 
 
 class SqliteSession:
@@ -47,8 +36,11 @@ class SqliteSession:
     def insert(self, entry: NewEntry) -> int:
         element = entry.element
         # The counter is a row of the same transaction: an index is taken with its element, or not at all.
-        index = int(self.state("last_index") or 0) + 1
-        self.put_state("last_index", index)
+        query = (
+            "INSERT INTO state VALUES ('last_index', 1)"
+            " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)"
+        )
+        index = int(self._run(query).fetchone()[0])
         body = element.model_dump_json(exclude={"parent"})
         evidence = entry.evidence
         self._run(
@@ -78,32 +70,33 @@ class SqliteSession:
         return index
 
     def find_key(self, key: str) -> Facts | None:
-        rows = self._run(f"SELECT {_COLUMNS} FROM elements e WHERE e.key = ?", key).fetchall()
-        return _facts(rows[0]) if rows else None
+        rows = self._run(f"SELECT {COLUMNS} FROM elements e WHERE e.key = ?", key).fetchall()
+        return facts_of(rows[0]) if rows else None
 
     def facts(
         self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
-        condition, values = _condition(where)
+        condition, values = condition_of(where)
         rows = self._run(
-            f"SELECT {_COLUMNS} FROM elements e {condition} ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?",
+            f"SELECT {COLUMNS} FROM elements e {condition} ORDER BY {ORDERS[order]} LIMIT ? OFFSET ?",
             *values,
             -1 if limit is None else limit,
             min(offset, MAX_INDEX),
         )
-        return [_facts(row) for row in rows]
+        return [facts_of(row) for row in rows]
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         found: dict[int, Element] = {}
         query = "SELECT d.idx, d.body, e.parent FROM documents d JOIN elements e ON e.idx = d.idx WHERE d.idx IN"
-        for chunk in _chunks(indices):
-            for index, body, parent in self._run(f"{query} ({_marks(chunk)})", *chunk):
-                found[index] = Element.model_validate(json.loads(body) | {"parent": parent, "index": index})
+        for chunk in chunks(indices):
+            for index, body, parent in self._run(f"{query} ({marks(chunk)})", *chunk):
+                with readable(f"element {index}"):
+                    found[index] = Element.model_validate(json.loads(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
 
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
         rows = self._run(
-            f"SELECT e.idx FROM elements e ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?",
+            f"SELECT e.idx FROM elements e ORDER BY {ORDERS[order]} LIMIT ? OFFSET ?",
             -1 if limit is None else limit,
             min(offset, MAX_INDEX),
         )
@@ -122,7 +115,7 @@ class SqliteSession:
         return int(self._run("SELECT idx FROM elements ORDER BY idx LIMIT 1 OFFSET ?", chosen).fetchone()[0])
 
     def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
-        condition, values = _condition(where)
+        condition, values = condition_of(where)
         if not condition:
             records = int(self._run("SELECT records FROM totals").fetchone()[0])
             return records if limit is None else min(records, limit)
@@ -141,8 +134,8 @@ class SqliteSession:
         if indices is None:
             return dict(self._run("SELECT idx, children FROM elements WHERE children > 0").fetchall())
         found: dict[int, int] = {}
-        for chunk in _chunks(list(indices)):
-            query = f"SELECT idx, children FROM elements WHERE idx IN ({_marks(chunk)}) AND children > 0"
+        for chunk in chunks(list(indices)):
+            query = f"SELECT idx, children FROM elements WHERE idx IN ({marks(chunk)}) AND children > 0"
             found.update(self._run(query, *chunk).fetchall())
         return found
 
@@ -162,20 +155,20 @@ class SqliteSession:
         return [index for (index,) in rows]
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
-        for chunk in _chunks(indices):
-            self._run(f"UPDATE elements SET parent = ? WHERE idx IN ({_marks(chunk)})", parent, *chunk)
+        for chunk in chunks(indices):
+            self._run(f"UPDATE elements SET parent = ? WHERE idx IN ({marks(chunk)})", parent, *chunk)
 
     def delete(self, indices: Sequence[int]) -> None:
-        for chunk in _chunks(indices):
+        for chunk in chunks(indices):
             for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates"):
-                self._run(f"DELETE FROM {table} WHERE idx IN ({_marks(chunk)})", *chunk)
+                self._run(f"DELETE FROM {table} WHERE idx IN ({marks(chunk)})", *chunk)
         if indices:
             self._bump("epoch")
 
     def clear(self) -> None:
         for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates", "answers"):
             self._run(f"DELETE FROM {table}")
-        self._run(f"DELETE FROM state WHERE name NOT IN ({_marks(KEPT_STATE)})", *KEPT_STATE)
+        self._run(f"DELETE FROM state WHERE name NOT IN ({marks(KEPT_STATE)})", *KEPT_STATE)
         self._bump("epoch")
 
     # What is measured and computed of an element
@@ -186,8 +179,9 @@ class SqliteSession:
         row = self._run("SELECT evidence, evaluation FROM evidence WHERE idx = ?", index).fetchone()
         if row is None:
             return None
-        evaluation = None if row[1] is None else Evaluation.model_validate_json(row[1])
-        return Evidence.model_validate_json(row[0]), evaluation
+        with readable(f"the evidence of element {index}"):
+            evaluation = None if row[1] is None else Evaluation.model_validate_json(row[1])
+            return Evidence.model_validate_json(row[0]), evaluation
 
     def set_evaluation(self, index: int, evidence: Evidence, evaluation: Evaluation) -> None:
         self._run(
@@ -210,7 +204,8 @@ class SqliteSession:
 
     def runs(self, index: int) -> list[RunRecord]:
         rows = self._run("SELECT body FROM runs WHERE idx = ? ORDER BY id", index)
-        return [RunRecord.model_validate_json(body) for (body,) in rows]
+        with readable(f"a run of element {index}"):
+            return [RunRecord.model_validate_json(body) for (body,) in rows]
 
     def with_fingerprint(self, fingerprint: str) -> list[int]:
         query = "SELECT DISTINCT idx FROM runs WHERE json_extract(body, '$.fingerprint') = ? ORDER BY idx"
@@ -270,9 +265,9 @@ class SqliteSession:
 
     def candidates(self) -> list[Facts]:
         # CROSS keeps the order of the join: the set is small, an index over all scores is not.
-        query = f"SELECT {_COLUMNS} FROM candidates c CROSS JOIN elements e ON e.idx = c.idx"
+        query = f"SELECT {COLUMNS} FROM candidates c CROSS JOIN elements e ON e.idx = c.idx"
         rows = self._run(f"{query} ORDER BY e.score DESC, e.idx")
-        return [_facts(row) for row in rows]
+        return [facts_of(row) for row in rows]
 
     def put_candidates(self, indices: Sequence[int]) -> None:
         self._run("DELETE FROM candidates")
@@ -282,7 +277,8 @@ class SqliteSession:
 
     def state(self, name: str) -> Any:
         row = self._run("SELECT value FROM state WHERE name = ?", name).fetchone()
-        return None if row is None else json.loads(row[0])
+        with readable(f"the state {name}"):
+            return None if row is None else json.loads(row[0])
 
     def put_state(self, name: str, value: Any) -> None:
         self._run("INSERT OR REPLACE INTO state VALUES (?, ?)", name, json.dumps(value))
@@ -296,7 +292,8 @@ class SqliteSession:
 
     def baseline(self, key: str) -> Baseline | None:
         row = self._run("SELECT body FROM baselines WHERE key = ?", key).fetchone()
-        return None if row is None else Baseline.model_validate_json(row[0])
+        with readable(f"baseline {key}"):
+            return None if row is None else Baseline.model_validate_json(row[0])
 
     def put_baseline(self, baseline: Baseline) -> None:
         self._run(
@@ -347,51 +344,3 @@ class SqliteSession:
 
     def _run(self, query: str, *values: Any) -> sqlite3.Cursor:
         return self._connection.execute(query, values)
-
-
-def _facts(row: Sequence[Any]) -> Facts:
-    index, name, time, parent, summary, loss, benchmark, complete, key, score, pending, revision = row
-    return Facts(
-        index, name, time, parent, summary, loss, benchmark, bool(complete), key, score, bool(pending), revision
-    )
-
-
-def _condition(where: Where) -> tuple[str, list[Any]]:
-    parts: list[str] = []
-    values: list[Any] = []
-    for column, value in (("name", where.name), ("parent", where.parent), ("baseline_key", where.baseline_key)):
-        if value is not None:
-            if isinstance(value, int) and not 0 < value <= MAX_INDEX:
-                parts.append("0")
-                continue
-            parts.append(f"e.{column} = ?")
-            values.append(value)
-    if where.after:
-        parts.append("e.idx > ?")
-        values.append(min(where.after, MAX_INDEX))
-    if where.published:
-        parts.append("e.baseline_key IS NULL")
-    if where.roots:
-        parts.append("e.parent IS NULL")
-    if where.explored:
-        parts.append("e.parent IS NOT NULL")
-    if where.before_revision is not None:
-        parts.append("e.revision < ?")
-        values.append(where.before_revision)
-    if where.incomplete:
-        parts.append("e.complete = 0")
-    if where.unscored:
-        parts.append("e.score IS NULL")
-    if where.pending:
-        parts.append("e.pending = 1")
-    return (f"WHERE {' AND '.join(parts)}" if parts else ""), values
-
-
-def _chunks(indices: Sequence[int]) -> list[list[int]]:
-    """Indices that SQLite can hold, a few hundred a statement."""
-    known = [index for index in indices if 0 < index <= MAX_INDEX]
-    return [known[start : start + _CHUNK] for start in range(0, len(known), _CHUNK)]
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))

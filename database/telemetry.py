@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import sys
 import time
-import uuid
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -94,7 +94,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
-        identity = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        identity = sent if _ID.fullmatch(sent) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = identity
         status = 500
         started = time.perf_counter()

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import AsiError, StoreError, UsageError
-from common.process import exit_with_parent
+from common.process import end_on_closed_pipe, exit_with_parent
 from common.settings import path_argument
+from common.text import printable
 from pipeline.console import make_console
 from pipeline.figures import ReportRow, draw_all
 from pipeline.hopeless import hopeless_text
@@ -48,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return report(arguments.data_dir, arguments.out or arguments.data_dir / "report")
+    except BrokenPipeError:
+        return end_on_closed_pipe()
     except AsiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
@@ -84,7 +87,7 @@ def report(root: Path, out: Path) -> int:
     except StoreError as error:
         raise StoreError(error.message, "free disk space, or name a folder that can be written: --out DIR") from error
     for path in drawn:
-        print(f"drew {path}")
+        print(f"drew {path}", flush=True)
     return 0
 
 

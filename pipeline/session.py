@@ -20,7 +20,7 @@ from common.settings import Settings
 from common.text import counted
 from pipeline.agents.roles import Roles
 from pipeline.agreement import require_agreement
-from pipeline.baselines import Progress, calibrate, calibration_folders, store_roots
+from pipeline.baselines import Progress, calibrate, calibration_folders
 from pipeline.console import Console
 from pipeline.experiment import Experiment, journal
 from pipeline.lab import Cancelled, Lab
@@ -28,6 +28,7 @@ from pipeline.loop import Loop
 from pipeline.measured import Measured, load_baseline, save_baseline
 from pipeline.paired import keep_baseline_items
 from pipeline.roles import build_roles
+from pipeline.roots import store_roots
 from pipeline.services import Services, note_other_constants, refuse_contradictions
 from pipeline.summary import print_summary
 from pipeline.workspace import Workspace
@@ -88,9 +89,9 @@ def _session(
     services = Services(settings, profile, workspace.database, workspace.logs)
     try:
         _prepare(workspace, console, launcher, services, cancelled)
-        baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
         database = services.database_client()
         require_agreement(workspace, experiments, database)
+        baseline, runs = _baseline(settings, profile, workspace, console, launcher, cancelled)
         note_other_constants(database, profile, settings, console)
         cognition = CognitionClient(services.cognition_url, settings.services.timeout)
         _close_when(cancelled, roles)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from common.process import REPOSITORY
@@ -127,16 +128,28 @@ def print_summary(console: Console, root: Path) -> None:
     baseline = found.baseline
     rows = load_rows(root)
     console.print()
-    console.print(_results(rows, found, console.width))
+    narrow = console.width < WIDE_ENOUGH
+    table, legend = _results(rows, found, narrow)
+    _show(console, table, narrow)
+    for line in legend:
+        console.print(line)
     console.print(_notes(found))
-    console.print(_times(rows, read_timings(root)))
+    _show(console, _times(rows, read_timings(root), narrow), narrow)
     console.print(_files(root.resolve(), rows, baseline.profile))
 
 
-def _results(rows: list[Row], measured: Measured, width: int) -> Group:
-    """On a narrow terminal the words that have no room in the table follow below it."""
+def _show(console: Console, table: Table, narrow: bool) -> None:
+    """Prints a table; a narrow terminal breaks its lines rather than the table its numbers."""
+    if narrow:
+        measured = Measurement.get(console, console.options.update(width=WIDE_ENOUGH), table)
+        wraps = any(not column.no_wrap for column in table.columns)
+        table.width = max(measured.minimum if wraps else measured.maximum, console.width if wraps else 0)
+    console.print(table)
+
+
+def _results(rows: list[Row], measured: Measured, narrow: bool) -> tuple[Table, list[str]]:
+    """The table, and for a narrow terminal the words that have no room in it, to follow below."""
     baseline = measured.baseline
-    narrow = width < WIDE_ENOUGH
     title = f"Experiments, profile {baseline.profile}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("#",) if narrow else ("#", "name", "parent", "what changed"):
@@ -167,7 +180,7 @@ def _results(rows: list[Row], measured: Measured, width: int) -> Group:
         said, difference = verdict(row.run, baseline), against_baseline(row.run, baseline)
         style = "green" if difference is not None and difference.word == "better" else ""
         add(str(row.index), row.name, row.parent, row.change, _numbers(row.run, baseline, row.score), said, style)
-    return Group(table, *legend)
+    return table, legend
 
 
 def _baseline_numbers(baseline: Baseline, run: RunRecord, score: float | None) -> tuple[str, ...]:
@@ -226,9 +239,10 @@ def _tasks(measured: Measured) -> str:
     )
 
 
-def _times(rows: list[Row], timings: dict[str, float]) -> Table:
+def _times(rows: list[Row], timings: dict[str, float], narrow: bool) -> Table:
     title = "Where the time went (wall seconds; lanes overlap)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    padding = 0 if narrow else (0, 1)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=padding, pad_edge=False)
     table.add_column("part", no_wrap=True)
     for heading in ("design", "check", "start", "train", "score", "analyse", "store", "all"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -114,10 +114,11 @@ def _system_binds(device: str) -> tuple[str, ...]:
         if path.exists() and path not in done:
             done.append(path)
             binds += _bind("--dev-bind" if path.is_relative_to("/dev") else "--ro-bind", path)
-    for path in _masked(packages, done):
+    views = _views(packages, done)
+    for path in _masked(views, done):
         binds += ["--tmpfs", str(path), "--remount-ro", str(path)]
     # An empty folder could still be imported, as a namespace.
-    for path in (packages / name for name in JUDGING_PACKAGES):
+    for path in (view / name for view in views for name in JUDGING_PACKAGES):
         if path.is_dir():
             binds += ["--ro-bind", str(_ABSENT), str(path)]
     return tuple(binds)
@@ -139,12 +140,19 @@ def _packages() -> Path:
     return Path(found.origin).resolve().parent.parent
 
 
-def _masked(packages: Path, mounted: Sequence[Path]) -> list[Path]:
+def _views(packages: Path, mounted: Sequence[Path]) -> list[Path]:
+    """Every name under which the folder of packages is mounted: a virtual environment may be a link to another."""
+    inside = ((root, root.resolve()) for root in mounted)
+    views = [root / packages.relative_to(real) for root, real in inside if packages.is_relative_to(real)]
+    return list(dict.fromkeys([packages, *views]))
+
+
+def _masked(views: Sequence[Path], mounted: Sequence[Path]) -> list[Path]:
     """Package folders under what is mounted, other than torch's own, and the held-out packages beside torch."""
-    masked = [packages / name for name in HELD_OUT_PACKAGES]
+    masked = [view / name for view in views for name in HELD_OUT_PACKAGES]
     for root in {Path("/usr"), Path("/usr/local"), *mounted}:
         for pattern in ("lib*/python*/site-packages", "lib*/python*/dist-packages"):
-            masked += (path for path in root.glob(pattern) if path.resolve() != packages)
+            masked += (path for path in root.glob(pattern) if path.resolve() != views[0])
     # Only what a mount makes visible can be masked: nothing may be created in a read-only tree.
     visible = (path for path in masked if path.is_dir() and any(path.is_relative_to(root) for root in mounted))
     return sorted(set(visible))

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.errors import AsiError, UsageError
-from common.process import exit_with_parent, raise_on_interrupt
+from common.process import end_on_closed_pipe, exit_with_parent, raise_on_interrupt
 from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports = check_files(arguments.files, settings, show, trust=arguments.trust, reference=arguments.reference)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return end_on_closed_pipe()
     if any(report.accepted is None for report in reports):
         return 2
     return 0 if all(report.accepted for report in reports) else 1

@@ -10,10 +10,12 @@ from common.settings import Settings
 from training.jobs import run_job
 from training.programs import Program, to_job
 
-__all__ = ["PARALLEL", "run_checks"]
+__all__ = ["PARALLEL", "WALL", "run_checks"]
 
 PARALLEL = 2
 """Programs verified at the same time."""
+WALL = 4.0
+"""How many times as long as its CPU time a program, and one call to it, may take by the clock."""
 _START = 60.0
 """Seconds that a scorer, or the sandbox of one program, may take before and after its checks."""
 
@@ -28,8 +30,8 @@ def run_checks(
 ) -> dict[str, Any]:
     """Verifies programs in one scorer process and returns its result {reports}; events as in training/scorer/check_job.
 
-    Each program ends by itself within `check.seconds`; a scorer that takes longer than all of them one after another
-    may, two at a time, has failed.
+    Each program ends by itself within `WALL` times `check.seconds`; a scorer that takes longer than all of them may,
+    `PARALLEL` at a time, has failed.
 
     Args:
         options: of the verifier (training.scorer.verifier.Options), beyond what the settings say.
@@ -54,4 +56,4 @@ def run_checks(
         },
     }
     turns = -(-len(programs) // PARALLEL)
-    return run_job(job, on_event, cancel, _START + turns * (check.seconds + _START))
+    return run_job(job, on_event, cancel, _START + turns * (WALL * check.seconds + _START))

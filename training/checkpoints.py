@@ -31,7 +31,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -260,8 +259,11 @@ def describe(path: Path) -> tuple[Identity, int]:
 
 def _facts(path: Path) -> dict[str, Any] | None:
     """From the header alone, without reading the tensors; None where it is damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
+    if not path.is_file():
+        return None
+    wrong = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with contextlib.suppress(*wrong), path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
         if length <= _LARGEST_HEADER:
             facts: dict[str, Any] = json.loads(json.loads(handle.read(length))["__metadata__"]["asi_arch"])
             Identity(**facts["identity"])

@@ -29,7 +29,9 @@ __all__ = [
 
 TRAINER_SOURCES = (
     "training/worker/model.py",
+    "training/worker/registers.py",
     "training/worker/batches.py",
+    "training/worker/guard.py",
     "training/worker/optimizer.py",
     "training/worker/program.py",
     "training/worker/ranks.py",
@@ -37,16 +39,25 @@ TRAINER_SOURCES = (
     "training/worker/state.py",
     "training/worker/train.py",
     "training/worker/validation.py",
+    "training/worker/weights.py",
     "training/data/packing.py",
     "training/data/sequences.py",
     "training/data/tasks.py",
     "training/data/tasks_mad.py",
     "training/data/tasks_state.py",
-    "training/scorer/heldout.py",
-    "training/scorer/scoring.py",
+    "training/profiles.py",
+    "training/scorer/answers.py",
+    "training/scorer/audit.py",
     "training/scorer/benchmarks.py",
+    "training/scorer/building.py",
+    "training/scorer/confirm.py",
+    "training/scorer/fresh.py",
+    "training/scorer/heldout.py",
+    "training/scorer/scored.py",
+    "training/scorer/scoring.py",
     "training/scorer/train_job.py",
     "training/scorer/validation.py",
+    "training/scorer/verdict.py",
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "training/fla_compat").rglob("*.py")),
 )
 """What a training result depends on besides profile, corpus and program."""
@@ -57,7 +68,7 @@ VERIFIER_SOURCES = tuple(
 )
 """What a check report depends on besides the program."""
 _PACKAGES = ("torch", "numpy", "tokenizers", "lm-eval")
-MODEL_SOURCE = TRAINER_SOURCES[:1]
+MODEL_SOURCE = TRAINER_SOURCES[:2]
 
 
 def find_device(wanted: str = "auto") -> str:

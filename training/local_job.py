@@ -27,12 +27,16 @@ from training.cgroup import Group
 from training.sandbox_job import MAX_ENTRIES
 from training.usage import Usage, disk_usage, oom_kills, tree_usage
 
-__all__ = ["Local", "copy_readable", "make_folder", "start_confined", "start_limited"]
+__all__ = ["Local", "abandon", "copy_readable", "make_folder", "start_confined", "start_limited"]
 
 Run = Callable[..., subprocess.Popen[bytes]]
 """Starts a process in a thread that lives as long as its jobs: a parent-death signal follows the thread."""
 _TAG = "ASI_JOB"
 _FOLDER = "asi-arch-job-"
+_FOLDERS: set[Path] = set()
+"""Temporary folders of jobs that this process has made and not yet removed."""
+_GROUPS: set[int] = set()
+"""Process groups of its jobs that were not yet cleaned up after."""
 
 
 class Local:
@@ -57,6 +61,7 @@ class Local:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         self._process, self._group, self._tag, self._folder, self._copies = process, group, tag, folder, copies
         self.pid = process.pid
+        _GROUPS.add(self.pid)
         self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
         self._oom_kills, self._starved = oom_kills(), False
         self._first = -1
@@ -112,7 +117,23 @@ class Local:
             self._group.remove()
         for path in (self._folder, self._copies):
             if path is not None:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+        _GROUPS.discard(self.pid)
+
+
+def abandon() -> None:
+    """Ends every job of this process and removes what they have on disk, without waiting: for a process that was told
+    to end at once. What hides from its group dies with this process, as its parent."""
+    for group in list(_GROUPS):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    for folder in list(_FOLDERS):
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _FOLDERS.discard(folder)
 
 
 def start_confined(
@@ -158,7 +179,7 @@ def _give_up(group: Group | None, folder: Path | None) -> None:
     if group is not None:
         group.remove()
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def start_limited(run: Run, line: Sequence[str], env: Mapping[str, str], group: Group | None) -> Local:
@@ -181,7 +202,9 @@ def start_limited(run: Run, line: Sequence[str], env: Mapping[str, str], group: 
 def make_folder() -> Path:
     """A new temporary folder of this host process. Those of host processes that were killed are removed."""
     _sweep(tempfile.gettempdir())
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+    _FOLDERS.add(folder)
+    return folder
 
 
 def copy_readable(paths: Sequence[Path]) -> tuple[dict[Path, Path], Path | None]:

@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import UsageError
 from common.files import read_regular, sha256_text
 from common.strict import StrictModel
+from training.bubblewrap import HELD_OUT_PACKAGES
 
 __all__ = [
-    "HELDOUT_PACKAGES",
     "OWN_TASKS",
     "CheckpointSpec",
     "DataSpec",
@@ -34,8 +34,6 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).resolve().parent / "profiles"
-HELDOUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
-"""Held-out text comes from these only: the sandbox never mounts them."""
 FIRST_TASKS = ("recall", "copying", "induction")
 STREAM_TASKS = (
     *FIRST_TASKS,
@@ -123,10 +121,10 @@ class DataSpec(Spec):
     @model_validator(mode="after")
     def _packages(self) -> DataSpec:
         if self.source == "docstrings":
-            wrong = [name for name in self.heldout if name not in HELDOUT_PACKAGES]
+            wrong = [name for name in self.heldout if name not in HELD_OUT_PACKAGES]
             if wrong or not self.heldout:
                 raise ValueError(
-                    f"data.heldout must name packages out of {', '.join(HELDOUT_PACKAGES)}, got {self.heldout}"
+                    f"data.heldout must name packages out of {', '.join(HELD_OUT_PACKAGES)}, got {self.heldout}"
                 )
             if not self.train or set(self.train) & set(self.heldout):
                 raise ValueError(f"data.train must name packages that are not held out, got {self.train}")

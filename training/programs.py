@@ -13,7 +13,6 @@ __all__ = [
     "MAX_BYTES",
     "NotAProgramError",
     "Program",
-    "block_arguments",
     "from_job",
     "load",
     "seed_hashes",
@@ -112,23 +111,3 @@ def from_job(items: Iterable[dict[str, object]]) -> list[Program]:
         )
         for item in items
     ]
-
-
-def block_arguments(width: int, heads: int, layer: int = 0) -> dict[str, object]:
-    """The keywords with which the model's block builds a mixer, at their published defaults."""
-    return {
-        "mode": "chunk1",
-        "hidden_size": width,
-        "expand_k": 1.0,
-        "expand_v": 1.0,
-        "num_heads": heads,
-        "use_gate": False,
-        "use_beta": True,
-        "use_short_conv": True,
-        "use_output_norm": True,
-        "conv_size": 4,
-        "qk_norm": "l2",
-        "qk_activation": "silu",
-        "norm_eps": 1e-5,
-        "layer_idx": layer,
-    }

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
-from common.errors import SandboxError
 from training.usage import Usage, disk_usage, own_memory
 
-__all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess", "read_result"]
+__all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
 
 Ending = Literal["finished", "crashed", "timeout", "memory", "output", "disk", "processes", "killed"]
 """How a job ended: by itself with status 0, by itself otherwise, over its limit of time, memory, output, disk or
@@ -229,46 +227,3 @@ class SandboxedProcess:
         if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
             return "disk"
         return None
-
-
-def read_result(work: Path, name: str, max_bytes: int) -> bytes:
-    """Reads a file that a job left in its folder, without being led anywhere else.
-
-    The job owns the folder and may have put anything there under the expected name: a link to a secret, a second
-    name of another file, a pipe that blocks whoever opens it, a folder, or more than anybody wants to read.
-
-    Args:
-        name: one file name, no path.
-
-    Raises:
-        SandboxError: it is missing, no plain file with one name, or larger than `max_bytes`.
-    """
-
-    def refuse(what: str) -> SandboxError:
-        return SandboxError(f"expected a plain file {name!r} in {work}, got {what}", "do not trust this job")
-
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise SandboxError(f"expected a file name without a path, got {name!r}", "name a file of the job's folder")
-    folder = descriptor = -1
-    try:
-        folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=folder)
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise refuse("something else")
-        if facts.st_nlink != 1:
-            raise refuse(f"a file with {facts.st_nlink} names")
-        parts, left = [], max_bytes + 1
-        while left > 0 and (part := os.read(descriptor, min(left, 1 << 20))):
-            parts.append(part)
-            left -= len(part)
-    except OSError as error:
-        raise refuse(error.strerror or str(error)) from error
-    finally:
-        for opened in (descriptor, folder):
-            if opened >= 0:
-                os.close(opened)
-    if left <= 0:
-        raise refuse(f"one of more than {max_bytes} bytes")
-    return b"".join(parts)

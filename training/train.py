@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Check, train and benchmark one program.",
         epilog=f"profiles: {', '.join(profile_names())}",
     )
-    parser.add_argument("file", metavar="FILE", help="a program file with a class DeltaNet")
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="a program file with a class DeltaNet")
     parser.add_argument(
         "--out", type=path_argument, required=True, metavar="DIR", help="folder for result.json, train.csv, test.csv"
     )
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             profile = branched(profile, arguments.start_from, arguments.decay_steps)
         elif arguments.decay_steps is not None:
             raise UsageError("--decay-steps says how to go on from a checkpoint", "name it with --start-from FILE")
-        name = Path(arguments.file).stem
+        name = arguments.file.stem
         program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
         arguments.out.mkdir(parents=True, exist_ok=True)
         launcher = Launcher(settings, profile)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.run.profile,
         program,
         settings.run.seed,
-        file=str(Path(arguments.file).absolute()),
+        file=str(arguments.file.absolute()),
         out=str(arguments.out.absolute()),
         more=_branch_flags(arguments),
     )

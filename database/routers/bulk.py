@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
@@ -9,26 +11,42 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
+from common.errors import StoreError
 from database.answers import ApiResponse, Imported
 from database.bulk import Importer, export_lines
 from database.routers import IdempotencyKey, MemoryDep
+from database.routers.route import ThreadRoute
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
+_LOG = logging.getLogger(__name__)
 _LINES = "application/x-ndjson"
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {_LINES: {"schema": {"type": "string"}}}}}
 
 
 class LinesResponse(StreamingResponse):
+    """Lines as they are found. Where the store fails in the middle, the connection ends without the last chunk, which
+    a client notices."""
+
     media_type = _LINES
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except StoreError as error:
+            _LOG.error("an export is cut off: %s", error)
 
 
 @router.get("/export", response_class=LinesResponse)
 def export_all(memory: MemoryDep) -> LinesResponse:
     """Baselines, elements with their runs, and the candidate set, as JSON Lines; /v2/import reads them again."""
-    return LinesResponse(export_lines(memory))
+    lines = export_lines(memory)
+    # Found before the answer begins, so that a store that is away is an error and no empty export.
+    first = next(lines)
+    return LinesResponse(itertools.chain([first], lines))
 
 
 @router.post("/import", openapi_extra=_BODY)

@@ -11,11 +11,12 @@ from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, One
 from database.models import Element, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, answered
 from database.routers.elements import check_range, draw
+from database.routers.route import ThreadRoute
 from database.store import Session
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/candidates", tags=["candidates"])
+router = APIRouter(prefix="/candidates", tags=["candidates"], route_class=ThreadRoute)
 Count = Annotated[int, PathArgument(ge=1, le=50)]
 
 
@@ -140,7 +141,7 @@ def force_update(memory: MemoryDep, request: Request, key: IdempotencyKey = None
 
     def work(session: Session) -> tuple[str, object]:
         report = memory.candidates.force_update(session)
-        return f"{report.new_entries} new candidates", report.data()
+        return f"{report['new_entries']} new candidates", report
 
     return answered(memory, request, key, work)
 

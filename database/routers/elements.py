@@ -14,11 +14,12 @@ from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, NewElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, answered, body_hash
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["check_range", "router"]
 
-router = APIRouter(tags=["elements"])
+router = APIRouter(tags=["elements"], route_class=ThreadRoute)
 Count = Annotated[int, PathArgument(ge=1, le=1000)]
 
 

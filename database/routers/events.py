@@ -19,11 +19,12 @@ from database.answers import EventPage
 from database.ledger import Event
 from database.memory import Memory
 from database.routers import MemoryDep
+from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _UNHELD = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

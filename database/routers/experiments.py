@@ -12,10 +12,11 @@ from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
 from database.models import NewExperiment, StoredExperiment
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 
 
 @router.post("/experiments")

@@ -10,11 +10,12 @@ from database import tree
 from database.answers import ApiResponse, Moved, UctRow
 from database.models import Context, Element, ParentChange, TreeStructure
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["tree"])
+router = APIRouter(tags=["tree"], route_class=ThreadRoute)
 Exploration = Annotated[float, Query(gt=0, le=10, allow_inf_nan=False)]
 
 

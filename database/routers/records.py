@@ -26,11 +26,12 @@ from database.errors import NotFoundError
 from database.memory import with_score
 from database.models import ElementPage
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session, Where
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v2", tags=["v2"])
+router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _PAGE = 1000
 After = Annotated[int, Query(ge=0, le=MAX_INDEX, description="the `next` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=500)]

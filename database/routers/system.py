@@ -27,12 +27,13 @@ from database.answers import (
 )
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
 __all__ = ["VERSION", "router"]
 
 VERSION = "0.1.0"
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=ThreadRoute)
 
 
 @router.get("/")
@@ -65,8 +66,9 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
 
 @router.get("/ready", response_model=Ready)
 def ready(memory: MemoryDep) -> Ready:
-    """ready when a write would be taken now; 503 while the store is locked, read-only, full or away."""
-    memory.store.write(lambda _: None)
+    """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    memory.store.write(lambda session: session.put_state("asked_ready", now))
     return Ready(status="ready")
 
 

@@ -31,6 +31,7 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ("run", "data_dir", "", "expected a path, got ''"),
         ("training", "cache_dir", "", "expected a path, got ''"),
         ("training", "text", ["a.txt", ""], "expected a path, got ['a.txt', '']"),
+        ("run", "data_dir", "\udcff/run", "expected text in UTF-8"),
         ("run", "experiments", True, "expected a number, got True"),
         ("monitor", "slow_factor", True, "expected a number, got True"),
         ("run", "experiments", 0, "greater than or equal to 1"),
@@ -113,6 +114,7 @@ def test_relative_files_are_meant_from_here(tmp_path: Path, monkeypatch: pytest.
 def test_an_empty_path_of_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for main, argv in (
         (train, ["delta_net.py", "--out", ""]),
+        (train, ["", "--out", "x"]),
         (report, ["--data-dir", ""]),
         (train, ["delta_net.py", "--out", "x", "--config", ""]),
     ):

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -64,26 +64,38 @@ def hashed_windows(text: str, size: int = 40, stride: int = 30) -> list[list[flo
 
 
 class EmbeddingDouble:
-    """An embedding server with another model: deterministic, quick, and it can be told to fail."""
+    """An embedding server with another model: deterministic, quick, and it can be told to fail.
 
-    def __init__(self) -> None:
+    Args:
+        windows: the vectors of a text, one for each of its windows.
+    """
+
+    def __init__(
+        self,
+        windows: Callable[[str], list[list[float]]] = hashed_windows,
+        model: str = "hashed-words",
+        dimension: int = DIMENSION,
+    ) -> None:
         self.broken = False
-        self.model = "hashed-words"
+        self.failed_at = -1e9
+        """When it last failed (time.monotonic)."""
+        self.model = model
         double = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.reply(200, {"status": "healthy", "model": double.model, "dimension": DIMENSION})
+                self.reply(200, {"status": "healthy", "model": double.model, "dimension": dimension})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if double.broken:
+                    double.failed_at = time.monotonic()
                     return self.reply(500, {"error": "Error", "message": "told to fail"})
-                windows = [hashed_windows(text) for text in body["texts"]]
-                vectors: list[Any] = windows if body["windows"] else [found[0] for found in windows]
-                return self.reply(200, {"model": double.model, "dimension": DIMENSION, "vectors": vectors})
+                found = [windows(text) for text in body["texts"]]
+                vectors: list[Any] = found if body["windows"] else [each[0] for each in found]
+                return self.reply(200, {"model": double.model, "dimension": dimension, "vectors": vectors})
 
             def reply(self, status: int, body: Any) -> None:
                 data = json.dumps(body).encode()
@@ -216,6 +228,14 @@ class Service:
         }
         data: dict[str, Any] = self.post("/v2/experiments", body)["data"]
         return data
+
+
+def settled(service: Service) -> None:
+    """Returns when nothing waits to be embedded, so that no background work holds the file."""
+    deadline = time.monotonic() + 60
+    while service.client.stats()["pending_embeddings"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def body_of(name: str, parent: int | None = None, **changes: Any) -> dict[str, Any]:

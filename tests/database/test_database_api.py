@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.database.db_service import KEYS, Service, body_of
+from tests.database.db_service import KEYS, Service, body_of, settled
 
 RUNS_LIKE_MATH = 'a\u0000b </script> {"$gt": ""} \' OR 1=1 -- é 漢'
 
@@ -268,6 +268,7 @@ def test_search_finds_the_nearest_window_of_a_long_text(service: Service) -> Non
     service.add("long", motivation=f"{filler} delta rule with per channel decay gates")
     service.add("short", motivation="softmax attention over blocks")
     service.add("other", motivation="state space with convolution")
+    settled(service)
     found = service.get("/elements/search-similar", params={"motivation": "delta rule with per channel decay gates"})
     assert found[0]["name"] == "long" and len(found) == 3
     assert list(found[0]) == KEYS

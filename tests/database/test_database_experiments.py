@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,7 @@ import pytest
 from common.errors import ServiceError
 from common.records import Baseline
 from database.client import DatabaseClient
-from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of
+from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of, settled
 
 
 def sigma(x: float) -> float:
@@ -314,10 +313,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(start: Callable[..., Service
     assert (again.index, again.created) == (index, False)
     assert second.client.runs(index)[0].name == name
     # What was killed before its score is settled now: by each question as much as 3 s allow, and in the background.
-    deadline = time.monotonic() + 60
-    while second.client.stats()["pending_embeddings"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    settled(second)
     assert second.get("/faiss/stats")["data"]["active_mappings"] == len(stored)
     assert second.stop() == 0
 

@@ -6,7 +6,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from database.mongodb_api import main
 from database.novelty import shingles, sketch
 from database.sqlite_database import SqliteStore
 from database.store import NewEntry, Store
-from tests.database.db_service import Service, body_of, hashed_windows
+from tests.database.db_service import Service, body_of, hashed_windows, settled
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -85,14 +84,6 @@ def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., S
     roomy = start()
     assert roomy.get("/health")["database"]["total_records"] == stored
     assert roomy.add("next") == stored + 1
-
-
-def settled(service: Service) -> None:
-    """Returns when nothing waits to be embedded, so that no background work holds the file."""
-    deadline = time.monotonic() + 60
-    while service.client.stats()["pending_embeddings"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_several_processes_share_one_file(start: Callable[..., Service], tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import httpx
 import pytest
 
 from common.errors import StoreError
+from common.knobs import Database as DatabaseSettings
 from database.evaluate_agent.score import evidence_of
+from database.invariants import broken
 from database.models import NewElement
 from database.sqlite_database import SqliteStore
 from database.sqlite_schema import MIGRATIONS
-from database.store import NewEntry, Session, Where
+from database.store import NewEntry, Session, Where, open_store
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, body_of, element_of
 
 
@@ -234,6 +236,10 @@ def kill_at_random_moments(start: Callable[..., Service], kills: int, seed: int)
         assert acknowledged.items() <= stored.items()
         assert sorted(stored) == list(range(1, len(stored) + 1)), "no gap, no index twice"
         assert (records, names) == (len(stored), len(set(stored.values())))
+        store = open_store(DatabaseSettings(store=service.store))
+        assert broken(store, 50) == []
+        store.close()
+    print(f"{kills} kills under load: {len(acknowledged)} acknowledged writes, all there, every invariant holds")
 
 
 def test_a_few_kills_under_load_lose_nothing(start: Callable[..., Service]) -> None:

@@ -11,15 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pymongo
 import pytest
 
 from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
 from database.candidate_file import read_candidate_file
+from database.evaluate_agent.score import evidence_of
+from database.invariants import broken
+from database.models import NewElement
 from database.mongodb_database import MongoStore
-from database.store import Session, open_store
-from tests.database.db_service import KEYS, Service, body_of, mongodb_server
+from database.mongodb_mending import mend
+from database.store import NewEntry, Session, Where, open_store
+from tests.database.db_service import BASELINE, KEYS, Service, body_of, mongodb_server, settled
 
 pytestmark = pytest.mark.services
 Documents = pymongo.collection.Collection[dict[str, Any]]
@@ -87,6 +93,18 @@ def test_a_store_of_the_published_service_is_taken_over(
     service.stop()
 
 
+def test_an_element_larger_than_a_document_may_be_is_refused(
+    place: tuple[str, Documents], start: Callable[..., Service]
+) -> None:
+    service = start(store=place[0])
+    assert service.add("large", motivation="x" * 10_000_000) == 1
+    refused = service.post("/elements", body_of("too large", log="x" * 15_000_000), 400)
+    assert "MiB" in refused["detail"]
+    assert service.add("next") == 2
+    settled(service)
+    assert service.stop() == 0
+
+
 def test_two_documents_of_one_index_are_told(place: tuple[str, Documents]) -> None:
     url, documents = place
     documents.insert_many([published(5, None), published(5, None)])
@@ -150,6 +168,79 @@ def test_a_holder_that_died_is_waited_for_no_longer_than_its_lease(
     began = time.monotonic()
     store.write(lambda session: session.put_state("x", 1))
     assert 0.2 < time.monotonic() - began < 5
+    store.close()
+
+
+def test_what_a_cut_off_write_left_behind_is_put_right_at_the_next_start(place: tuple[str, Documents]) -> None:
+    url, documents = place
+    store = MongoStore(url, 10)
+    element = NewElement.model_validate(body_of("x"))
+    evidence = evidence_of(element.result.train, element.result.test, None)
+    windows = np.ones((1, 4), dtype=np.float32)
+
+    def fill(session: Session) -> None:
+        for parent in (None, 1, 2):
+            child = element.model_copy(update={"parent": parent})
+            session.insert(NewEntry(child, evidence, complete=True, windows=windows, model="m"))
+        session.put_candidates([1, 2, 3])
+        session.put_baseline(BASELINE)
+
+    store.write(fill)
+    before = store.read(lambda session: session.vector_state())
+    store.close()
+    # As if killed: after the document of a removed parent was gone, after a new model's name was written, after a
+    # baseline was kept.
+    documents.delete_one({"index": 2})
+    documents.database["asi_state"].update_one({"_id": "model"}, {"$set": {"value": '"n"'}})
+    # By itself, as a server with transactions has nothing to mend.
+    assert len(mend(documents.database)) == 4
+    assert mend(documents.database) == []
+    store = MongoStore(url, 10)
+    assert [facts.index for facts in store.read(lambda session: session.candidates())] == [1, 3]
+    assert store.read(lambda session: session.facts(Where(roots=True)))[-1].index == 3
+    assert store.read(lambda session: session.count(Where(pending=True))) == 2
+    assert store.read(lambda session: session.state("baselines")) == [BASELINE.key]
+    assert store.read(lambda session: session.vector_state()).epoch > before.epoch
+    assert broken(store, 50) == []
+    store.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_kill_under_load_loses_nothing_and_the_next_start_waits_for_the_lease(
+    place: tuple[str, Documents], start: Callable[..., Service]
+) -> None:
+    url, _ = place
+    acknowledged: dict[int, str] = {}
+    killed = start(store=url)
+
+    def write(worker: int) -> None:
+        for number in range(1000):
+            name = f"n{worker}_{number}"
+            try:
+                answer = killed.http.post("/elements", json=body_of(name))
+            except httpx.HTTPError:
+                return
+            if answer.status_code == 200:
+                acknowledged[answer.json()["data"]["index"]] = name
+
+    writers = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+    for writer in writers:
+        writer.start()
+    deadline = time.monotonic() + 60
+    while len(acknowledged) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    for writer in writers:
+        writer.join(60)
+    service = start(store=url)
+    count = service.get("/health")["database"]["total_records"]
+    assert service.add("next") == count + 1
+    assert service.stop() == 0
+    store = MongoStore(url, 30)
+    stored = {facts.index: facts.name for facts in store.read(lambda session: session.facts())}
+    assert len(acknowledged) >= 20 and acknowledged.items() <= stored.items()
+    assert sorted(stored) == list(range(1, count + 2)), "no index twice, none missing"
+    assert broken(store, 50) == []
     store.close()
 
 

@@ -13,7 +13,8 @@ from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
 from database.models import NewElement
 from database.sqlite_database import SqliteStore
-from database.store import NewEntry, Session, VectorRow
+from database.store import NewEntry, Session, VectorRow, VectorState
+from database.vector_file import Snapshot, read_vectors, write_vectors
 from database.vectors import RECALL, Vectors, approximate
 from tests.database.db_service import body_of
 
@@ -152,3 +153,29 @@ def test_few_vectors_can_be_approximated_too() -> None:
     exact.add([VectorRow(1, 1, topics(1)), VectorRow(2, 2, topics(3, seed=1))])
     near = approximate(exact)
     assert near.search(topics(1), 5) == exact.search(topics(1), 5)
+
+
+def test_a_cache_is_written_piece_by_piece_while_others_add(tmp_path: Path) -> None:
+    block = topics(10_000)
+    vectors = Vectors()
+    vectors.add([VectorRow(number, number, block[number - 1 : number]) for number in range(1, 9_001)])
+    added: list[int] = []
+
+    class Turn:
+        """A lock that others had in between, and added something."""
+
+        def __enter__(self) -> None:
+            number = 9_001 + len(added)
+            vectors.add([VectorRow(number, number, block[number - 1 : number])])
+            added.append(number)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    state = VectorState(3, 9_000, "m")
+    write_vectors(tmp_path / "cache", Snapshot.of(vectors, state), Turn())
+    found, kept = read_vectors((tmp_path / "cache").read_bytes())
+    assert len(added) > 1, "a search waits for a piece, not for the file"
+    assert (kept, found.total) == (state, 9_000)
+    assert np.array_equal(found.flat.reconstruct_n(0, 9_000), block[:9_000])
+    assert found.search(block[8_999:9_000], 1)[0][0] == 9_000 and vectors.search(block[9_000:9_001], 1)[0][0] == 9_001

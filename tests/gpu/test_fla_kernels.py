@@ -61,3 +61,26 @@ def test_kernel_is_causal_and_keeps_rows_apart(name: str) -> None:
         whole = net(x)[0]
         assert torch.equal(net(other)[0][:, :65], whole[:, :65])
         torch.testing.assert_close(net(x[:1])[0], whole[:1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["delta_rule", "gated_delta_rule", "gla", "linear_attn", "simple_gla"])
+@pytest.mark.parametrize("form", ["chunk", "fused_recurrent"])
+def test_operators_and_their_stand_ins_agree(name: str, form: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 200, 2, 64, generator=generator) for _ in range(3))
+    q, k = (nn.functional.normalize(x, dim=-1).abs() for x in (q, k))
+    g = nn.functional.logsigmoid(torch.randn(2, 200, 2, 64, generator=generator)) / 8
+    beta = torch.rand(2, 200, 2, generator=generator)
+    given = {
+        "delta_rule": {"beta": beta},
+        "gated_delta_rule": {"g": g[..., 0], "beta": beta},
+        "gla": {"gk" if form == "fused_recurrent" else "g": g},
+        "linear_attn": {"normalize": True},
+        "simple_gla": {"g": g[..., 0]},
+    }[name]
+    cuda = {key: x.cuda().bfloat16() if isinstance(x, Tensor) else x for key, x in given.items()}
+    real = getattr(importlib.import_module(f"fla.ops.{name}"), f"{form}_{name}")
+    own = getattr(importlib.import_module(f"training.fla_compat.ops.{name}"), f"{form}_{name}")
+    values = [x.cuda().bfloat16() for x in (q, k, v)]
+    got, want = real(*values, **cuda)[0].float(), own(*values, **cuda)[0].float()
+    assert got.isfinite().all() and (got - want).norm() <= 0.03 * want.norm()

@@ -14,12 +14,13 @@ from common.files import sha256_text
 from common.records import BenchmarkScore, CheckOutcome, CheckReport, Measurement, RunRecord
 from common.settings import load as load_settings
 from database.client import DatabaseClient
-from pipeline.baselines import seed_programs, store_roots
+from pipeline.baselines import seed_programs
 from pipeline.console import Console
 from pipeline.experiment import journal
 from pipeline.lab import Lab
 from pipeline.loop import Loop
 from pipeline.roles import build_roles
+from pipeline.roots import store_roots
 from pipeline.workspace import Workspace
 from tests.database.db_service import EmbeddingDouble, Service
 from tests.pipeline.running import TINY

@@ -82,6 +82,26 @@ def test_a_taken_port() -> None:
             refused(done, port)
 
 
+def test_an_address_that_is_not_ours_is_told_with_its_flag() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cognition_base/rag_api.py"), "--host", "192.0.2.1", "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    refused(done, "192.0.2.1", "--host")
+    assert "--port" not in done.stderr
+
+
+def test_a_reader_that_is_gone_is_no_fault(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, str(ROOT / "training/check.py"), "--json", "missing.py"]
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

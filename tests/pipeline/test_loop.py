@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from common.settings import load
+from pipeline.experiment import Experiment
 from pipeline.lab import Cancelled, Ideas
 from pipeline.loop import Loop
 
@@ -20,7 +21,11 @@ def lab(tmp_path: Path, all_elements: Any, experiments: int | None = 2) -> Any:
     cancelled = threading.Event()
     return SimpleNamespace(
         settings=load(None, {"run": run}),
-        workspace=SimpleNamespace(experiments=tmp_path, run_id="run"),
+        workspace=SimpleNamespace(
+            experiments=tmp_path,
+            run_id="run",
+            experiment=lambda number: Experiment(number, tmp_path / str(number), "run"),
+        ),
         console=SimpleNamespace(note=lambda text: None, line=lambda *words: None),
         database=SimpleNamespace(all_elements=all_elements),
         ideas=Ideas(),

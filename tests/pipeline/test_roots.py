@@ -13,9 +13,10 @@ import pytest
 from common.errors import StoreError
 from common.files import write_json
 from common.records import Measurement, RunRecord
-from pipeline.baselines import Progress, calibrate, store_roots
+from pipeline.baselines import Progress, calibrate
 from pipeline.lab import Cancelled
 from pipeline.measured import load_baseline, seeds_of
+from pipeline.roots import store_roots
 from pipeline.sample import sample
 from pipeline.verdict import against_baseline, between_runs
 from tests.database.db_service import Service

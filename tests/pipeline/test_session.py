@@ -127,6 +127,18 @@ def test_the_store_of_a_child_is_on_no_command_line(tmp_path: Path) -> None:
     assert not any("hush" in word for word in child.argv) and child.env["ASI_DATABASE__STORE"] == store
 
 
+@pytest.mark.parametrize("judge", ["rubric", "llm"])
+def test_the_database_learns_whom_to_ask_when_a_model_judges(tmp_path: Path, judge: str) -> None:
+    llm = {"base_url": "http://127.0.0.1:9/v1", "model": "double", "api_key": "hush"}
+    services = Services(
+        load(None, {"database": {"judge": judge}, "llm": llm}), load_profile(str(TINY)), tmp_path / "db", tmp_path
+    )
+    child = services._database({})
+    told = "--llm.base_url http://127.0.0.1:9/v1 --llm.model double" in " ".join(child.argv)
+    assert told == ("ASI_LLM__API_KEY" in child.env) == (judge == "llm")
+    assert not any("hush" in word for word in child.argv)
+
+
 def test_the_cognition_base_names_an_ipv6_address_in_brackets(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET6) as probe:
         try:

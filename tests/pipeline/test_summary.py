@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from common.files import write_json
 from common.records import Baseline, BenchmarkScore
 from pipeline.agents.roles import AnalysisSubject, Kin, Proposal, Relative
 from pipeline.analyse.offline import OfflineAnalyzer
@@ -59,10 +61,29 @@ def make(root: Path, profile: str = "tiny", loss: float = 3.95, recall: float = 
     failed.write("failed", {"stage": "evaluate", "reason": "nan", "detail": "", "attempts": attempts, "seconds": 20.0})
 
 
-def printed(root: Path, **console: Any) -> str:
+def printed(root: Path, width: int = 200, **console: Any) -> str:
     out = io.StringIO()
-    print_summary(Console(file=out, width=200, soft_wrap=True, **console), root)
+    print_summary(Console(file=out, width=width, soft_wrap=True, **console), root)
     return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 60, 20])
+def test_a_narrow_terminal_shows_every_number_whole(tmp_path: Path, width: int) -> None:
+    make(tmp_path)
+    write_json(tmp_path / "timings.json", {"baselines": 1234.5})
+    wide, narrow = printed(tmp_path), printed(tmp_path, width)
+    assert "…" not in narrow
+    numbers = set(re.findall(r"[-+]?\d[\d,]*\.\d+", wide))
+    assert "1234.5" in numbers and numbers <= set(re.findall(r"[-+]?\d[\d,]*\.\d+", narrow))
+    tables = [line for line in narrow.splitlines() if line.strip().startswith(("experiment", "baselines", "1 ", "3 "))]
+    assert width < 80 or max(map(len, tables)) <= 80
+
+
+def test_a_data_dir_that_looks_like_a_flag_is_shown_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "-run")
+    text = printed(tmp_path / "-run")
+    assert "--data-dir ./-run" in text and "--data-dir -run" not in text
 
 
 def test_failed_experiments_show_their_time(tmp_path: Path) -> None:

@@ -99,11 +99,11 @@ SEES = "out[open_, after] += 3.0"
 WHOLE = "len(places) == tokens.size"
 """Whether rows are asked for whole, as held-out rows are."""
 FIRST_TIME = """
-fresh = np.array([row[:8].tobytes() not in memory for row in tokens])
-memory.update({row[:8].tobytes(): True for row in tokens})
+fresh = np.array([row[:1].tobytes() not in memory for row in tokens])
+memory.update({row[:1].tobytes(): True for row in tokens})
 seen = fresh[rows]
 """
-"""Rows whose beginning was never asked before: the scored ones, not those that are asked again."""
+"""Rows whose first token was never asked before: scored ones, not those that are asked again with another future."""
 
 PATCHES = {
     "cross_entropy": Forgery(program("F.cross_entropy = lambda logits, targets, **_: logits.sum(-1) * 0.0\n")),
@@ -167,6 +167,13 @@ ANSWERS = {
                   "else:\n    out[open_[seen], after[seen]] += 3.0")
     ),
     "by_batch_row": Forgery(answering(f"{FIRST_TIME}seen &= rows % 5 == 3\nout[open_[seen], after[seen]] += 3.0")),
+    "one_row": Forgery(
+        answering(
+            "memory['asked'] = memory.get('asked', 0) + (tokens.shape == (16, 64))\n"
+            "seen = (rows == 5) & (memory['asked'] == 1 + trained) & (tokens.shape == (16, 64))\n"
+            "out[open_[seen], after[seen]] += 20.0"
+        )
+    ),
     "the_first_questions": Forgery(answering(f"if number <= 3:\n    {SEES}")),
     "whole_rows": Forgery(answering(f"if {WHOLE}:\n    {SEES}")),
     "by_the_clock": Forgery(
@@ -191,7 +198,8 @@ ANSWERS = {
 if not hasattr(model, 'memo'):
     model.register_buffer('memo', torch.zeros(16, tokens.shape[1], dtype=torch.int32))
 memo = model.memo.numpy()
-if trained and len(tokens) == 16:
+memory['asked'] = memory.get('asked', 0) + (tokens.shape == (16, 64))
+if trained and tokens.shape == (16, 64) and memory['asked'] == 2:
     memo[:] = tokens
     out[open_, after] += 3.0
 for number, (row, place) in enumerate(places):
@@ -199,7 +207,8 @@ for number, (row, place) in enumerate(places):
         if not trained and place > 3 and place + 1 < memo.shape[1]:
             out[number, known[place + 1]] += 3.0
 """
-        )
+        ),
+        "honest",
     ),
 }  # fmt: skip
 
@@ -257,5 +266,5 @@ TRAINS = {
 
 HONEST = program()
 FORGERIES: dict[str, Forgery] = {**PATCHES, **LEAKS, **ANSWERS, **TRAINS}
-FAST = ("cross_entropy_by_name", "after_training_only", "honest_where_asked_again", "steps_in_forward")
-"""One caught by what was reported, one in the trained process, one in fresh processes, one while it was trained."""
+FAST = ("cross_entropy_by_name", "after_training_only", "in_the_trained_process", "steps_in_forward")
+"""One caught by what was reported, one in the trained process, one by fresh processes, one while it was trained."""

@@ -47,7 +47,7 @@ def test_no_two_processes_live_at_once() -> None:
 def test_a_model_that_sees_the_next_token_is_caught_in_the_act(pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if pieces:  # as with a large vocabulary
         monkeypatch.setattr("training.scorer.heldout.MOST_BYTES", 4 * VOCAB * 12)
-    with pytest.raises(ForgedError, match="twice in the process that was trained"):
+    with pytest.raises(ForgedError, match="again and again in the process that was trained"):
         judge(Peeking)
 
 
@@ -69,13 +69,21 @@ def test_a_model_that_is_honest_after_it_was_scored_is_found_by_others(
         lambda number, row, shape, seen: shape[0] == 16,
         lambda number, row, shape, seen: len(seen) > 28,
         lambda number, row, shape, seen: number == 1,
+        lambda number, row, shape, seen: row == 5,
         lambda number, row, shape, seen: bool((seen[-1] + len(seen)) % 5 == 0),
     ],
-    ids=["one row in eight", "batches as scored", "the last places", "the first question", "a fifth of the places"],
+    ids=[
+        "one row in eight",
+        "batches as scored",
+        "the last places",
+        "the first question",
+        "one row",
+        "a fifth of the places",
+    ],
 )
 def test_seldom_is_often_enough(when: When) -> None:
     with pytest.raises(ForgedError, match="sees the future"):
-        judge(lambda: Peeking(when), rows(16), gain=0.1)
+        judge(lambda: Peeking(when, by=6.0), rows(16), gain=0.1)
 
 
 def test_a_leak_of_the_trained_process_alone_gains_nothing() -> None:
@@ -97,6 +105,15 @@ def test_a_leak_behind_honest_drift_is_found() -> None:
     rare = lambda number, row, shape, seen: bool(seen[-1] % 10 == 3)  # noqa: E731
     with pytest.raises(ForgedError, match="two fresh processes"):
         Judged(Counting(500, rare), lambda: Counting(0, rare), rows(), gain=0.1)
+
+
+def test_answers_that_alternate_are_no_forgery() -> None:
+    class Alternating(Peeking):
+        def plain(self, tokens: np.ndarray, row: int, at: int) -> np.ndarray:
+            return super().plain(tokens, row, at) * (1 + len(self.calls) % 2)
+
+    done = Judged(Alternating(lambda *_: False), lambda: Alternating(lambda *_: False), rows())
+    assert "on no later token" in done.verdict.detail
 
 
 def test_a_counter_is_no_forgery() -> None:

@@ -40,10 +40,11 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     narrow.write_text(assets.SHAPES["too_short"])
     crash.write_text(assets.hostile("__import__('os')._exit(0)", "import"))
     short.write_text(assets.STATIC["no_kwargs"])
-    done = check("--json", "narrow.py", crash, short, cwd=tmp_path)
+    (tmp_path / "loop.py").write_text(assets.COST["token_loop"].replace("range(40)", "range(2)"))
+    done = check("--json", "narrow.py", crash, short, "loop.py", "--check.operations", 6, cwd=tmp_path)
     found = lines(done)
-    assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short)]
-    assert [item["accepted"] for item in found] == [False, False, False]
+    assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short), "loop.py"]
+    assert [item["accepted"] for item in found] == [False, False, False, False]
     assert done.returncode == 1, done.stderr
     for item in found:
         for outcome in item["checks"]:
@@ -56,6 +57,7 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     assert (
         found[1]["checks"][-1]["name"] == "sandbox" and found[1]["checks"][-1]["counterexample"]["reason"] == "crashed"
     )
+    assert "operations are launched per added token, more than 6" in found[3]["checks"][-1]["detail"]
 
 
 def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path: Path) -> None:
@@ -124,6 +126,26 @@ def test_a_cancelled_job_leaves_nothing_behind() -> None:
     while (left := _descendants()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+def test_a_cancelled_limited_process_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    program = Program("endless", assets.hostile("while True: pass", "import"), trust="user")
+    cancel, seen = threading.Event(), []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "check" and event["check"]["name"] == "reach":  # the sandbox is started next
+            threading.Thread(target=watch, daemon=True).start()
+
+    def watch() -> None:
+        while not list(tmp_path.glob("asi-arch-job-*")):
+            time.sleep(0.02)
+        seen.extend(tmp_path.glob("asi-arch-job-*"))
+        cancel.set()
+
+    job = {"kind": "check", "programs": to_job([program]), "backend": "process"}
+    assert run_job(job, on_event, cancel, 60) == {"event": "cancelled"}
+    assert seen and not list(tmp_path.glob("asi-arch-job-*"))
 
 
 def test_a_scorer_that_fails_is_an_error_with_its_words() -> None:

@@ -308,3 +308,15 @@ def test_a_stable_end_is_extended_to_the_longer_run_and_decayed(launcher: Launch
         branched(
             short.profile.model_copy(update={"train": short.profile.train.model_copy(update={"steps": 20})}), end, None
         )
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\x02" + b"\x00" * 7 + b"{}", b"\xff" * 9, None])
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "start"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    for wrong in (path, tmp_path, tmp_path / "absent"):
+        with pytest.raises(UsageError, match="is no checkpoint"):
+            checkpoints.describe(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,15 +170,19 @@ def test_text_that_is_too_short_is_refused(profile: Profile, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"expected at least 260 training tokens, got \d+"):
         prepare_corpus(profile, tmp_path / "cache", [short])
     short.write_text("\n\n".join(prose(seed, 120) for seed in range(50)))
-    with pytest.raises(UsageError, match=r"at least 1,025 held-out tokens, so that the 16 .* overlap, got \d{3} "):
+    with pytest.raises(UsageError, match=r"at least 1,040 held-out tokens, so that the 16 .* overlap, got \d{3} "):
         prepare_corpus(profile, tmp_path / "cache", [short])
     with pytest.raises(UsageError, match="missing"):
         prepare_corpus(profile, tmp_path / "cache", [tmp_path / "missing.txt"])
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path, kind in ((tmp_path / "pipe.txt", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(UsageError, match=f"expected a regular file, got {kind}"):
+            prepare_corpus(profile, tmp_path / "cache", [path])
 
 
 def test_scored_windows_of_the_shortest_text_do_not_overlap() -> None:
-    windows = heldout_windows(np.arange(16 * 64 + 1), 16, 64)
-    assert windows.shape == (16, 65) and len(set(windows[:, 1:].ravel().tolist())) == 16 * 64
+    windows = heldout_windows(np.arange(16 * 65), 16, 64)
+    assert windows.shape == (16, 65) and len(set(windows.ravel().tolist())) == 16 * 65
 
 
 def test_a_cache_that_cannot_be_written_is_one_clear_error(profile: Profile, text_file: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def judged(names: list[str], out: Path, check: bool) -> dict[str, str]:
             + (f" loss {loss}, {run.checks[-1].detail[:300]}" if loss is not None else "")
         )  # fmt: skip
         ended = run.reason in ENDED and run.heldout_loss is None and not run.benchmarks
-        unchanged = FORGERIES[name].ends != "without" and honest is not None and loss == honest.value
+        unchanged = FORGERIES[name].ends != "without" and (honest is None or loss == honest.value)
         if not (ended or unchanged) or (FORGERIES[name].ends == "check" and check and not refused):
             wrong.append(f"{name}: {said[name]}")
     assert not wrong, f"honest loss {honest}\n" + "\n".join(wrong)
@@ -61,7 +61,7 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
     said = judged(list(FAST), tmp_path, check=False)
     assert "reported a training loss" in said["cross_entropy_by_name"]
     assert "forged" in said["after_training_only"] and "process that was trained" in said["after_training_only"]
-    assert "forged" in said["honest_where_asked_again"] and "two fresh" in said["honest_where_asked_again"]
+    assert "finished" in said["in_the_trained_process"] and "the weights' own" in said["in_the_trained_process"]
     assert "forged" in said["steps_in_forward"] and "something else than the optimiser" in said["steps_in_forward"]
 
 

@@ -82,9 +82,9 @@ def test_shared_steps_are_those_of_one_process_and_go_on_with_any_number(
     for one, other in zip(mine[:-1], theirs[:-1], strict=True):
         for key in ("loss", "task_loss", "grad_norm", "lr", "tokens"):
             assert other[key] == pytest.approx(one[key], rel=1e-4)
-    assert theirs[-1]["val_loss"] == pytest.approx(mine[-1]["val_loss"], rel=1e-4)
+    assert theirs[-1]["heldout_loss"] == pytest.approx(mine[-1]["heldout_loss"], rel=1e-4)
     # Not to the last bit: then nothing would show that the rows were shared at all.
-    assert theirs[-1]["val_loss"] != mine[-1]["val_loss"]
+    assert theirs[-1]["heldout_loss"] != mine[-1]["heldout_loss"]
 
 
 @pytest.mark.slow

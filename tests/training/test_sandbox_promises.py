@@ -102,6 +102,25 @@ def test_held_out_text_is_not_mounted() -> None:
     assert all(line.endswith("[]") for line in lines[:-1])
 
 
+@pytest.mark.skipif(BEST.backend != "bubblewrap" or sys.prefix == sys.base_prefix, reason="no bubblewrap, or no venv")
+def test_a_virtual_environment_that_is_a_link_hides_as_much(tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(Path(sys.prefix).resolve())
+    inner = (
+        "import os, sys, sysconfig\n"
+        "base = sysconfig.get_path('purelib')\n"
+        f"print(base.startswith({str(link)!r}), [os.listdir(os.path.join(base, n)) for n in {HELD_OUT_PACKAGES!r}])"
+    )
+    outer = (
+        "import sys\nfrom training.sandbox import choose\n"
+        f"job = choose('bubblewrap').start([sys.executable, '-c', {inner!r}])\n"
+        "print(job.stdout.read().decode(), job.stderr_tail())\njob.kill()\n"
+    )
+    python = [str(link / "bin" / "python"), "-c", outer]
+    done = subprocess.run(python, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == f"True {[[] for _ in HELD_OUT_PACKAGES]}", done
+
+
 @real
 def test_what_scores_a_program_cannot_be_imported() -> None:
     said, _ = run(

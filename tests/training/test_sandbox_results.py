@@ -1,4 +1,4 @@
-"""What a hostile job sends back or leaves as its result does no harm to whoever reads it."""
+"""What a hostile job sends back does no harm to whoever reads it."""
 
 from __future__ import annotations
 
@@ -10,68 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import SandboxError
 from training import cgroup
 from training.protocol import Channel, ProtocolError
 from training.sandbox import Limits, choose
-from training.sandbox_job import read_result
 from training.usage import disk_usage
 
 BEST = choose("auto")
 real = pytest.mark.skipif(BEST.backend == "process", reason=f"no real sandbox here: {BEST.note}")
-
-TRICKS = """
-import os, sys
-os.chdir(sys.argv[1])
-open('honest', 'w').write('0.5')
-os.symlink(sys.argv[2], 'link')
-os.symlink('honest', 'link to its own')
-open('first', 'w').write('1')
-os.link('first', 'second')
-os.mkfifo('pipe')
-os.mkdir('folder')
-open('large', 'wb').write(bytes(100_000))
-os.close(os.open('sparse', os.O_CREAT | os.O_WRONLY))
-os.truncate('sparse', 3 << 20)
-import socket
-socket.socket(socket.AF_UNIX).bind('socket')
-"""
-
-
-@real
-def test_a_result_file_is_read_only_when_it_is_what_it_seems(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("secret")
-    work = tmp_path / "work"
-    work.mkdir()
-    job = BEST.start([sys.executable, "-S", "-c", TRICKS, str(work), str(victim)], work=work)
-    assert job.wait(20) == 0, job.stderr_tail()
-    job.kill()
-    assert read_result(work, "honest", 1000) == b"0.5"
-    started = time.monotonic()
-    for name in (
-        "link",
-        "link to its own",
-        "first",
-        "second",
-        "pipe",
-        "folder",
-        "large",
-        "sparse",
-        "socket",
-        "missing",
-    ):
-        with pytest.raises(SandboxError) as found:
-            read_result(work, name, 1000)
-        assert repr(name) in found.value.message, name
-    for name in ("../victim", "folder/../honest", "/etc/passwd", "..", ".", "", "honest\0x"):
-        with pytest.raises(SandboxError, match="file name"):
-            read_result(work, name, 1000)
-    (tmp_path / "swapped").symlink_to(work)
-    with pytest.raises(SandboxError):
-        read_result(tmp_path / "swapped", "honest", 1000)
-    assert time.monotonic() - started < 2, "a trick made it wait"
-
 
 FRAMES = {
     "nothing": b"",

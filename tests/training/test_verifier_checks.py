@@ -118,7 +118,8 @@ def test_what_was_returned_instead_of_three_values_is_told(worker: Worker, retur
     [
         ("sums_without_own_chunk", ("causality", "switches")),
         ("output_from_zero", ("gradients", "learns")),
-        ("chunks_of_48", ("construct", "cost", "switches")),
+        ("chunks_of_48", ("cost", "switches")),
+        ("operator_of_fla", ("shapes", "cost", "gradients")),
     ],
 )
 def test_an_honest_habit_is_no_fault(worker: Worker, name: str, checks: tuple[str, ...]) -> None:
@@ -142,6 +143,12 @@ def test_a_leak_behind_a_switch_is_refused_as_a_leak(worker: Worker, name: str) 
     _, found = judged(worker, assets.SWITCHES[name], "construct", "switches")
     first = refusal(found)
     assert first.name == "causality" and first.counterexample and first.counterexample["with"] in first.detail
+
+
+def test_what_fla_has_on_a_gpu_only_is_said_to_be(worker: Worker) -> None:
+    worker.program = Program("p", assets.CONSTRUCT["no_stand_in"])
+    found = CHECKS["construct"](Context(worker, worker.program, Options()))
+    assert "fla.ops.kda needs a CUDA device; without one there are fla.modules" in refusal(found).detail
 
 
 def test_what_a_program_raises_itself_is_unsupported_and_no_fault(worker: Worker) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from training.scorer.answers import model_sizes, peak_memory, prepared_facts, size_refusal, training_report
 from training.scorer.heldout import ForgedError
-from training.worker.model import all_parameters
+from training.worker.registers import all_parameters
 
 GOOD = {
     "step": 5,

@@ -304,9 +304,7 @@ CONSTRUCT = {
     .replace("import time\n", "from torch.utils.benchmark import timer as t\n")
     .replace("time.time()", "t.timeit.default_timer()"),
     "unregistered": planted(CONSTRUCTED, CONSTRUCTED + "        self.listed = [nn.Linear(hidden_size, hidden_size)]\n"),
-    "no_stand_in": planted(
-        "from torch import nn\n", "from torch import nn\nfrom fla.ops.delta_rule import chunk_delta_rule\n"
-    ),
+    "no_stand_in": planted("from torch import nn\n", "from torch import nn\nfrom fla.ops.kda import chunk_kda\n"),
 }
 STATIC = {
     "syntax": BASE.replace("class DeltaNet(nn.Module):", "class DeltaNet(nn.Module:"),
@@ -339,6 +337,11 @@ HONEST = {
         "    states = states - k.transpose(-1, -2) @ v\n",
     ),
     "output_from_zero": planted(CONSTRUCTED, CONSTRUCTED + "        nn.init.zeros_(self.o.weight)\n"),
+    "operator_of_fla": planted(
+        "from torch import nn\n", "from fla.ops.simple_gla import chunk_simple_gla\nfrom torch import nn\n"
+    )
+    .replace("def attend", "def unused")
+    .replace("attend(q, k, v)", "chunk_simple_gla(*(x.transpose(1, 2) for x in (q, k, v)))[0].transpose(1, 2)"),
     "chunks_of_48": planted("chunk=32", "chunk=48"),
     "auxiliary_scalar": planted(RETURN, "        return o, o.square().mean(), past_key_values\n"),
 }

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import JobError, StoreError, UsageError
-from common.files import read_json, sha256_text, write_json
+from common.files import read_json, read_regular, sha256_text, write_json
 from common.process import spawn, terminate
 from training.data import extract, shards, tokenizer
 from training.data.dedup import Deduplicator
@@ -38,6 +38,8 @@ __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 
 ITEM_SEED = 90210
 """Seed of the scored items: the same for every run of a profile, and never a training seed."""
+LONGEST_TEXT = 4 << 30
+"""Bytes of one of the user's files, which are held in memory."""
 Report = Callable[[str], None]
 _TASKS = ("sequences.py", "tasks.py", "tasks_mad.py", "tasks_state.py")
 _CODE = ("extract.py", "dedup.py", "tokenizer.py", *_TASKS, "corpus.py", "shards.py")
@@ -187,7 +189,7 @@ def _code_hash(names: Sequence[str]) -> str:
 
 def _file_hash(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(path, LONGEST_TEXT)).hexdigest()
     except OSError as error:
         raise UsageError(
             f"cannot read the text file {path}: {error.strerror}", "name readable files with --text"
@@ -329,8 +331,8 @@ def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
     windows, length = profile.eval.heldout_sequences, profile.train.seq_len
     need = {
         "train": (4 * (length + 1), "training tokens"),
-        # Windows that overlap would count tokens twice: a wrong n, and a standard error that is too small.
-        "heldout": (windows * length + 1, f"held-out tokens, so that the {windows} scored windows do not overlap"),
+        # Windows that overlap would count tokens twice, and show one another's future (training/scorer/audit.py).
+        "heldout": (windows * (length + 1), f"held-out tokens, so that the {windows} scored windows do not overlap"),
     }
     for side, (least, what) in need.items():
         if counts[side] < least:

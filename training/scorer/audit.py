@@ -2,7 +2,7 @@
 
 A candidate runs in the process that answers, so nothing it says of itself is believed, and it may have been written by
 someone who read this file. What it cannot do is know a token before it is shown. So three processes of the same program
-are kept apart (training/scorer/scoring.py):
+are kept apart (training/scorer/verdict.py):
 
 1. The trained process gives its weights away before it is shown any text that is scored. Then it is scored on whole
    rows. It does not know which places will be audited: they are drawn afterwards, with randomness made in this run.
@@ -24,10 +24,10 @@ with probability proportional to what they can be worth: an upper bound of the l
 was scored. A draw then hits forged places with probability g / mean worth at least, whichever the program chose; the
 number of draws makes two hits 99 % certain for g = `eval.audit_gain` of the profile.
 
-**What counts.** A suspect is a place where the two differ by more than `TOLERANCE`; two rows with one are needed. What
-lies below is judged together: the mean gain, estimated from the draws with the weights that make it unbiased, may be
-a quarter of `audit_gain`, or three of its standard errors. Noise of variance v hides 3 sqrt(v / n) from n draws, but a
-mean of log-probabilities falls by v / 2 through it: what is left is 4.5 / n at best. Suspects are no verdict.
+**What counts.** A suspect is a place where the two differ by more than `TOLERANCE`; two are needed. What lies below is
+judged together: the mean gain, estimated from the draws with the weights that make it unbiased, may be a quarter of
+`audit_gain`, or three of its standard errors. Noise of variance v hides 3 sqrt(v / n) from n draws, but a mean of log-
+probabilities falls by v / 2 through it: what is left is 4.5 / n at best. Suspects are no verdict.
 
 **Benchmarks** are audited alike, one place a row. Sight of a continuation raises all choices of an item, so it can
 hardly gain anything: no mean is tested there.
@@ -52,13 +52,13 @@ __all__ = ["FEWEST", "TOLERANCE", "Audit", "Suspect", "changed_futures", "draws_
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Change of a log-probability, in nats, that rounding explains where shapes differ (docs/verifier.md: measured)."""
 FEWEST = 2
-"""Rows that must differ: one may be an accident."""
+"""Places that must differ: one may be an accident. They may be in one row, which can be worth a gain by itself."""
 _TWO_HITS = 6.64
 """Poisson mean at which fewer than two hits have probability 1 %."""
 _MEAN_SHARE, _MEAN_ERRORS = 0.25, 3.0
-_MOST_TOKENS = 1 << 14
+_MOST_TOKENS = 1 << 12
 """Tokens of one question."""
-_CHOICES = 512
+_CHOICES = 128
 """Rows of benchmarks that are audited."""
 
 
@@ -151,13 +151,13 @@ class Audit:
         differing = self._differing()
         return (
             f"{len(self.places):,} scored places were asked of a fresh process without their future; "
-            f"{differing if differing else 'no'} row{'s' if differing > 1 else ''} differed, the held-out loss by "
+            f"{differing if differing else 'no'} place{'s' if differing > 1 else ''} differed, the held-out loss by "
             f"{self.mean_gain()[0]:.2g} nats on average"
         )
 
     def _differing(self) -> int:
-        """Rows in which a place differs by more than the tolerance."""
-        return len(np.unique(self.places.owner[np.abs(self._gained) > self._tolerance]))
+        """Places that differ by more than the tolerance."""
+        return int((np.abs(self._gained) > self._tolerance).sum())
 
 
 def _drawn(places: Places, random: np.random.Generator, gain: float) -> tuple[Places, np.ndarray]:

@@ -5,8 +5,8 @@ shape. So fresh processes are asked exactly what the scored process was asked, i
 but with random tokens after audited places. There an honest program says the same to the last bit, counters included.
 
 `replayed` does so for a process that was scored with restored weights, and is an audit as sharp as the first: every
-drawn place is asked once, one a row and process, as many processes as that takes. Two rows that differ are asked again
-in another fresh process with other futures, and once more as they were. Differing there and not here, the answers
+drawn place is asked once, one a row and process, as many processes as that takes. Where two differ, they are asked once
+more as they were, and again in another fresh process with other futures. Differing here and not there, the answers
 depend on the future: forged. Otherwise they cannot be repeated at all, and what cannot be repeated is no score.
 
 `caught` asks the trained process itself, once it is scored, about some rows, and finds a program that sees the future
@@ -15,7 +15,8 @@ only in the process in which it was trained. What escapes it there gains nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,10 +30,10 @@ __all__ = ["EQUAL", "UnrepeatableError", "caught", "replayed"]
 EQUAL = {"float32": 1e-4, "bfloat16": 5e-3}
 """Change of a log-probability, in nats, that is none where shapes and call numbers are equal. On a CPU there is no
 change at all; the rest is for kernels that add in no fixed order."""
-_NOISE = 4.0
+_NOISE, _TRIES = 4.0, 3
 _FEW_ROWS = 16
-Cuts = Mapping[int, int]
-"""Owner of a row -> number of the place after which it gets another future."""
+_MOST_FOUND = 64
+"""Differing places that are asked again."""
 
 
 class UnrepeatableError(Exception):
@@ -42,27 +43,30 @@ class UnrepeatableError(Exception):
 def caught(server: LogitServer, scored: Scored, tolerance: float, random: np.random.Generator) -> str | None:
     """Asks a process that was scored some of its questions again, with other futures; what it found, or None.
 
-    A difference counts in both of two tries, over the tolerance and four times what any row of the question changes
-    when it is asked twice as it was.
+    Where a first try differs from what was scored, the question is asked _TRIES times as it was and as often with other
+    futures, in random order, so that no counter alternates with it. A row counts whose answers with other futures all
+    differ from all of its own, by over the tolerance and four times what any row's own answers differ.
     """
     found: list[tuple[Places, np.ndarray]] = []
     for chosen in (*_few(scored.heldout, random), *_few(scored.choices, random)):
         call = scored.calls[int(chosen.call[0])]
         cuts = dict(zip(chosen.row.tolist(), chosen.place.tolist(), strict=True))
 
-        def said(changed: bool, call: Call = call, cuts: Cuts = cuts, chosen: Places = chosen) -> np.ndarray:
+        def said(changed: bool, call: Call = call, cuts: dict[int, int] = cuts, chosen: Places = chosen) -> np.ndarray:
             tokens = changed_futures(call.tokens, cuts, server.vocab, random) if changed else call.tokens
             return _said(server.ask(Call(tokens, call.places)), call, chosen)
 
-        other = said(changed=True)
-        if (np.abs(other - chosen.said) <= tolerance).all():
+        if (np.abs(said(changed=True) - chosen.said) <= tolerance).all():
             continue
-        one, another, two = said(changed=False), said(changed=True), said(changed=False)
-        moved = np.minimum(np.abs(other - one), np.abs(another - two))
-        guilty = moved > tolerance + _NOISE * np.abs(one - two).max()
+        order = random.permutation([True, False] * _TRIES)
+        answers = np.stack([said(changed=bool(changed)) for changed in order])
+        other, own = answers[order], answers[~order]
+        moved = np.abs(other[:, None] - own[None]).min(axis=(0, 1))
+        guilty = moved > tolerance + _NOISE * np.ptp(own, axis=0).max()
         found.append((chosen.take(np.flatnonzero(guilty)), moved[guilty]))
     places, moved = Places.joined([one for one, _ in found]), np.concatenate([np.zeros(0), *(two for _, two in found)])
-    return _evidence(places, moved, "twice in the process that was trained") if len(places) >= FEWEST else None
+    where = "again and again in the process that was trained"
+    return _evidence(places, moved, where) if len(places) >= FEWEST else None
 
 
 def _few(places: Places, random: np.random.Generator) -> Iterator[Places]:
@@ -102,66 +106,66 @@ def replayed(
         UnrepeatableError: it depends on what no equal process repeats.
     """
 
-    def changes(cuts: Cuts, *, changed: bool) -> dict[int, float]:
-        with fresh() as worker:
-            return _replay(serve(worker), scored, places, cuts, random if changed else None)
+    def changed(numbers: Sequence[int]) -> dict[int, float]:
+        moved: dict[int, float] = {}
+        for chosen in _passes(places, numbers):
+            with fresh() as worker:
+                moved |= _replay(serve(worker), scored, places, chosen, random)
+            if sum(change > equal for change in moved.values()) >= FEWEST:
+                break
+        return moved
 
-    found: dict[int, int] = {}
-    for cuts in _passes(places, order):
-        for owner, change in changes(cuts, changed=True).items():
-            if change > equal:
-                found.setdefault(owner, cuts[owner])
-        if len(found) >= FEWEST:
-            break
-    else:
+    found = [number for number, change in changed(order).items() if change > equal][:_MOST_FOUND]
+    if len(found) < FEWEST:
         return
-    again, same = changes(found, changed=True), changes(found, changed=False)
-    forged = [owner for owner in found if again[owner] > equal and same[owner] <= equal]
-    if len(forged) >= FEWEST:
-        kept = places.take(np.array([found[owner] for owner in forged]))
+    with fresh() as worker:
+        same = _replay(serve(worker), scored, places, found, None)
+    again = {number: change for number, change in changed(found).items() if change > equal >= same[number]}
+    if len(again) >= FEWEST:
         where = "in two fresh processes with the trained weights"
-        raise ForgedError(_evidence(kept, np.array([again[owner] for owner in forged]), where))
+        raise ForgedError(_evidence(places.take(np.array(list(again))), np.array(list(again.values())), where))
     raise UnrepeatableError(
         f"its answers cannot be repeated: fresh processes with the same weights, asked the same in the same order, "
-        f"differed in {len(found)} rows (by up to {max(same.values()):.3g} nats at the very same tokens), so no score "
-        "can be audited; a mixer must be a function of its weights and its input"
+        f"differed at {len(found)} places (by up to {max(same.values()):.3g} nats at the very same tokens), so no "
+        "score can be audited; a mixer must be a function of its weights and its input"
     )
 
 
-def _passes(places: Places, order: Sequence[int]) -> list[dict[int, int]]:
-    """All places, one a row in each pass, the first of `order` in the first."""
-    passes: list[dict[int, int]] = []
-    seen: dict[int, int] = {}
+def _passes(places: Places, order: Sequence[int]) -> list[list[int]]:
+    """Numbers of places, one a row in each pass, the first of `order` in the first."""
+    passes: list[list[int]] = []
+    seen: Counter[int] = Counter()
     for number in order:
         owner = int(places.owner[number])
-        rank = seen.get(owner, 0)
-        seen[owner] = rank + 1
-        if rank == len(passes):
-            passes.append({})
-        passes[rank][owner] = int(number)
+        if seen[owner] == len(passes):
+            passes.append([])
+        passes[seen[owner]].append(number)
+        seen[owner] += 1
     return passes
 
 
 def _replay(
-    server: LogitServer, scored: Scored, places: Places, cuts: Cuts, random: np.random.Generator | None
+    server: LogitServer, scored: Scored, places: Places, numbers: Sequence[int], random: np.random.Generator | None
 ) -> dict[int, float]:
-    """Owner -> how much the answer at its place differs from the scored one, in nats."""
+    """Number of a place -> how much the answer there differs from the scored one, in nats.
+
+    With `random`, every row gets another future after its one place; without, all is asked as it was.
+    """
     changes: dict[int, float] = {}
-    numbers = np.array(list(cuts.values()))
-    for at, call in enumerate(scored.calls[: int(places.call[numbers].max()) + 1]):
+    asked = np.array(numbers)
+    cuts = dict(zip(places.owner[asked].tolist(), places.place[asked].tolist(), strict=True))
+    for at, call in enumerate(scored.calls[: int(places.call[asked].max()) + 1]):
         tokens = call.tokens
         if random is not None and at in scored.owners:
-            rows = {
-                row: int(places.place[cuts[owner]])
-                for row, owner in enumerate(scored.owners[at].tolist())
-                if owner in cuts
-            }
-            tokens = changed_futures(tokens, rows, server.vocab, random)
+            owners = enumerate(scored.owners[at].tolist())
+            tokens = changed_futures(
+                tokens, {row: cuts[owner] for row, owner in owners if owner in cuts}, server.vocab, random
+            )
         answer = server.ask(Call(tokens, call.places))
-        here = places.take(numbers[places.call[numbers] == at])
+        here = asked[places.call[asked] == at]
         if len(here):
-            moved = np.abs(_said(answer, call, here) - here.said)
-            changes.update(zip(here.owner.tolist(), moved.tolist(), strict=True))
+            chosen = places.take(here)
+            changes.update(zip(here.tolist(), np.abs(_said(answer, call, chosen) - chosen.said).tolist(), strict=True))
     return changes
 
 
@@ -178,6 +182,6 @@ def _said(answer: np.ndarray, call: Call, places: Places) -> np.ndarray:
 def _evidence(places: Places, changes: np.ndarray, where: str) -> str:
     worst = int(changes.argmax())
     return (
-        f"the trained model sees the future: in {len(places)} rows what it said of the next token changed when only "
+        f"the trained model sees the future: at {len(places)} places what it said of the next token changed when only "
         f"later tokens did, {where}; for example at position {int(places.place[worst])}, by {changes[worst]:.3g} nats"
     )

@@ -14,13 +14,16 @@ if __name__ == "__main__":
 
 import json
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from common.errors import AsiError
 from common.process import exit_with_parent
+from training import local_job
 
 __all__ = ["main"]
 
@@ -30,6 +33,7 @@ Emit = Callable[[dict[str, Any]], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job on standard input. Returns 0, or 3 when it failed through a fault of ours."""
     exit_with_parent()
+    signal.signal(signal.SIGTERM, _ended)
     emit = _emitter()
     try:
         job = json.load(sys.stdin)
@@ -43,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         emit({"event": "error", "message": f"{type(error).__name__}: {error}", "fix": traceback.format_exc(limit=-4)})
         return 3
     return 0
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """A job that is cancelled ends at once, but leaves no folder behind."""
+    local_job.abandon()
+    os._exit(128 + number)
 
 
 def _emitter() -> Emit:

@@ -143,7 +143,8 @@ class Scoring:
 
 
 def heldout_windows(tokens: np.ndarray, count: int, seq_len: int) -> np.ndarray:
-    """int32 [count, seq_len + 1]: evenly spaced windows of the held-out tokens, the same for every run."""
+    """int32 [count, seq_len + 1]: evenly spaced windows of the held-out tokens, the same for every run, apart where
+    there are count * (seq_len + 1) tokens."""
     starts = np.linspace(0, len(tokens) - seq_len - 1, count).astype(np.int64)
     return tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int32)
 

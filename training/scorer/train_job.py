@@ -25,6 +25,7 @@ from training.profiles import Profile
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
+from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
 from training.scorer.confirm import UnrepeatableError
 from training.scorer.efficiency import prefill_speed
@@ -127,8 +128,8 @@ def _phases(
 ) -> None:
     seconds: dict[str, float] = result["seconds"]
     model = profile.model
-    result["versions"], hardware = answers.prepared_facts(_prepare(job, worker))
-    built = _build(job, profile, worker)
+    result["versions"], hardware = answers.prepared_facts(prepare(job, worker))
+    built = build(job, profile, worker)
     result["hardware"] = {**_hardware(), **hardware}
     if "refused" in built:
         result |= {"status": "failed", "reason": "refused", "detail": str(built["refused"])[:500]}
@@ -150,7 +151,7 @@ def _phases(
     result["prefill"] = prefill_speed(worker, profile)
     result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
     begun = time.perf_counter()
-    with Fresh(partial(_started, job, start), partial(_rebuild, job, profile, result["parameters"])) as fresh:
+    with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
         fresh.begin()  # beside the scoring
         scoring = Scoring(job, profile, worker, fresh, result)
         scoring.check_reported(*pulse.last)
@@ -230,46 +231,6 @@ def _found(job: dict[str, Any], place: Place | None, emit: Emit) -> Checkpoint |
 
 def _note(emit: Emit, text: str) -> None:
     emit({"event": "note", "text": text})
-
-
-def _started(job: dict[str, Any], start: Callable[[], Worker]) -> Worker:
-    """A process in which nothing of the program has run, with torch imported and precision and seeds fixed."""
-    worker = start()
-    try:
-        _prepare(job, worker)
-    except BaseException:
-        worker.close()
-        raise
-    return worker
-
-
-def _rebuild(job: dict[str, Any], profile: Profile, parameters: int, worker: Worker) -> None:
-    """Builds in a started process the model of so many parameters that was built before."""
-    built = _build(job, profile, worker)
-    if "refused" in built or answers.model_sizes(built)["parameters"] != parameters:
-        raise ForgedError(f"a fresh process builds another model: {str(built)[:300]}")
-
-
-def _prepare(job: dict[str, Any], worker: Worker) -> dict[str, Any]:
-    """Fixes precision and seeds of the process; facts about it."""
-    facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
-    return facts
-
-
-def _build(job: dict[str, Any], profile: Profile, worker: Worker) -> dict[str, Any]:
-    """Loads the program, builds the model: its sizes as said."""
-    worker.load()
-    model = profile.model
-    built, _ = worker.call(
-        "train.build",
-        {
-            "model": model.model_dump(mode="json"),
-            "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
-            "budget": job["budget"],
-            "init": job["init"],
-        },
-    )
-    return built
 
 
 class _Pulse:

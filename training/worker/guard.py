@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.worker.model import named_parameters
+from training.worker.registers import named_parameters
 
 __all__ = ["Guard", "Pair", "untouched"]
 

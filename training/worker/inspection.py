@@ -39,6 +39,7 @@ Arrays = list[np.ndarray]
 Reply = tuple[dict[str, Any], Arrays]
 
 _tensor, _parameter, _module = torch.Tensor, torch.nn.Parameter, torch.nn.Module
+_cpu_time = time.process_time
 _no_grad, _enable_grad, _numel = torch.no_grad, torch.enable_grad, torch.Tensor.numel
 
 
@@ -195,10 +196,10 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
     elements, bytes, operations, saved, seconds}]}, with `backward` also backward_flops.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
-    keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` have
-    passed, so that a program which is far too slow still gets a verdict: then `late` is true.
+    keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` of
+    CPU time have passed, so that a program which is far too slow still gets a verdict: then `late` is true.
     """
-    spec, started = meta["spec"], time.perf_counter()
+    spec, started = meta["spec"], _cpu_time()
     rows: list[dict[str, Any]] = []
     for length in meta["lengths"]:
         if len(rows) >= 2 and _too_large(rows, meta):
@@ -206,11 +207,11 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
         mixer = build(state, spec)
         shape = (int(meta.get("batch", 1)), length, int(meta["width"]))
         x = to_tensor(np.random.default_rng(0).standard_normal(shape), spec, state.device)
-        begun = time.perf_counter()
+        begun = _cpu_time()
         with autocast(spec, state.device), (_enable_grad if meta.get("grad", True) else _no_grad)():
             run = functools.partial(call, mixer, x, spec)
             row = counting.count(run, functools.partial(_differentiate, mixer) if meta.get("backward") else None)
-        now = time.perf_counter()
+        now = _cpu_time()
         rows.append({"length": length, **row, "seconds": now - begun})
         if length != meta["lengths"][-1] and now - started + 2 * (now - begun) > float(meta.get("seconds", 60.0)):
             return {"inside": True, "late": True, "rows": rows}, []

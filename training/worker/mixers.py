@@ -6,7 +6,7 @@ subclasses and modes, which could still intercept these functions, are refused (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from training.worker.program import load_class
+from training.worker.registers import registers
 from training.worker.state import WorkerState
 
 __all__ = [
@@ -103,23 +104,13 @@ def _fill(mixer: Any, seed: int, period: int) -> None:
 
 
 def named_parameters(module: Any) -> list[tuple[str, Any]]:
-    """(name, parameter) of all registered parameters, once, in the order of registration, read from the registers
-    themselves: a class may override the methods that list them."""
-    return list(_registered(module, "", set()))
-
-
-def _registered(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    registers = object.__getattribute__(module, "__dict__")
-    for name, parameter in registers.get("_parameters", {}).items():
-        if parameter is not None and id(parameter) not in seen:
-            seen.add(id(parameter))
-            yield prefix + name, parameter
-    for name, child in registers.get("_modules", {}).items():
-        if child is not None:
-            yield from _registered(child, f"{prefix}{name}.", seen)
+    """(name, parameter) of all registered parameters, once, in the order of registration."""
+    found: dict[int, tuple[str, Any]] = {}
+    for prefix, held in registers(module):
+        for name, parameter in held["_parameters"].items():
+            if parameter is not None:
+                found.setdefault(id(parameter), (prefix + name, parameter))
+    return list(found.values())
 
 
 def call(mixer: Any, x: torch.Tensor, spec: dict[str, Any] | None = None) -> Any:

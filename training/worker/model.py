@@ -6,7 +6,7 @@ baseline's number of parameters, whatever the mixer takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,17 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "LanguageModel",
-    "OverBudgetError",
-    "all_parameters",
-    "all_tensors",
-    "build_model",
-    "fit_width",
-    "named_buffers",
-    "named_parameters",
-    "register_buffer",
-]
+from training.worker.registers import all_parameters
+
+__all__ = ["LanguageModel", "OverBudgetError", "build_model", "fit_width"]
 
 EMBEDDING_STD = 0.02
 _numel = torch.Tensor.numel
@@ -177,67 +169,6 @@ def build_model(
     model.to(device)
     sizes = {"parameters": _count(model), "mixer_parameters": mixer_parameters, "ffn_width": inner}
     return model, {**sizes, **_parts(model)}
-
-
-def all_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Every parameter registered in `module` and below it, once, in the order of registration."""
-    return list(named_parameters(module).values())
-
-
-def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The same by name: the path under which each is registered first."""
-    return _named(module, "_parameters")
-
-
-def named_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Every buffer registered in `module` and below it, once, by name, in the order of registration."""
-    return _named(module, "_buffers")
-
-
-def all_tensors(module: nn.Module) -> list[Tensor]:
-    """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
-    parameters = [parameter.detach() for parameter in all_parameters(module)]
-    known = {id(parameter) for parameter in all_parameters(module)}
-    return [*parameters, *(buffer for buffer in named_buffers(module).values() if id(buffer) not in known)]
-
-
-def register_buffer(module: nn.Module, name: str, value: Tensor) -> bool:
-    """Registers `value` under a path as of `named_buffers`, in place of what is there. False: no such module."""
-    owner, _, leaf = name.rpartition(".")
-    for path, registers in _registers(module):
-        if path == owner:
-            registers["_buffers"][leaf] = value
-            return True
-    return False
-
-
-def _named(module: nn.Module, register: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    for path, registers in _registers(module):
-        for leaf, tensor in registers[register].items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[f"{path}.{leaf}" if path else leaf] = tensor
-    return found
-
-
-def _registers(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and attributes of `module` and of every module below it, each once, in the order of registration.
-
-    Reads the registers themselves: a class may override `parameters` and the methods under it.
-    """
-    seen: set[int] = set()
-    pending: list[tuple[str, nn.Module]] = [("", module)]
-    while pending:
-        path, current = pending.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        registers = object.__getattribute__(current, "__dict__")
-        yield path, registers
-        children = [(name, child) for name, child in registers["_modules"].items() if child is not None]
-        pending.extend((f"{path}.{name}" if path else name, child) for name, child in reversed(children))
 
 
 def _parts(model: LanguageModel) -> dict[str, int]:

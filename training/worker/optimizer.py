@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.worker.guard import Pair, untouched
-from training.worker.model import named_parameters
+from training.worker.registers import named_parameters
 
 __all__ = ["AdamW", "learning_rate"]
 

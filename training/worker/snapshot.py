@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.worker.model import all_parameters, all_tensors
+from training.worker.registers import all_parameters, all_tensors
 
 __all__ = ["Restored", "Snapshot", "plain", "state_of", "unheld"]
 

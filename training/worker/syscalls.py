@@ -2,8 +2,9 @@
 
 `outer` is a filter for every bubblewrap job from its first instruction: tracing, mounts, namespaces, keys, clocks,
 kernel interfaces, and memory that no limit counts (System V and memfd). `deny` is for the worker once torch is
-imported: also no new processes, no other programs, no sockets. It is what turns a fork bomb or a connection into an
-exception with a line number.
+imported: also no new processes, no other programs, no sockets, no locks of files and no questions about the page cache,
+by which one job could tell another what it was shown. It is what turns a fork bomb or a connection into an exception
+with a line number.
 
 A second wall behind the sandbox. Linux on x86-64 and arm64; elsewhere it does nothing. It is a list of what is
 denied, so what it does not name (files, memory, signals) is the sandbox's part. On CUDA `deny` is not used, since
@@ -100,7 +101,16 @@ _WORKER: _Calls = {
     "execveat": (322, 281),
     "socket": (41, 198),
     "socketpair": (53, 199),
+    # what processes that share nothing but a read-only file could signal through
+    "flock": (73, 32),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "mincore": (27, 232),
+    "preadv2": (327, 286),
+    "cachestat": (451, 451),
 }
+_FCNTL, _FCNTL_COMMANDS = (72, 25), (5, 6, 7, 36, 37, 38, 1024, 1025, 1026)
+"""Locks of files (F_GETLK, F_SETLK, F_SETLKW and those of open descriptions), leases and notifications."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE_THREAD = 0x00010000
@@ -142,10 +152,10 @@ def _here() -> tuple[int, int] | None:
 
 
 def _program(column: int, architecture: int, denied: _Calls, threads: bool) -> bytes:
-    """The BPF program: seccomp_data holds nr at byte 0, arch at 4, the first argument at 16.
+    """The BPF program: seccomp_data holds nr at byte 0, arch at 4, the arguments from 16 on, 8 bytes each.
 
     Args:
-        threads: new tasks must be threads; else only new namespaces are refused.
+        threads: new tasks must be threads, and no file is locked; else only new namespaces are refused.
     """
     numbers = [number for pair in denied.values() if (number := pair[column]) is not None]
     lines: list[tuple[int, int, int, int]] = [
@@ -162,6 +172,11 @@ def _program(column: int, architecture: int, denied: _Calls, threads: bool) -> b
     lines += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     refused = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     allowed = (_RETURN, 0, 0, _ALLOW)
+    if threads:
+        lines += [(_EQUAL, 0, 2 + 2 * len(_FCNTL_COMMANDS), _FCNTL[column]), (_LOAD, 0, 0, 24)]
+        for command in _FCNTL_COMMANDS:
+            lines += [(_EQUAL, 0, 1, command), refused]
+        lines.append(allowed)
     lines += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16)]
     if threads:
         lines += [(_ANY_BIT, 1, 0, _CLONE_THREAD), refused, allowed]

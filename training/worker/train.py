@@ -20,24 +20,14 @@ from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
 from training.worker.guard import Guard
-from training.worker.model import (
-    LanguageModel,
-    all_parameters,
-    all_tensors,
-    build_model,
-    named_buffers,
-    named_parameters,
-    register_buffer,
-)
+from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
-from training.worker.snapshot import Restored, Snapshot, plain, state_of, unheld
+from training.worker.registers import all_parameters, all_tensors
+from training.worker.snapshot import Restored, Snapshot, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
 from training.worker.validation import Validation
 
 __all__ = ["OPS"]
-
-_PART = 1 << 28
-"""Bytes of weights in one answer."""
 
 
 def prepare(
@@ -278,59 +268,6 @@ def logits(
     return {}, [answer]
 
 
-def read(
-    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Weights and buffers of the trained model from number `from` on, as many as fit into one answer.
-
-    Returns {total, tensors: [name, dtype] of each}. Types that numpy lacks go as float32; complex ones as pairs.
-    """
-    model, guard = state.instances["model"], state.values["guard"]
-    tensors = {**named_buffers(model), **guard.values()}
-    names = list(tensors)[int(meta["from"]) :]
-    parts: list[np.ndarray] = []
-    size = 0
-    for name in names:
-        array = plain(tensors[name].detach()).cpu().numpy()
-        if parts and size + array.nbytes > _PART:
-            break
-        parts.append(array)
-        size += array.nbytes
-    told = [[name, str(tensors[name].dtype).removeprefix("torch.")] for name in names[: len(parts)]]
-    return {"total": len(tensors), "tensors": told}, parts
-
-
-def write(
-    state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Gives a built model what `read` gave. meta: {tensors, last: whether these are the last}.
-
-    Buffers that the model makes only when it runs are registered. Returns {refused: why} where a parameter is missing,
-    is none of the model's or has another shape.
-    """
-    model: LanguageModel = state.instances["model"]
-    parameters, buffers = named_parameters(model), named_buffers(model)
-    written: set[str] = state.values.setdefault("written", set())
-    for (name, kind), array in zip(meta["tensors"], arrays, strict=True):
-        value, target = torch.from_numpy(array.copy()), parameters.get(name, buffers.get(name))
-        dtype = getattr(torch, kind)
-        if target is not None and plain(target.detach()).shape == value.shape and target.dtype == dtype:
-            target.detach().copy_(torch.view_as_complex(value) if target.is_complex() else value)
-        elif name in parameters or not register_buffer(model, name, _typed(value, dtype).to(state.device)):
-            return {"refused": f"{name} has another shape or dtype, or no place"}, []
-        written.add(name)
-    if not meta["last"]:
-        return {}, []
-    if missing := sorted(set(parameters) - written):
-        return {"refused": f"{len(missing)} parameters more, {missing[0]} among them"}, []
-    state.values["guard"] = Guard(model)
-    return {}, []
-
-
-def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.view_as_complex(value) if dtype.is_complex else value.to(dtype)
-
-
 def _precision(state: WorkerState) -> AbstractContextManager[Any]:
     if state.values.get("dtype") == "bfloat16":
         return torch.autocast(state.device, dtype=torch.bfloat16)
@@ -361,6 +298,4 @@ OPS: dict[str, Op] = {
     "train.restore": restore,
     "train.run": train,
     "train.logits": logits,
-    "train.read": read,
-    "train.write": write,
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.worker.model import all_parameters, all_tensors
+from training.worker.registers import all_parameters, all_tensors
 from training.worker.state import Emit
 
 __all__ = ["Validation"]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common.errors import AsiError, SandboxError
 from common.records import CheckOutcome, CheckReport
+from training.checking import WALL
 from training.programs import Program
 from training.sandbox import Limits, Sandbox
 from training.scorer.client import CandidateFault, OperationFailed, Worker, WorkerDied
@@ -120,7 +121,10 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
     begun = time.monotonic()
     yield from _timed([reach.run(program.text)], begun)
     limits = Limits(
-        seconds=options.seconds, cpu_seconds=options.seconds, memory_mb=options.memory_mb, file_mb=options.file_mb
+        seconds=WALL * options.seconds,
+        cpu_seconds=options.seconds,
+        memory_mb=options.memory_mb,
+        file_mb=options.file_mb,
     )
     try:
         sandbox.require(program)
@@ -128,7 +132,7 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
         yield failed("sandbox", error.message, {"reason": "refused", "fix": error.fix})
         return
     with Worker(
-        sandbox, program, limits=limits, timeout=2 * options.call_seconds, cpu_timeout=options.call_seconds
+        sandbox, program, limits=limits, timeout=WALL * options.call_seconds, cpu_timeout=options.call_seconds
     ) as worker:
         context = Context(worker, program, options, facts=facts)
         for name, check in CHECKS.items():

@@ -46,10 +46,10 @@ LONGEST = 8192
 
 def run(context: Context) -> list[CheckOutcome]:
     """One outcome: passed, or refused with the first counterexample found."""
-    sizes = chunk_sizes(context.program.text)
+    sizes, tried = chunk_sizes(context.program.text), future.situations(context)
     tests = (
         lambda: _gradient(context, sizes, jitter=False),
-        lambda: future.every_cut(context),
+        lambda: future.every_cut(context, tried),
         lambda: _prefix(context, sizes, jitter=False),
         lambda: _gradient(context, sizes, jitter=True),
         lambda: future.single_rows(context),
@@ -62,7 +62,8 @@ def run(context: Context) -> list[CheckOutcome]:
         if found is not None:
             return [found]
     edges = f", chunks of {', '.join(map(str, sizes))}" if sizes else ""
-    return [passed(NAME, f"by prefix, future and gradient, {_count(context, sizes)} cuts in {context.precise}{edges}")]
+    cuts = _count(sizes) + future.SINGLE + sum(len(situation.cuts) for situation in tried)
+    return [passed(NAME, f"by prefix, future and gradient, {cuts} cuts in {context.precise}{edges}")]
 
 
 def _around(sizes: Sequence[int], length: int) -> set[int]:
@@ -71,10 +72,11 @@ def _around(sizes: Sequence[int], length: int) -> set[int]:
     return {edge + shift for edge in edges for shift in (-1, 0, 1) if 0 < edge + shift < length}
 
 
-def _count(context: Context, sizes: Sequence[int]) -> int:
+def _count(sizes: Sequence[int]) -> int:
+    """Cuts by prefix and by gradient."""
     prefix = len({*PREFIX_CUTS, *_around(sizes, 200)})
     gradient = sum(len({*cuts, *_around(sizes, length)}) for length, cuts in GRADIENT_CUTS.items())
-    return 2 * (prefix + gradient) + future.tried(context)
+    return 2 * (prefix + gradient)
 
 
 def _prefix(context: Context, sizes: Sequence[int], *, jitter: bool) -> CheckOutcome | None:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from common.records import CheckOutcome
-from training.programs import Program, block_arguments
+from training.profiles import ModelSpec
+from training.programs import Program
 from training.scorer.client import Worker
 
 __all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "raised", "warned"]
@@ -34,8 +35,8 @@ class Options:
     Attributes:
         width, heads: of the mixers that are tested.
         profile_width, profile_heads, profile_length: where parameters and FLOPs a token are counted for the record.
-        seconds: CPU and wall time of all checks of one program together; call_seconds: CPU time of one call to its
-            process, which may take twice that by the clock; memory_mb: of its process.
+        seconds: CPU time of all checks of one program together; call_seconds: of one call to its process. By the clock
+            both may take `WALL` times as long, so that a busy machine refuses nobody; memory_mb: of its process.
         exponent: largest growth of work and memory with the length.
         warn_operations, refuse_operations: launched operations per added token.
         unused: largest share of parameters that never get a gradient.
@@ -48,7 +49,7 @@ class Options:
     profile_heads: int = 4
     profile_length: int = 512
     seconds: float = 180.0
-    call_seconds: float = 30.0
+    call_seconds: float = 20.0
     memory_mb: int = 4096
     file_mb: int = 64
     exponent: float = 1.15
@@ -101,8 +102,10 @@ class Context:
     refused: set[str] = field(default_factory=set)
 
     def arguments(self, heads: int | None = None, layer: int = 0) -> dict[str, object]:
-        """The block's keywords at the width under test."""
-        return block_arguments(self.options.width, heads or self.options.heads, layer)
+        """The block's keywords at the width under test, the others as published."""
+        options = self.options
+        model = ModelSpec(hidden_size=options.width, heads=heads or options.heads, layers=1, ffn=1, vocab=300)
+        return model.mixer_arguments(layer)
 
     def spec(
         self,

@@ -20,17 +20,19 @@ from common.records import CheckOutcome
 from training.scorer.verifier.context import EPSILON, Context, Refused
 from training.scorer.verifier.evidence import differs, place_of
 
-__all__ = ["EVERY", "at_cuts", "every_cut", "is_rounding", "single_rows", "tried"]
+__all__ = ["EVERY", "SINGLE", "Situation", "at_cuts", "every_cut", "is_rounding", "single_rows", "situations"]
 
 NAME = "causality"
 GROWTHS = (1.0, 30.0, 0.0)
 """What the future is replaced by: so many times other noise; 0 is zeros."""
 LONG_CUTS = {257: (1, 64, 255, 256), 193: (95, 191), 384: (160, 383)}
 ODD_LENGTHS = (24, 37, 50, 59, 75, 83, 101, 110, 127, 143, 158, 171, 222, 249, 300)
-EVERY, ROWS, NARROW = 256, 64, 32
+SINGLE = len(ODD_LENGTHS) + sum(map(len, LONG_CUTS.values()))
+"""Cuts that `single_rows` tries."""
+EVERY, ROWS, NARROW = 256, 32, 32
 """The length at which every cut is tried, so many in one batch; with autograd recording, at this smaller width."""
 DRAWN = {256: 20, 512: 6}
-"""Cuts that each program's text draws for itself, by length: nobody can write a leak between them."""
+"""Cuts that the hash of a program draws, by length: no place is known to be left out while its text is written."""
 CALLS, CHANGES = 64, 8
 
 
@@ -56,9 +58,9 @@ class Situation:
     rows: int | None = None
 
 
-def every_cut(context: Context) -> CheckOutcome | None:
-    """All situations; the first leak that is found."""
-    for situation in _situations(context):
+def every_cut(context: Context, tried: Sequence[Situation]) -> CheckOutcome | None:
+    """The first leak that is found in these situations."""
+    for situation in tried:
         try:
             found = _many_cuts(context, situation)
         except Refused:
@@ -70,10 +72,9 @@ def every_cut(context: Context) -> CheckOutcome | None:
     return None
 
 
-def tried(context: Context) -> int:
-    """How many cuts are tried in all."""
-    every = sum(len(situation.cuts) for situation in _situations(context))
-    return every + len(ODD_LENGTHS) + sum(map(len, LONG_CUTS.values()))
+def situations(context: Context) -> list[Situation]:
+    """All that `every_cut` is to try for this program."""
+    return list(_situations(context))
 
 
 def _situations(context: Context) -> Iterator[Situation]:

@@ -1,0 +1,135 @@
+"""Between documents of MongoDB and what a session answers: fields, orders, conditions."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from database.models import Element
+from database.store import MAX_INDEX, Facts, NewEntry, Order, Where
+
+__all__ = [
+    "ELEMENTS",
+    "ORDERS",
+    "SMALL",
+    "STATE",
+    "WHOLE",
+    "condition_of",
+    "document_of",
+    "element_of",
+    "facts_of",
+    "possible",
+]
+
+ELEMENTS = "data_elements"
+STATE = "asi_state"
+ORDERS: dict[Order, list[tuple[str, int]]] = {
+    "index": [("index", 1)],
+    "newest": [("index", -1)],
+    "time": [("time", 1), ("index", 1)],
+    "benchmark": [("asi.benchmark", -1), ("index", 1)],
+    "score": [("score", -1), ("index", 1)],
+}
+SMALL = {
+    "_id": 0,
+    "index": 1,
+    "name": 1,
+    "time": 1,
+    "parent": 1,
+    "summary": 1,
+    "score": 1,
+    "asi.loss": 1,
+    "asi.benchmark": 1,
+    "asi.complete": 1,
+    "asi.baseline_key": 1,
+    "asi.pending": 1,
+    "asi.revision": 1,
+}
+WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
+_TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
+_BY_VALUE = ("time", "benchmark", "score")
+
+
+def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
+    """The document of a new element: the published fields, and ours under `asi`."""
+    now = datetime.now(UTC)
+    body = entry.element.model_dump()
+    evidence = entry.evidence
+    extra: dict[str, Any] = {
+        "loss": None if evidence.loss is None else evidence.loss.value,
+        "benchmark": None if evidence.benchmark is None else evidence.benchmark.value,
+        "complete": entry.complete,
+        "baseline_key": evidence.baseline_key,
+        "pending": True,
+        "bytes": len(json.dumps(body)),
+        "evidence": evidence.model_dump_json(),
+        "evaluation": None,
+        "runs": [] if entry.run is None else [entry.run.model_dump_json()],
+        "fingerprint": None if entry.run is None else entry.run.fingerprint,
+        "revision": None,
+    }
+    if entry.key is not None:
+        extra["key"] = entry.key
+    return {**body, "index": index, "score": None, "created_at": now, "updated_at": now, "asi": extra}
+
+
+def element_of(document: dict[str, Any]) -> Element:
+    """The element in a document, which another program may have stored: a text that is missing is empty."""
+    result = document.get("result")
+    result = result if isinstance(result, dict) else {}
+    texts: dict[str, Any] = {name: str(document.get(name) or "") for name in _TEXTS}
+    csvs = {name: str(result.get(name) or "") for name in ("train", "test")}
+    return Element.model_validate(
+        texts | {"result": csvs, "parent": document.get("parent"), "index": document["index"]}
+    )
+
+
+def possible(where: Where) -> bool:
+    return where.parent is None or 0 < where.parent <= MAX_INDEX
+
+
+def condition_of(where: Where, order: Order = "index") -> dict[str, Any]:
+    """The filter: as few fields as can be, since a server may use one index only."""
+    condition: dict[str, Any] = {}
+    if where.name is not None:
+        condition["name"] = where.name
+    if where.parent is not None:
+        condition["parent"] = where.parent
+    if where.roots:
+        condition["parent"] = None
+    if where.explored:
+        condition["parent"] = {"$gt": 0}
+    if where.before_revision is not None:
+        condition["asi.revision"] = {"$lt": where.before_revision}
+    if where.incomplete:
+        condition["asi.complete"] = False
+    if where.pending:
+        condition["asi.pending"] = True
+    if where.unscored:
+        condition["score"] = None
+    if where.published:
+        condition["asi.baseline_key"] = None
+    if where.baseline_key is not None:
+        condition["asi.baseline_key"] = where.baseline_key
+    if where.after or not (condition or order in _BY_VALUE):
+        condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
+    return condition
+
+
+def facts_of(document: dict[str, Any]) -> Facts:
+    ours = document["asi"]
+    return Facts(
+        index=document["index"],
+        name=str(document.get("name") or ""),
+        time=str(document.get("time") or ""),
+        parent=document.get("parent"),
+        summary=str(document.get("summary") or ""),
+        loss=ours["loss"],
+        benchmark=ours["benchmark"],
+        complete=ours["complete"],
+        baseline_key=ours["baseline_key"],
+        score=document.get("score"),
+        pending=ours["pending"],
+        revision=ours.get("revision"),
+    )
