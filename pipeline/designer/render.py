@@ -68,8 +68,8 @@ def forward(
     """Mix the tokens of hidden_states [B, T, hidden_size]; returns (o of the same shape, None, past_key_values).
 
     attention_mask: optional [B, T], 0 for padding, which is blanked at the input; exact for padding on the right.
-    There is no cache here (see `step`, where there is one) and there are no attention weights: the last two arguments
-    have no effect.
+    There is no cache here (see `step`, where there is one) and there are no attention weights: the last two
+    arguments have no effect.
     """
     x = hidden_states
     if attention_mask is not None:
@@ -131,10 +131,11 @@ _STEP = '''\
 def step(self, x_t: Tensor, state: tuple[Tensor, Tensor | None] | None = None) -> tuple[Tensor, Any]:
     """One token x_t [B, 1, hidden_size] after those that made `state` (None: it is the first), as forward mixes it.
 
-    Returns (o_t of the same shape, state): the last inputs, which shifts and filters still see, and the memory. Before
-    the first token these inputs are zeros, as forward pads.
+    Returns (o_t of the same shape, state): the last inputs, which shifts and filters still see, and the memory.
+    Before the first token these inputs are zeros, as forward pads.
     """
-    seen, memories = {seen}, [None if state is None else state[1]]
+    seen = {seen}
+    memories = [None if state is None else state[1]]
     tail = x_t.new_zeros(x_t.shape[0], seen, x_t.shape[2]) if state is None else state[0]
     x = torch.cat([tail, x_t], dim=1)
 
@@ -162,7 +163,7 @@ def _tokens(parts: dict[str, Piece], names: list[str]) -> str:
         f"    o_BTV = self.mix(remember, {', '.join(f'{name}.to(dtype)' for name in names)})",
         "return self.o_proj(o_BTV.to(x.dtype))",
     ]
-    doc = '"""From inputs [B, T, hidden_size] to outputs of the same shape; `remember` is the memory and its read-out."""'
+    doc = '"""Inputs [B, T, hidden_size] to outputs of the same shape; `remember` is the memory with its read-out."""'
     body = textwrap.indent("\n".join([doc, *lines]), "    ")
     return f"def tokens(self, x: Tensor, remember: Any) -> Tensor:\n{body}\n"
 

@@ -149,7 +149,8 @@ def update(genome: Genome) -> str:
     """Text of the function `update` for this genome: the memory one token on, as the recurrence is written."""
     kind, erasing = decay_kind(genome), genome.state != "linear"
     arguments = ["q_BTHK", *(["k_BTHK"] if erasing else []), "w_BTHK", "v_BTHV"]
-    signature = ", ".join(f"{a}: Tensor" for a in [*arguments, *(["log_decay_BTHX"] if kind != "none" else [])])
+    arguments += ["log_decay_BTHX"] if kind != "none" else []
+    signature = "".join(f"    {a}: Tensor,\n" for a in arguments)
     rows = 2 if genome.state == "product" else 1
     held = 'torch.einsum("bhk,bhkv->bhv", k_BTHK[:, row], state_BHKV)'
     news = f"v_BTHV[:, row] - {held}" if erasing else "v_BTHV[:, row]"
@@ -165,7 +166,7 @@ def update(genome: Genome) -> str:
         'return state_BHKV, torch.einsum("bhk,bhkv->bhv", q_BTHK[:, -1], state_BHKV)[:, None]',
     ]
     body = "\n".join(f"    {line}" for line in lines)
-    return f"\ndef update(state_BHKV: Tensor | None, {signature}) -> tuple[Tensor, Tensor]:\n{body}\n"
+    return f"\ndef update(\n    state_BHKV: Tensor | None,\n{signature}) -> tuple[Tensor, Tensor]:\n{body}\n"
 
 
 def state_lines(genome: Genome) -> str:
