@@ -92,7 +92,8 @@ class Efficiency(Record):
     prefill: dict[str, Measurement] = {}
     """Length in tokens (as text) -> tokens a second of reading one sequence, n repeats."""
     decode: Measurement | None = None
-    """Tokens a second of one sequence, token by token; None for a program that offers no `step`."""
+    """Tokens a second of one sequence, token by token; None for a program that offers no `step`, or one that the
+    verifier did not find equal to forward."""
     state_bytes: int | None = None
     """Of one mixer's decoding state for one sequence, where the verifier found that it decodes as in parallel."""
     peak_memory_mb: FiniteFloat | None = None

@@ -350,6 +350,8 @@ def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficien
         return None
     return Efficiency(
         prefill={length: Measurement(**speed) for length, speed in answer["prefill"].items()},
+        # A step that computes something else than forward has no speed that means anything.
+        decode=Measurement(**answer["decode"]) if answer["decode"] and facts.get("decode") else None,
         state_bytes=facts.get("state_bytes"),
         peak_memory_mb=answer["worker_memory_mb"],
     )

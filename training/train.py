@@ -279,7 +279,7 @@ class _Display:
             area = record.learning_curve
             table.add_row("validation loss, mean over the run", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            chance = _number(score.chance, 2) + (", as this" if score.at_chance else "")
+            chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         if record.benchmark_mean is not None:
@@ -297,7 +297,10 @@ class _Display:
             self.line(f"{record.parameters:,} parameters ({record.mixer_parameters:,} in the mixers){rate}")
         if record.efficiency is not None and record.efficiency.prefill:
             speeds = [f"{length}: {speed.value:,.0f}" for length, speed in record.efficiency.prefill.items()]
-            self.line(f"prefill, tokens/s at length {', '.join(speeds)}; {record.efficiency.peak_memory_mb:,.0f} MB")
+            decode = record.efficiency.decode
+            written = f"; decoding {decode.value:,.0f}" if decode is not None else ""
+            memory = f"; {record.efficiency.peak_memory_mb:,.0f} MB"
+            self.line(f"prefill, tokens/s at length {', '.join(speeds)}{written}{memory}")
         if record.seconds:
             self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record.seconds.items()))
         self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))

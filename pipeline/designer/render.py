@@ -15,7 +15,7 @@ from common.errors import UsageError
 from common.files import sha256_text
 from pipeline.designer.grammar import DELTA_NET, GATED_DELTA_NET, SLOT_TITLES, Genome, mechanism_at
 from pipeline.designer.piece import Piece
-from pipeline.designer.template_kernel import CHUNKS, decay_kind, kernel, state_lines
+from pipeline.designer.template_kernel import CHUNKS, decay_kind, kernel, state_lines, update
 from pipeline.designer.template_pieces import pieces
 
 __all__ = ["NAME_PATTERN", "genome_of", "render"]
@@ -68,7 +68,8 @@ def forward(
     """Mix the tokens of hidden_states [B, T, hidden_size]; returns (o of the same shape, None, past_key_values).
 
     attention_mask: optional [B, T], 0 for padding, which is blanked at the input; exact for padding on the right.
-    There is no decoding cache and there are no attention weights: the last two arguments have no effect.
+    There is no cache here (see `step`, where there is one) and there are no attention weights: the last two
+    arguments have no effect.
     """
     x = hidden_states
     if attention_mask is not None:
@@ -126,7 +127,31 @@ def _kinds(genome: Genome) -> int:
 _REST = ("shift", "conv", "beta", "decay", "state", "detail", "path", "out_norm", "gate")
 
 
-def _forward(parts: dict[str, Piece], names: list[str]) -> str:
+_STEP = '''\
+def step(self, x_t: Tensor, state: tuple[Tensor, Tensor | None] | None = None) -> tuple[Tensor, Any]:
+    """One token x_t [B, 1, hidden_size] after those that made `state` (None: it is the first), as forward mixes it.
+
+    Returns (o_t of the same shape, state): the last inputs, which shifts and filters still see, and the memory.
+    Before the first token these inputs are zeros, as forward pads.
+    """
+    seen = {seen}
+    memories = [None if state is None else state[1]]
+    tail = x_t.new_zeros(x_t.shape[0], seen, x_t.shape[2]) if state is None else state[0]
+    x = torch.cat([tail, x_t], dim=1)
+
+    def remember(*tokens: Tensor) -> Tensor:
+        memories[0], o_BTHV = update(memories[0], *tokens)
+        return o_BTHV  # of the last token; what follows is right in its row
+
+    return self.tokens(x, remember)[:, -1:], (x[:, x.shape[1] - seen :], memories[0])
+'''
+
+
+def _forward() -> str:
+    return _FORWARD_HEAD + "    return self.tokens(x, memory), None, past_key_values\n"
+
+
+def _tokens(parts: dict[str, Piece], names: list[str]) -> str:
     lines = [parts["shift"].shift] if parts["shift"].shift else []
     left = ", ".join(names) + ("," if len(names) == 1 else "")
     lines.append(f"{left} = self.in_proj(x).split(self.streams, dim=-1)" if len(names) > 1 else "qkv = self.in_proj(x)")
@@ -135,10 +160,20 @@ def _forward(parts: dict[str, Piece], names: list[str]) -> str:
         "# The recurrence sums over the whole sequence: 16-bit inputs are widened and autocast stays outside.",
         "dtype = torch.float64 if x.dtype == torch.float64 else torch.float32",
         "with torch.autocast(device_type=x.device.type, enabled=False):",
-        f"    o_BTV = self.mix({', '.join(f'{name}.to(dtype)' for name in names)})",
-        "return self.o_proj(o_BTV.to(x.dtype)), None, past_key_values",
+        f"    o_BTV = self.mix(remember, {', '.join(f'{name}.to(dtype)' for name in names)})",
+        "return self.o_proj(o_BTV.to(x.dtype))",
     ]
-    return _FORWARD_HEAD + textwrap.indent("\n".join(lines), "    ") + "\n"
+    doc = '"""Inputs [B, T, hidden_size] to outputs of the same shape; `remember` is the memory with its read-out."""'
+    body = textwrap.indent("\n".join([doc, *lines]), "    ")
+    return f"def tokens(self, x: Tensor, remember: Any) -> Tensor:\n{body}\n"
+
+
+def _step(parts: dict[str, Piece]) -> str | None:
+    """Decoding, for a design that sees a bounded number of tokens beside its memory; else None."""
+    sizes = [part.sees for part in parts.values()]
+    if None in sizes:
+        return None
+    return _STEP.format(seen=" + ".join(size for size in sizes if size not in (None, "0")) or "0")
 
 
 def _mix(genome: Genome, parts: dict[str, Piece], names: list[str]) -> str:
@@ -164,7 +199,7 @@ def _mix(genome: Genome, parts: dict[str, Piece], names: list[str]) -> str:
     arguments = ", ".join(f"{name}: Tensor" for name in names)
     doc = '    """From the projected streams [B, T, width] to the read-out o_BTV, all in one dtype."""\n'
     return (
-        f"def mix(self, {arguments}) -> Tensor:\n"
+        f"def mix(self, remember: Any, {arguments}) -> Tensor:\n"
         + doc
         + textwrap.indent("\n".join(x for x in lines if x), "    ")
         + "\n"
@@ -182,8 +217,10 @@ def render(genome: Genome, name: str) -> str:
     parts = pieces(genome)
     streams = [("qkv", "qkv_dim")] + [stream for part in parts.values() for stream in part.streams]
     names = [stream for stream, _ in streams]
-    members = [_constructor(genome, parts, streams), _forward(parts, names), _mix(genome, parts, names)]
-    helpers = [CHUNKS, kernel(genome)]
+    step = _step(parts)
+    members = [_constructor(genome, parts, streams), _forward(), _tokens(parts, names), _mix(genome, parts, names)]
+    members += [step] if step is not None else []
+    helpers = [CHUNKS, kernel(genome), *([update(genome)] if step is not None else [])]
     for part in parts.values():
         helpers += [helper for helper in part.helpers if helper not in helpers]
     code = (

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pipeline.designer.grammar import Genome
 
-__all__ = ["CHUNKS", "kernel", "state_lines"]
+__all__ = ["CHUNKS", "decay_kind", "kernel", "state_lines", "update"]
 
 CHUNKS = '''
 def chunks(x_BTHD: Tensor, size: int = CHUNK) -> Tensor:
@@ -145,13 +145,37 @@ def kernel(genome: Genome) -> str:
     return f"\ndef memory({signature}) -> Tensor:\n{body}\n"
 
 
+def update(genome: Genome) -> str:
+    """Text of the function `update` for this genome: the memory one token on, as the recurrence is written."""
+    kind, erasing = decay_kind(genome), genome.state != "linear"
+    arguments = ["q_BTHK", *(["k_BTHK"] if erasing else []), "w_BTHK", "v_BTHV"]
+    arguments += ["log_decay_BTHX"] if kind != "none" else []
+    signature = "".join(f"    {a}: Tensor,\n" for a in arguments)
+    rows = 2 if genome.state == "product" else 1
+    held = 'torch.einsum("bhk,bhkv->bhv", k_BTHK[:, row], state_BHKV)'
+    news = f"v_BTHV[:, row] - {held}" if erasing else "v_BTHV[:, row]"
+    lines = [
+        '"""The memory after the last token, and its read-out o_BTHV with T = 1; earlier tokens are in it already."""',
+        "if state_BHKV is None:",
+        "    batch, _, heads, key_dim = q_BTHK.shape",
+        "    state_BHKV = v_BTHV.new_zeros(batch, heads, key_dim, v_BTHV.shape[-1])",
+        *(["state_BHKV = log_decay_BTHX[:, -1, :, :, None].exp() * state_BHKV"] if kind != "none" else []),
+        f"for row in range(-{rows}, 0):  # over the writes of the token",
+        f"    news_BHV = {news}",
+        '    state_BHKV = state_BHKV + torch.einsum("bhk,bhv->bhkv", w_BTHK[:, row], news_BHV)',
+        'return state_BHKV, torch.einsum("bhk,bhkv->bhv", q_BTHK[:, -1], state_BHKV)[:, None]',
+    ]
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"\ndef update(\n    state_BHKV: Tensor | None,\n{signature}) -> tuple[Tensor, Tensor]:\n{body}\n"
+
+
 def state_lines(genome: Genome) -> str:
     """Lines of `mix` that turn q, k, w, v (and log_decay) into o."""
     decay = ", log_decay" if decay_kind(genome) != "none" else ""
     if genome.state == "linear":
-        return f"o = memory(q, w, v{decay})"
+        return f"o = remember(q, w, v{decay})"
     if genome.state == "delta":
-        return f"o = memory(q, k, w, v{decay})"
+        return f"o = remember(q, k, w, v{decay})"
     if genome.state == "two_timescale":
         slow = "torch.zeros_like(quick)" if genome.decay == "none" else "log_decay"
         fast = "quick" if genome.decay == "none" else "log_decay + quick"
@@ -162,7 +186,7 @@ def state_lines(genome: Genome) -> str:
                 f"log_decay = torch.cat([{slow}, {fast}], dim=2)",
                 "q_two, k_two, w_two = (torch.cat([t, t], dim=2) for t in (q, k, w))",
                 "v_two = torch.cat(v.chunk(2, dim=-1), dim=2)",
-                "o = torch.cat(memory(q_two, k_two, w_two, v_two, log_decay).chunk(2, dim=2), dim=-1)",
+                "o = torch.cat(remember(q_two, k_two, w_two, v_two, log_decay).chunk(2, dim=2), dim=-1)",
             )
         )
     return "\n".join(
@@ -171,6 +195,6 @@ def state_lines(genome: Genome) -> str:
             "k_rows = torch.stack([k_extra, k], dim=2).flatten(1, 2)",
             "w_rows = torch.stack([w_extra, w], dim=2).flatten(1, 2)",
             "v_rows = torch.stack([v * self.extra_value.to(v.dtype), v], dim=2).flatten(1, 2)",
-            f"o = memory(q, k_rows, w_rows, v_rows{decay})",
+            f"o = remember(q, k_rows, w_rows, v_rows{decay})",
         )
     )

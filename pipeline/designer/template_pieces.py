@@ -166,6 +166,7 @@ def _conv(option: str) -> Piece:
             (_SHORT_CONV,),
             init=_taps("conv_taps", "conv_size", channels),
             mix="qkv = short_conv(qkv, self.conv_taps.to(qkv.dtype))",
+            sees="self.conv_taps.shape[1] - 1",
         )
     if option == "dilated":
         return Piece(
@@ -173,6 +174,7 @@ def _conv(option: str) -> Piece:
             init=f"{_taps('near_taps', 'conv_size', channels)}\n{_taps('far_taps', 'conv_size', channels)}",
             mix="near = spaced_conv(qkv, self.near_taps.to(qkv.dtype), 1)\n"
             "qkv = near + spaced_conv(qkv, self.far_taps.to(qkv.dtype), self.far_taps.shape[1])",
+            sees="self.far_taps.shape[1] * (self.far_taps.shape[1] - 1)",
         )
     if option == "multiscale":
         sizes = ("3", "7", "15")
@@ -182,6 +184,7 @@ def _conv(option: str) -> Piece:
             mix="# The three widths end at the current token, so they add up to one filter.\n"
             "taps = self.taps_15 + F.pad(self.taps_7, (8, 0)) + F.pad(self.taps_3, (12, 0))\n"
             "qkv = causal_conv(qkv, taps.to(qkv.dtype))",
+            sees="14",
         )
     return _EMPTY
 
@@ -190,13 +193,15 @@ def _shift(option: str) -> Piece:
     static = "self.shift_mix = nn.Parameter(torch.linspace(0.0, 0.5, hidden_size))"
     previous = "previous = F.pad(x, (0, 0, 1, -1))"
     if option == "static":
-        return Piece(init=static, shift=f"{previous}\nx = torch.lerp(x, previous, self.shift_mix.to(x.dtype))")
+        lerp = "x = torch.lerp(x, previous, self.shift_mix.to(x.dtype))"
+        return Piece(init=static, shift=f"{previous}\n{lerp}", sees="1")
     if option == "dynamic":
         return Piece(
             init=f"{static}\nself.shift_down = nn.Linear(hidden_size, rank, bias=False)\n"
             "self.shift_up = nn.Linear(rank, hidden_size, bias=False)",
             shift="step_back = F.pad(x, (0, 0, 1, -1)) - x\n"
             "x = x + step_back * (self.shift_mix + self.shift_up(torch.tanh(self.shift_down(step_back)))).to(x.dtype)",
+            sees="1",
         )
     return _EMPTY
 
@@ -212,6 +217,7 @@ def _path(option: str) -> Piece:
             mix=f"{flat}\nlocal = rearrange(causal_conv(flat, self.fir_taps.to(v.dtype)), {heads}\n"
             'share = rearrange(route, "b t (s h) -> s b t h 1", s=2).softmax(dim=0)\n'
             "o = share[0] * o + share[1] * local",
+            sees="6",
         )
     if option == "multifir":
         return Piece(
@@ -222,6 +228,7 @@ def _path(option: str) -> Piece:
             f"far = rearrange(causal_conv(flat, self.far_fir.to(v.dtype)), {heads}\n"
             'share = rearrange(route, "b t (s h) -> s b t h 1", s=4).softmax(dim=0)\n'
             "o = share[0] * o + share[1] * near + share[2] * far + share[3] * v",
+            sees="30",
         )
     if option == "window":
         return Piece(
@@ -230,6 +237,7 @@ def _path(option: str) -> Piece:
             init="self.sharpness = nn.Parameter(torch.full((num_heads, 1), math.log(8.0)))",
             mix="local = window_attention(q * self.sharpness.to(q.dtype).exp(), k, v)\n"
             "o = torch.lerp(o, local, torch.sigmoid(route)[..., None])",
+            sees=None,
         )
     if option == "value":
         return Piece((), (("route", "num_heads"),), mix="o = torch.lerp(o, v, torch.sigmoid(route)[..., None])")
@@ -253,6 +261,7 @@ def _detail(option: str) -> Piece:
             mix="seen = torch.arange(1, k.shape[1] + 1, dtype=k.dtype, device=k.device)[:, None, None]\n"
             "energy = k.square().cumsum(dim=1) * (k.shape[-1] / seen)\n"
             "q = q / (F.softplus(self.ridge.to(q.dtype)) + energy)",
+            sees=None,
         )
     if option == "coupled":
         return Piece(mix="w = -torch.expm1(log_decay) * w  # a channel is written as far as it is forgotten")

@@ -150,3 +150,21 @@ def test_the_published_arguments_are_taken_and_bad_sizes_are_refused() -> None:
         create(hidden_size=64, num_heads=5)
     with pytest.raises(ValueError, match="even for two timescales"):
         namespace(Genome(state="two_timescale"))["DeltaNet"](hidden_size=6, num_heads=HEADS)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_a_step_is_a_token_of_forward(name: str) -> None:
+    genome = genome_with(name)
+    made = mixer(genome, noise=0.1)
+    x_BTD = torch.randn(2, 40, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    if genome.path == "window" or genome.detail == "precondition":
+        assert not hasattr(made, "step"), "what it sees has no end, or is not written yet"
+        return
+    with torch.no_grad():
+        whole, state, parts, sizes = made(x_BTD)[0], None, [], set()
+        for token in x_BTD.split(1, dim=1):
+            out, state = made.step(token, state)  # type: ignore[operator]
+            parts.append(out)
+            sizes.add(sum(tensor.numel() for tensor in state))
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-9, atol=1e-9)
+    assert len(sizes) == 1, "the state does not grow"

@@ -35,6 +35,8 @@ def verify_and_train(names: list[str], train: list[str], out: Path) -> None:
     for name in train:
         run = launcher.train(programs[name], seed=0, out=out / name, run_id=name, checks=reports[name])
         assert run.status == "finished", (name, run.reason, run.detail)
+        if run.efficiency is not None and reports[name].facts["decode"]:
+            assert run.efficiency.decode is not None and run.efficiency.decode.value > 0 and run.efficiency.state_bytes
         assert run.heldout_loss is not None and run.heldout_loss.value < 6.3  # ln 512 = 6.24 before the first step
 
 

@@ -68,6 +68,8 @@ def test_what_was_stored_is_what_was_trained(finished: tuple[Path, str]) -> None
         assert element["result"]["train"].count("\n") >= 1 and element["result"]["test"].count("\n") >= 1
     for element in found[2:]:
         assert element["parent"] in (1, 2)
+        spent = element["runs"][-1].efficiency
+        assert len(spent.prefill) == 3 and (spent.decode is not None) == ("def step(" in element["program"])
         assert (data_dir / "pool" / f"{element['name']}.py").read_text() == element["program"]
         for title in (
             "Design evaluation",

@@ -10,7 +10,7 @@ import numpy as np
 from common.process import REPOSITORY
 from training.profiles import load_profile
 from training.scorer.client import OperationFailed, Worker
-from training.scorer.efficiency import prefill_speed
+from training.scorer.efficiency import decode_speed, prefill_speed
 
 TINY = load_profile(REPOSITORY / "tests" / "assets" / "tiny.toml")
 
@@ -22,6 +22,9 @@ class Reader(Worker):
         self.longest, self.asked = longest, list[tuple[tuple[int, ...], list[list[int]]]]()
 
     def call(self, op: str, meta: Any = None, arrays: Any = (), **_: Any) -> Any:
+        if op == "train.decode":
+            time.sleep(0.001)
+            return {"absent": True} if self.longest < 100 else {}, []
         tokens, places = arrays
         assert op == "train.logits" and tokens.max() < TINY.model.vocab
         self.asked.append((tokens.shape, places.tolist()))
@@ -44,3 +47,9 @@ def test_three_lengths_of_one_sequence_are_timed_here() -> None:
 def test_a_length_that_the_program_cannot_do_is_left_out() -> None:
     assert list(prefill_speed(Reader(128), TINY)) == ["64", "128"]
     assert prefill_speed(Reader(10), TINY) == {}
+
+
+def test_decoding_is_timed_where_there_is_a_step() -> None:
+    speed = decode_speed(Reader(200))
+    assert speed is not None and speed["n"] == 3 and speed["value"] is not None and 0 < speed["value"] <= 32_000
+    assert decode_speed(Reader(50)) is None

@@ -13,6 +13,7 @@ import pytest
 import verifier_assets as assets
 
 from common.records import CheckOutcome
+from pipeline.designer import DELTA_NET, render
 from training.programs import Program
 from training.reports import failure_text
 from training.sandbox import choose
@@ -172,6 +173,35 @@ def test_what_only_counts_calls_or_changes_speed_is_a_warning(worker: Worker, na
     _, found = judged(worker, assets.COUNTS[name], *(("shapes",) if "module" in name else ()), "state")
     failed = [outcome for outcome in found if not outcome.passed]
     assert failed and all(outcome.severity == "warn" for outcome in failed), found
+
+
+STEP = """
+    def step(self, x_t, state=None):
+        past = x_t if state is None else torch.cat([state, x_t], dim=1)
+        return self(past)[0][:, -1:]{wrong}, {kept}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kept", "said"),
+    [
+        ("", "past", "the cache grows"),
+        (" * 1.01", "past", "differs from the parallel form"),
+        ("[:, :, :3]", "past", "of another shape"),
+        ("", "past.no", "raises AttributeError"),
+    ],
+)
+def test_a_step_is_compared_with_forward(worker: Worker, wrong: str, kept: str, said: str) -> None:
+    text = assets.BASE.rstrip() + "\n" + STEP.format(wrong=wrong, kept=kept)
+    context, (outcome,) = judged(worker, text, "decode")
+    assert outcome.severity == "warn" and not outcome.passed and said in outcome.detail
+    assert context.facts == {"decode": False, "state_bytes": None}
+
+
+def test_a_step_of_a_design_is_found_equal_to_forward(worker: Worker) -> None:
+    context, (outcome,) = judged(worker, render(DELTA_NET, "delta_net_step"), "decode")
+    assert outcome.passed, outcome.detail
+    assert context.facts["decode"] is True and context.facts["state_bytes"] > 0
 
 
 def test_decoding_is_reported_only_where_it_holds(worker: Worker) -> None:

@@ -1,4 +1,5 @@
-"""How fast the trained model reads: tokens a second of a prefill at three lengths, by the clock of this process.
+"""How fast the trained model reads and writes: tokens a second of a prefill at three lengths, and of decoding where the
+program offers `step`, by the clock of this process.
 
 Measured between training and scoring, on random tokens: nothing that is scored is shown. One sequence at a time, since
 that shows what a length costs. The pipe and the logits of one place are in the time, a few tenths of a millisecond.
@@ -15,11 +16,13 @@ import numpy as np
 from training.profiles import Profile
 from training.scorer.client import OperationFailed, Worker
 
-__all__ = ["prefill_speed"]
+__all__ = ["decode_speed", "prefill_speed"]
 
 MULTIPLES = (1, 2, 4)
 """Of the training length."""
 REPEATS = 3
+DECODED = 32
+"""Tokens of one continuation."""
 
 
 def prefill_speed(worker: Worker, profile: Profile) -> dict[str, dict[str, float | int | None]]:
@@ -39,6 +42,27 @@ def prefill_speed(worker: Worker, profile: Profile) -> dict[str, dict[str, float
         se = statistics.stdev(rates) / math.sqrt(len(rates))
         found[str(length)] = {"value": statistics.fmean(rates), "n": len(rates), "se": se}
     return found
+
+
+def decode_speed(worker: Worker) -> dict[str, float | int | None] | None:
+    """{value: tokens a second of one sequence written token by token, n: repeats, se}; None where the program has no
+    step, or it raises.
+
+    Raises:
+        WorkerDied: the worker does not live through it.
+    """
+    rates = []
+    try:
+        for repeat in range(1 + REPEATS):
+            begun = time.perf_counter()
+            answer, _ = worker.call("train.decode", {"tokens": DECODED})
+            if "absent" in answer:
+                return None
+            if repeat:
+                rates.append(DECODED / (time.perf_counter() - begun))
+    except OperationFailed:
+        return None
+    return {"value": statistics.fmean(rates), "n": REPEATS, "se": statistics.stdev(rates) / math.sqrt(REPEATS)}
 
 
 def _rates(worker: Worker, length: int, vocab: int) -> list[float]:

@@ -28,7 +28,7 @@ from training.scorer import answers
 from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
 from training.scorer.confirm import UnrepeatableError
-from training.scorer.efficiency import prefill_speed
+from training.scorer.efficiency import decode_speed, prefill_speed
 from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
@@ -148,7 +148,7 @@ def _phases(
     answer = _train(job, profile, worker, pulse, place, result)
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
     pulse.emit({"event": "stage", "name": "score"})
-    result["prefill"] = prefill_speed(worker, profile)
+    result["prefill"], result["decode"] = prefill_speed(worker, profile), decode_speed(worker)
     result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
     begun = time.perf_counter()
     with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:

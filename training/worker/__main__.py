@@ -24,7 +24,7 @@ from training.worker.state import Op, WorkerState
 
 __all__ = ["main"]
 
-MODULES = ("training.worker.inspection", "training.worker.train", "training.worker.weights")
+MODULES = ("training.worker.inspection", "training.worker.train", "training.worker.decoding", "training.worker.weights")
 """Where operations are registered, each in a table OPS. Imported before the candidate, so that they hold torch
 unpatched."""
 

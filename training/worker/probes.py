@@ -215,11 +215,14 @@ def decode(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit)
     """{spec, prompt}, [x [1, T, W]] -> {kept: whether a cache is kept, error, state_bytes: after prompt and at the
     end}, [output of the whole, output of the prompt and then of one token a call].
 
-    Tried with past_key_values=None, as it begins, then with a cache object as fla's models pass it.
+    A program with a method step is asked through it, one token a call from the first on. Others are tried with
+    past_key_values=None, as it begins, then with a cache object as fla's models pass it.
     """
     spec, prompt = meta["spec"], int(meta["prompt"])
     with _no_grad(), autocast(spec, state.device):
         whole = to_numpy(output(call(build(state, spec), to_tensor(arrays[0], spec, state.device), spec)))
+        if callable(getattr(build(state, spec), "step", None)):
+            return _stepped(build(state, spec), spec, prompt, arrays[0], state.device, whole)
         for start in (None, Cache()):
             mixer, cache, parts, sizes = build(state, spec), start, [], []
             edges = [0, *range(prompt, arrays[0].shape[1] + 1)]
@@ -239,6 +242,22 @@ def decode(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit)
             if sizes and sizes[-1]:
                 return {"kept": True, "error": None, "state_bytes": [sizes[0], sizes[-1]]}, [whole, *parts]
     return {"kept": False, "error": None, "state_bytes": []}, [whole]
+
+
+def _stepped(mixer: Any, spec: dict[str, Any], prompt: int, x: np.ndarray, device: str, whole: np.ndarray) -> Reply:
+    """The same through step(x_t [1, 1, W], state) -> (output, state)."""
+    held, parts, sizes = None, [], []
+    try:
+        for at in range(x.shape[1]):
+            value = mixer.step(to_tensor(x[:, at : at + 1], spec, device), held)
+            held = value[1]
+            parts.append(to_numpy(output(value)))
+            sizes.append(_bytes(held))
+    except Exception as error:  # noqa: BLE001 - whatever the candidate raises is the answer
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        return {"kept": True, "error": what, "at": len(parts), "state_bytes": sizes}, [whole]
+    meta = {"kept": True, "error": None, "state_bytes": [sizes[prompt - 1], sizes[-1]]}
+    return meta, [whole, np.concatenate(parts[:prompt], axis=1), *parts[prompt:]]
 
 
 def _bytes(value: Any, depth: int = 0) -> int:
