@@ -17,7 +17,7 @@ DELTA = (_ARCHITECTURES / "delta_net.py").read_text(encoding="utf-8")
 GATED = (_ARCHITECTURES / "gated_delta_net.py").read_text(encoding="utf-8")
 """The text of the seed Gated DeltaNet."""
 
-_RETURN = re.compile(r"^        return (self\.o_proj\(.*\)), None, past_key_values$", re.MULTILINE)
+_RETURN = re.compile(r"^        return (self\.(?:o_proj|tokens)\(.*\)), None, past_key_values$", re.MULTILINE)
 _LAST_LAYER = re.compile(r"^        self\.o_proj = nn\.Linear\(.*\)$", re.MULTILINE)
 _CLASS = re.compile(r"^class DeltaNet\(nn\.Module\):$", re.MULTILINE)
 
