@@ -277,7 +277,7 @@ class _Display:
             table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}")
         if record.learning_curve is not None:
             area = record.learning_curve
-            table.add_row("validation loss, mean over the run", f"{area.value:.4f}", "", f"{area.n} points")
+            table.add_row("mean validation loss", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
             chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
@@ -286,7 +286,7 @@ class _Display:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]
             lost = sum(score.at_chance for score in counted)
-            named = f"mean of {len(counted)}" + (f", {lost} of them at chance" if lost else "")
+            named = f"mean of {len(counted)}" + (f", {lost} at chance" if lost else "")
             table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
