@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -50,8 +50,8 @@ def spawn(
     )
 
 
-def exit_with_parent(interval: float = 0.5) -> None:
-    """Ends this process within about a second of its parent's death.
+def exit_with_parent(interval: float = 0.5, before: Callable[[], None] | None = None) -> None:
+    """Ends this process within about a second of its parent's death, after `before` was called.
 
     Polling works on every platform and, unlike a parent-death signal, does not fire when only the thread that
     started us ends. Does nothing in a process that was not started by `spawn`.
@@ -63,7 +63,11 @@ def exit_with_parent(interval: float = 0.5) -> None:
     def watch() -> None:
         while os.getppid() == int(expected):
             time.sleep(interval)
-        os._exit(70)
+        try:
+            if before is not None:
+                before()
+        finally:
+            os._exit(70)
 
     threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
 

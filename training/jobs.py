@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 from common.errors import JobError
 from common.process import REPOSITORY, spawn
+from training.local_job import SCORER, kill_marked
 
 __all__ = ["CANCELLED", "run_job"]
 
@@ -42,8 +44,10 @@ def run_job(
     Raises:
         JobError: the scorer failed through a fault of ours, or took longer than `timeout`.
     """
+    mark = secrets.token_hex(16)
     process = spawn(
         [sys.executable, str(REPOSITORY / "training" / "scorer" / "main.py")],
+        env={**os.environ, SCORER: mark},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -59,6 +63,7 @@ def run_job(
         return _events(process, tail, drain, on_event, cancel, None if timeout is None else time.monotonic() + timeout)
     finally:
         _kill(process)
+        kill_marked(SCORER, mark)
 
 
 def _events(

@@ -4,6 +4,11 @@ Killing reaches everything of a job. With bubblewrap all of it lives in one pid 
 its first process; with a cgroup one write kills it; in the limited process, whatever left the group by a daemon's
 double fork is found by a variable that only this job has in its environment (it can hide by starting a program without
 it, which is one reason why that backend runs trusted programs only).
+
+A scorer that is killed takes its jobs with it, but for one moment: bubblewrap's child does not yet die with its parent
+when it waits to be let into its namespace, and would wait for ever. So whoever started the scorer ends what still bears
+its mark, and a scorer whose own parent is gone ends its jobs first. Where both are killed within that moment, a process
+that does nothing stays behind.
 """
 
 from __future__ import annotations
@@ -27,7 +32,19 @@ from training.cgroup import Group
 from training.sandbox_job import MAX_ENTRIES
 from training.usage import Usage, disk_usage, oom_kills, tree_usage
 
-__all__ = ["Local", "abandon", "copy_readable", "make_folder", "start_confined", "start_limited"]
+__all__ = [
+    "SCORER",
+    "Local",
+    "abandon",
+    "copy_readable",
+    "kill_marked",
+    "make_folder",
+    "start_confined",
+    "start_limited",
+]
+
+SCORER = "ASI_SCORER"
+"""Variable by which a scorer and the bubblewrap jobs that it starts are known to whoever started it."""
 
 Run = Callable[..., subprocess.Popen[bytes]]
 """Starts a process in a thread that lives as long as its jobs: a parent-death signal follows the thread."""
@@ -111,7 +128,7 @@ class Local:
             os.close(self._first)
             self._first = -1
         if self._tag:
-            _kill_tagged(self._tag)
+            kill_marked(_TAG, self._tag)
         if self._group is not None:
             self._starved = self._group.starved()
             self._group.remove()
@@ -164,7 +181,9 @@ def start_confined(
             os.write(fill, code)
             os.close(fill)
         line = command(loaded, tell)
-        process = run(group.entered(line) if group is not None else line, {"PATH": os.defpath}, inherited)
+        env = {"PATH": os.defpath, SCORER: os.environ.get(SCORER, "")}  # of bubblewrap; the job in it has its own
+        process = run(group.entered(line) if group is not None else line, env, inherited)
+        _GROUPS.add(process.pid)
     except (AsiError, OSError):
         os.close(told)
         _give_up(group, copies)
@@ -255,10 +274,10 @@ def _sweep(place: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kill_tagged(tag: str) -> None:
-    """Kills every process that has the tag in its environment, until two looks find none: a daemon may fork and end
-    between the list of processes and the look at it."""
-    wanted = f"{_TAG}={tag}".encode()
+def kill_marked(variable: str, value: str) -> None:
+    """Kills every process that was started with this variable in its environment, until two looks find none: a daemon
+    may fork and end between the list of processes and the look at it."""
+    wanted = f"{variable}={value}".encode()
     empty = 0
     for _ in range(50):
         found = False

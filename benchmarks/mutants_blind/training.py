@@ -144,7 +144,7 @@ def _memoryless() -> list[Mutant]:
             "a token never sees another: a gated layer in the place of a mixer",
             designed(
                 Genome(state="linear", conv="short"),
-                ("o = memory(q, w, v)", "o = v * (q * w).sum(dim=-1, keepdim=True)"),
+                ("o = remember(q, w, v)", "o = v * (q * w).sum(dim=-1, keepdim=True)"),
                 (
                     "qkv = short_conv(qkv, self.conv_taps.to(qkv.dtype))",
                     "qkv = qkv * self.conv_taps[:, -1].to(qkv.dtype)",

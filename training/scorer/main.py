@@ -32,7 +32,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job on standard input. Returns 0, or 3 when it failed through a fault of ours."""
-    exit_with_parent()
+    exit_with_parent(before=local_job.abandon)
     signal.signal(signal.SIGTERM, _ended)
     emit = _emitter()
     try:
