@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from benchmarks import mutants_blind as blind
 from benchmarks import verifier_report as report
 from benchmarks.good_designs import good_designs
 from benchmarks.mutant import Mutant
@@ -43,6 +44,13 @@ def test_every_mutant_is_a_changed_program_with_its_own_name_and_a_check_to_refu
         assert mutant.fault and mutant.expected and mutant.expected <= checks, (mutant.name, mutant.expected - checks)
         if "static" not in mutant.expected:
             ast.parse(mutant.text)
+
+
+def test_the_blind_set_can_still_be_planted() -> None:
+    """Its edits name lines of our designer's text, which moves on."""
+    planted, sound = blind.mutants(), blind.honest()
+    assert (len(planted), len(sound)) == (170, 36)
+    assert len({item.text for item in (*planted, *sound)}) == 206
 
 
 def test_the_same_programs_are_made_in_every_call() -> None:
