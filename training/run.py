@@ -154,7 +154,12 @@ class Run:
             # Somebody killed the worker, or it killed itself: once more, and if that ends so too it is the program's.
             tell(Event("note", "train", text=f"{answer['detail']}: trained again"))
             answer = self._answer(job, peers, tell, cancel)
-        while answer.get("reason") == "memory" and (half := self._half()) is not None:
+        # Only training takes less memory with a smaller micro-batch; once it is over, a time for it is told.
+        while (
+            answer.get("reason") == "memory"
+            and "train" not in answer.get("seconds", {})
+            and (half := self._half()) is not None
+        ):
             tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
             train = self.profile.train.model_copy(update={"micro_batch": half})
             self.profile = self.profile.model_copy(update={"train": train})

@@ -136,6 +136,13 @@ def test_what_torchrun_asks_for_is_understood() -> None:
 
 
 @pytest.mark.slow
+def test_more_reports_than_a_pipe_holds_stop_nobody(flags: dict[str, Any], profile: Profile, tmp_path: Path) -> None:
+    spec = profile.train.model_copy(update={"steps": 400, "report_every": 1})
+    record = train(launcher(flags, profile.model_copy(update={"train": spec}), 2), KEEPS, tmp_path)
+    assert record.status == "finished" and len(reports(tmp_path)) > 400
+
+
+@pytest.mark.slow
 def test_torchrun_trains_on_two_processes(text_file: Path, tmp_path: Path) -> None:
     torchrun = Path(sys.executable).parent / "torchrun"
     command = [str(torchrun), "--nproc-per-node", "2", "training/train.py", "training/architectures/delta_net.py"]

@@ -43,7 +43,7 @@ def main() -> int:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     operations = _operations()
-    state.ranks.connect(state.device)
+    state.ranks.connect(state.device, channel)
     _limit_memory()
     if state.device == "cpu":
         syscalls.deny()
@@ -76,6 +76,8 @@ def _answer(channel: Channel, state: WorkerState, operations: dict[str, Op], fra
             raise other from error
         if shared:
             state.ranks.collect()
+            if frame.op == "train.run":
+                state.ranks.release()
         reply = Frame("reply", frame.id, frame.op, meta, [np.ascontiguousarray(array) for array in arrays])
         channel.send(reply)
     except ProtocolError:

@@ -35,6 +35,8 @@ _SHARED = frozenset({"train.prepare", "load", "train.build", "train.run"})
 """Calls that every rank answers; all others are rank 0's alone."""
 _PATIENCE = 10.0
 """Seconds to wait for what a follower has to say once rank 0 failed."""
+_MEETING = 300.0
+"""Seconds that the others may take to import torch."""
 _WHOLE_RUN = datetime.timedelta(days=30)
 """How long a rank waits for the others: as long as the trusted side lets all of them live."""
 
@@ -80,14 +82,21 @@ class Ranks:
             ranks._followers.append((process, Channel(process.stdout.fileno(), process.stdin.fileno())))
         return ranks
 
-    def connect(self, device: str) -> None:
+    def connect(self, device: str, channel: Channel) -> None:
         """Meets the other ranks. On CUDA each takes the card of its own number.
 
+        Args:
+            channel: of this rank, to whoever started it.
+
         Raises:
-            RuntimeError: they cannot reach each other.
+            RuntimeError, FollowerError, TimeoutError: they cannot reach each other, or one is gone or does not start.
         """
         if self.world == 1:
             return
+        # From here on everybody waits for everybody, for as long as a run may last: so all have to be there.
+        if self.rank:
+            channel.send(Frame("reply", 0, "connect"))
+        self.collect(_MEETING)
         import torch
         from torch import distributed
 

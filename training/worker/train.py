@@ -148,12 +148,13 @@ def train(
             finite = norm.item() if norm.isfinite() else None
             passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
             used = {"memory_mb": _memory(state.device)}
-            emit({"step": step, **means.take(), "lr": rate, "grad_norm": finite, **passed, **used})
+            report = {"step": step, **means.take(), "lr": rate, "grad_norm": finite, **passed, **used}
+            if not ranks.rank:  # nobody reads what another rank says before training is over
+                emit(report)
         if sender.due(step, steps):
             sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
         sender.trickle()
     sender.flush()
-    ranks.release()
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     state.values["guard"] = guard
