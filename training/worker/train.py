@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from training.worker.optimizer import AdamW, learning_rate
 from training.worker.registers import all_parameters, all_tensors
 from training.worker.snapshot import Restored, Snapshot, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.trial import precision
 from training.worker.validation import Validation
 
 __all__ = ["OPS"]
@@ -127,7 +127,7 @@ def train(
         optimizer.gradients.zero_()
         _agree(state, model, step)
         for part in parts:
-            with _precision(state):
+            with precision(state):
                 losses, total = _losses(model, part, spec)
             total.backward()
             mine.add(losses.detach(), part)
@@ -253,7 +253,7 @@ def logits(
     model: LanguageModel = state.instances["model"]
     model.eval()
     tokens = torch.from_numpy(arrays[0].astype(np.int64)).to(state.device)
-    with torch.no_grad(), _precision(state):
+    with torch.no_grad(), precision(state):
         hidden = model.hidden(tokens)
         if len(arrays) > 1:
             places = torch.from_numpy(arrays[1].astype(np.int64)).to(state.device)
@@ -266,12 +266,6 @@ def logits(
         if changed := guard.found():
             return {"changed": changed[0]}, [answer]
     return {}, [answer]
-
-
-def _precision(state: WorkerState) -> AbstractContextManager[Any]:
-    if state.values.get("dtype") == "bfloat16":
-        return torch.autocast(state.device, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _memory(device: str) -> float | None:
