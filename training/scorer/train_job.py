@@ -184,7 +184,8 @@ def _train(
     found = pulse.found
     if found is not None:
         send(worker, found)
-        call["resume"] = {"step": found.step, "seconds": found.seconds}
+        sizes = {name: array.size for name, array in found.tensors.items()}
+        call["resume"] = {"step": found.step, "seconds": found.seconds, "sizes": sizes}
     pulse.train()
     saver = None
     if place is not None:
@@ -199,7 +200,11 @@ def _train(
         if saver is not None:
             saver.close()
     if "refused" in answer:
-        raise ForgedError(f"a fresh process builds another model: {str(answer['refused'])[:500]}")
+        raise UnrepeatableError(
+            "the run cannot go on from its checkpoint: what the model keeps in parameters and buffers is not what a "
+            f"fresh process has after one forward; make it in __init__, or train without checkpoints: "
+            f"{str(answer['refused'])[:500]}"
+        )
     if "changed" in answer:
         raise ForgedError(answers.changed_parameter(answer["changed"]))
     result["seconds"]["train"] = pulse.train_seconds()
