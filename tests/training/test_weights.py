@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from common.process import REPOSITORY
 from tests.training.test_train_ops import Mixer, changed, make, write
 from training.profiles import load_profile
+from training.scorer.client import CandidateFault
 from training.scorer.confirm import UnrepeatableError
-from training.scorer.fresh import read_weights, write_weights
+from training.scorer.fresh import Fresh, Weights, read_weights, write_weights
 from training.worker import train, weights
 from training.worker.state import WorkerState
 
@@ -140,6 +142,22 @@ class Telling:
 def test_more_buffers_than_a_fresh_process_is_given_are_refused(telling: Telling) -> None:
     with pytest.raises(UnrepeatableError, match="at most 64 MB"):
         read_weights(cast(Any, telling), 1000)
+
+
+def test_all_fresh_processes_share_one_span_of_time() -> None:
+    lives: list[float] = []
+
+    def start(seconds: float) -> Any:
+        lives.append(seconds)
+        return object()
+
+    with Fresh(start, lambda worker: time.sleep(0.3), 0.5) as fresh:
+        fresh.open(Weights([], []))
+        fresh.open(Weights([], []))
+        with pytest.raises(CandidateFault, match=r"did not end within 0\.5 s") as caught:
+            fresh.open(Weights([], []))
+    assert caught.value.reason == "timeout"
+    assert len(lives) == 2 and 0 < lives[1] <= lives[0] - 0.3 <= 0.2
 
 
 @pytest.mark.parametrize("extra", [3, 0])

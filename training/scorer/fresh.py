@@ -105,15 +105,17 @@ class Fresh:
     """Makes such processes. Close it, and the one that waits ends.
 
     Args:
-        start: starts a process, with nothing of the program.
+        start: starts a process, with nothing of the program, that may live for so many seconds.
         build: lets it load the program and build its model.
+        seconds: from now on in which all these processes have to end, or the run takes as long as it makes them.
 
     Attributes:
         overlapped: seconds that starting took beside other work.
     """
 
-    def __init__(self, start: Callable[[], Worker], build: Callable[[Worker], None]) -> None:
+    def __init__(self, start: Callable[[float], Worker], build: Callable[[Worker], None], seconds: float) -> None:
         self._start, self._build = start, build
+        self._seconds, self._end = seconds, time.monotonic() + seconds
         self._waiting: Future[Worker] | None = None
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fresh-worker")
         self.overlapped = 0.0
@@ -127,7 +129,8 @@ class Fresh:
         """The next process, with these weights, which the caller closes.
 
         Raises:
-            ForgedError, UnrepeatableError: they do not fit the model that it builds. CandidateFault: it fails.
+            ForgedError, UnrepeatableError: they do not fit the model that it builds. CandidateFault: it fails, or there
+                is no time left for it.
         """
         self.begin()
         assert self._waiting is not None
@@ -145,8 +148,11 @@ class Fresh:
 
     def _timed(self) -> Worker:
         begun = time.perf_counter()
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise CandidateFault("timeout", f"scoring and its audit did not end within {self._seconds:g} s")
         try:
-            return self._start()
+            return self._start(left)
         finally:
             self.overlapped += time.perf_counter() - begun
 
