@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from training.data.packing import row_type, write_stream
 from training.profiles import Profile, load_profile
 from training.worker.model import LanguageModel, OverBudgetError, fit_width
 from training.worker.optimizer import AdamW, learning_rate
+from training.worker.ranks import Ranks
 from training.worker.state import WorkerState
 from training.worker.train import OPS
 
@@ -144,17 +146,31 @@ def test_micro_batches_give_the_same_training(profile: Profile, tmp_path: Path) 
     assert [event["loss"] for event in parts] == pytest.approx([event["loss"] for event in whole], rel=1e-4)
 
 
+class Sum(nn.Module):
+    """A running sum of random numbers for each place of a text."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(length))
+
+
 class Noisy(Mixer):
-    """Draws from torch's generator, keeps a buffer and a frozen weight."""
+    """Draws from torch's generator, keeps a frozen weight, a buffer, and another in a module that it makes when it
+    first runs."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.register_buffer("seen", torch.zeros(3))
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.sum: Sum | None = None
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        if self.sum is None:
+            self.sum = Sum(hidden_states.shape[1])
         if self.training:
             self.seen += torch.rand(3)
+            self.sum.value = self.sum.value + torch.rand(len(self.sum.value))
+            hidden_states = hidden_states + 0.001 * self.sum.value[:, None]
             hidden_states = hidden_states + 0.01 * torch.randn_like(hidden_states) + 0.001 * self.seen.mean()
         return super().forward(hidden_states)
 
@@ -182,7 +198,11 @@ def test_a_run_that_goes_on_from_a_snapshot_is_the_run_that_was_not_broken_off(
     for name, array in pieces:
         OPS["train.restore"](again, {"name": name}, [array], emit)
     before, events = events, []
-    answer, _ = OPS["train.run"](again, {**call, "resume": {"step": step, "seconds": 7.0}}, [], emit)
+    sizes: Counter[str] = Counter()
+    for name, array in pieces:
+        sizes[name] += array.size
+    resume = {"step": step, "seconds": 7.0, "sizes": dict(sizes)}
+    answer, _ = OPS["train.run"](again, {**call, "resume": resume}, [], emit)
     fresh = ("seconds", "memory_mb")
     kept = [[{k: v for k, v in event.items() if k not in fresh} for event in one] for one in (before, events)]
     assert kept[1] == [event for event in kept[0] if event["step"] > step] and answer["seconds"] > 7
@@ -193,11 +213,16 @@ def test_a_run_that_goes_on_from_a_snapshot_is_the_run_that_was_not_broken_off(
 
 def test_a_snapshot_of_another_model_is_refused_and_changes_nothing(profile: Profile, tmp_path: Path) -> None:
     state, _ = make(profile)
+    before = [parameter.clone() for parameter in state.instances["model"].parameters()]
     OPS["train.restore"](state, {"name": "weights"}, [np.zeros(7, dtype=np.float32)], lambda _: None)
-    answer, _ = OPS["train.run"](
-        state, {**write(profile, tmp_path), "resume": {"step": 3, "seconds": 1.0}}, [], lambda _: None
-    )
+    resume = {"step": 3, "seconds": 1.0, "sizes": {"weights": 7}}
+    answer, _ = OPS["train.run"](state, {**write(profile, tmp_path), "resume": resume}, [], lambda _: None)
     assert "the model has" in answer["refused"]
+    assert all(map(torch.equal, before, state.instances["model"].parameters()))
+    state, _ = make(profile)
+    state.ranks = Ranks(1, 2)  # it must not wait for rank 0, which refuses
+    answer, _ = OPS["train.run"](state, {**write(profile, tmp_path), "resume": resume}, [], lambda _: None)
+    assert "does not fit" in answer["refused"]
 
 
 def test_z_loss_and_auxiliary_loss_are_added_only_by_setting(profile: Profile, tmp_path: Path) -> None:

@@ -23,17 +23,20 @@ from training.worker.train import OPS
 
 
 class Moody(Mixer):
-    """Draws random numbers and counts its calls in a buffer, in evaluation too, and adds both to its output."""
+    """Draws random numbers and counts its calls in two buffers, in evaluation too, and adds all to its output. One
+    buffer is written into, the other replaced."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("again", torch.zeros(()))
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, None, None]:
         self.calls += 1
-        noise = nn.functional.dropout(hidden_states, 0.1, training=True) * torch.sin(self.calls)
+        self.again = self.again + 1
+        noise = nn.functional.dropout(hidden_states, 0.1, training=True) * torch.sin(self.calls) * torch.cos(self.again)
         return super().forward(hidden_states + 0.1 * noise)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from common.process import REPOSITORY
 from tests.training.test_train_ops import Mixer, changed, make, write
 from training.profiles import load_profile
+from training.scorer.client import CandidateFault
+from training.scorer.confirm import UnrepeatableError
+from training.scorer.fresh import Fresh, Weights, read_weights, write_weights
 from training.worker import train, weights
 from training.worker.state import WorkerState
 
@@ -61,6 +65,99 @@ def test_a_restored_model_answers_as_the_trained_one(tmp_path: Path) -> None:
     state, _ = trained(tmp_path, Keeping)
     again, refused = restored(state, Keeping)
     assert not refused and (ask(again)[1][0] == ask(state)[1][0]).all()
+
+
+class Table(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(width))
+
+
+class Making(Mixer):
+    """Makes a module with a buffer in a forward pass of training, at first the first, and counts these passes."""
+
+    waits = 0
+
+    def __init__(self, hidden_size: int = 64, **_: Any) -> None:
+        super().__init__(hidden_size)
+        self.width, self.passes, self.table = hidden_size, 0, None
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        if self.training:
+            self.passes += 1
+            if self.table is None and self.passes > self.waits:
+                self.table = Table(self.width)  # type: ignore[assignment]
+            if self.table is not None:
+                self.table.scale += 0.1 * torch.rand(())
+            self.seen = self.seen + 1
+        scale = 1.0 if self.table is None else self.table.scale
+        return super().forward(hidden_states * scale + self.seen)
+
+
+class Here:
+    """Behind the interface of a worker, its operations in this process."""
+
+    def __init__(self, state: WorkerState) -> None:
+        self.state = state
+
+    def call(self, op: str, meta: dict[str, Any], arrays: Any = ()) -> tuple[dict[str, Any], list[np.ndarray]]:
+        return OPS[op](self.state, meta, list(arrays), lambda *_: None)
+
+
+def test_a_module_made_in_the_first_forward_gets_its_buffers(tmp_path: Path) -> None:
+    state, _ = trained(tmp_path, Making)
+    again, _ = make(PROFILE, Making, seed=7)
+    drawn = torch.get_rng_state()
+    write_weights(cast(Any, Here(again)), read_weights(cast(Any, Here(state)), 100_000))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert (ask(again)[1][0] == ask(state)[1][0]).all()
+
+
+def test_a_module_that_a_fresh_process_does_not_make_is_refused(tmp_path: Path) -> None:
+    late = type("Late", (Making,), {"waits": 3})
+    weights = read_weights(cast(Any, Here(trained(tmp_path, late)[0])), 100_000)
+    with pytest.raises(UnrepeatableError, match=r"no module for blocks\.0\.mixer\.table\.scale"):
+        write_weights(cast(Any, Here(make(PROFILE, late)[0])), weights)
+
+
+class Telling:
+    """Answers the scorer's questions for weights with `size` bytes of `count` tensors each time, of `total`."""
+
+    def __init__(self, count: int, size: int, total: int) -> None:
+        self.count, self.size, self.total, self.asked = count, size, total, 0
+
+    def call(self, op: str, meta: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        self.asked += 1
+        assert self.asked < 100, "asked without end"
+        told = [["x", "uint8"]] * self.count
+        return {"total": self.total, "tensors": told}, [np.zeros(self.size, np.uint8)] * self.count
+
+
+@pytest.mark.parametrize(
+    "telling",
+    [Telling(1, 1 << 27, 2), Telling(1, 0, 1 << 40), Telling(70_000, 0, 1)],
+    ids=["large", "many", "empty"],
+)
+def test_more_buffers_than_a_fresh_process_is_given_are_refused(telling: Telling) -> None:
+    with pytest.raises(UnrepeatableError, match="at most 64 MB"):
+        read_weights(cast(Any, telling), 1000)
+
+
+def test_all_fresh_processes_share_one_span_of_time() -> None:
+    lives: list[float] = []
+
+    def start(seconds: float) -> Any:
+        lives.append(seconds)
+        return object()
+
+    with Fresh(start, lambda worker: time.sleep(0.3), 0.5) as fresh:
+        fresh.open(Weights([], []))
+        fresh.open(Weights([], []))
+        with pytest.raises(CandidateFault, match=r"did not end within 0\.5 s") as caught:
+            fresh.open(Weights([], []))
+    assert caught.value.reason == "timeout"
+    assert len(lives) == 2 and 0 < lives[1] <= lives[0] - 0.3 <= 0.2
 
 
 @pytest.mark.parametrize("extra", [3, 0])

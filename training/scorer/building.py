@@ -13,9 +13,10 @@ from training.scorer.heldout import ForgedError
 __all__ = ["build", "launched", "prepare", "rebuild"]
 
 
-def launched(job: dict[str, Any], start: Callable[[], Worker]) -> Worker:
-    """A process in which nothing of the program has run, with torch imported and precision and seeds fixed."""
-    worker = start()
+def launched(job: dict[str, Any], start: Callable[[float], Worker], seconds: float) -> Worker:
+    """A process that may live for so many seconds, in which nothing of the program has run, with torch imported and
+    precision and seeds fixed."""
+    worker = start(seconds)
     try:
         prepare(job, worker)
     except BaseException:

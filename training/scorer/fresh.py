@@ -17,11 +17,14 @@ import numpy as np
 
 from common.errors import SandboxError
 from training.scorer.client import CandidateFault, Worker
+from training.scorer.confirm import UnrepeatableError
 from training.scorer.heldout import ForgedError
 
 __all__ = ["Fresh", "Weights", "read_weights", "write_weights"]
 
 _SPARE_BYTES = 64 << 20
+_TENSOR_BYTES = 1 << 10
+"""What a tensor counts beside its values, so that empty ones are bounded too."""
 _PART = 1 << 28
 _LONGEST_NAME = 500
 _DTYPES = frozenset(
@@ -42,16 +45,24 @@ def read_weights(worker: Worker, parameters: int) -> Weights:
     """The weights of a trained model.
 
     Raises:
-        ForgedError: they are not what a model of so many parameters has.
+        ForgedError: they are not what a model of so many parameters has. UnrepeatableError: they are more than fresh
+            processes are given.
     """
     wrong = ForgedError(f"expected the weights of a model with {parameters:,} parameters, got something else")
-    weights, left = Weights([], []), 16 * parameters + _SPARE_BYTES
+    most = 16 * parameters + _SPARE_BYTES
+    weights, left = Weights([], []), most
     while True:
         meta, part = worker.call("train.read", {"from": len(weights.arrays)})
-        left -= sum(array.nbytes for array in part)
+        left -= sum(array.nbytes + _TENSOR_BYTES for array in part)
         total, told = meta.get("total"), meta.get("tensors")
-        if not isinstance(total, int) or not isinstance(told, list) or len(told) != len(part) or left < 0:
+        if not isinstance(total, int) or not isinstance(told, list) or len(told) != len(part):
             raise wrong
+        if left < 0 or total > most // _TENSOR_BYTES:
+            raise UnrepeatableError(
+                f"expected parameters and buffers of at most {most >> 20} MB in all ({_TENSOR_BYTES} bytes more for "
+                f"each), got more, in {total:,} tensors: no fresh process can be given them, so no score can be "
+                "audited; make fewer or smaller buffers"
+            )
         for entry in told:
             if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
                 raise wrong
@@ -69,7 +80,8 @@ def write_weights(worker: Worker, weights: Weights) -> None:
     """Gives a freshly built model these weights.
 
     Raises:
-        ForgedError: its parameters are others, so the program built another model than before.
+        ForgedError: its parameters are others, so the program built another model than before. UnrepeatableError: it
+            has no module for one of them, also after it ran.
     """
     arrays, at = weights.arrays, 0
     while at < len(arrays):
@@ -79,6 +91,11 @@ def write_weights(worker: Worker, weights: Weights) -> None:
             stop += 1
         last = stop == len(arrays)
         meta, _ = worker.call("train.write", {"tensors": weights.tensors[at:stop], "last": last}, arrays[at:stop])
+        if meta.get("unplaced"):
+            raise UnrepeatableError(
+                f"a fresh process of the program, run once, has no module for {str(meta['unplaced'])[:300]}, which the "
+                "trained model has, so no score can be audited; make modules in __init__ or in the first forward"
+            )
         if meta.get("refused"):
             raise ForgedError(f"a fresh process builds another model: {str(meta['refused'])[:300]}")
         at = stop
@@ -88,15 +105,17 @@ class Fresh:
     """Makes such processes. Close it, and the one that waits ends.
 
     Args:
-        start: starts a process, with nothing of the program.
+        start: starts a process, with nothing of the program, that may live for so many seconds.
         build: lets it load the program and build its model.
+        seconds: from now on in which all these processes have to end, or the run takes as long as it makes them.
 
     Attributes:
         overlapped: seconds that starting took beside other work.
     """
 
-    def __init__(self, start: Callable[[], Worker], build: Callable[[Worker], None]) -> None:
+    def __init__(self, start: Callable[[float], Worker], build: Callable[[Worker], None], seconds: float) -> None:
         self._start, self._build = start, build
+        self._seconds, self._end = seconds, time.monotonic() + seconds
         self._waiting: Future[Worker] | None = None
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fresh-worker")
         self.overlapped = 0.0
@@ -110,7 +129,8 @@ class Fresh:
         """The next process, with these weights, which the caller closes.
 
         Raises:
-            ForgedError: they do not fit the model that it builds. CandidateFault: it fails.
+            ForgedError, UnrepeatableError: they do not fit the model that it builds. CandidateFault: it fails, or there
+                is no time left for it.
         """
         self.begin()
         assert self._waiting is not None
@@ -128,8 +148,11 @@ class Fresh:
 
     def _timed(self) -> Worker:
         begun = time.perf_counter()
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise CandidateFault("timeout", f"scoring and its audit did not end within {self._seconds:g} s")
         try:
-            return self._start()
+            return self._start(left)
         finally:
             self.overlapped += time.perf_counter() - begun
 

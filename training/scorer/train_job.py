@@ -10,8 +10,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,14 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
-    def start(reads: list[Path], world: int = 1) -> Worker:
-        return Worker(
-            sandbox,
-            program,
-            reads=reads,
-            limits=limits.times(world),
-            env={"ASI_WORLD": str(world)},
-            timeout=profile.limits.seconds,
-        )
+    def start(seconds: float, reads: Sequence[Path] = (), world: int = 1) -> Worker:
+        allowed = replace(limits, seconds=seconds).times(world)
+        return Worker(sandbox, program, reads=reads, limits=allowed, env={"ASI_WORLD": str(world)}, timeout=seconds)
 
-    with start(reads, world) as worker:
+    with start(limits.seconds, reads, world) as worker:
         pulse = _Pulse(worker, emit, profile.train.steps, found)
         try:
-            _phases(job, profile, worker, partial(start, []), pulse, place, result, started)
+            _phases(job, profile, worker, start, pulse, place, result, started)
         except CandidateFault as fault:
             result |= {"status": "failed", "reason": _REASONS.get(fault.reason, "crashed"), "detail": _detail(fault)}
             result["from_outside"] = isinstance(fault, WorkerDied) and fault.from_outside
@@ -120,7 +115,7 @@ def _phases(
     job: dict[str, Any],
     profile: Profile,
     worker: Worker,
-    start: Callable[[], Worker],
+    start: Callable[[float], Worker],
     pulse: _Pulse,
     place: Place | None,
     result: dict[str, Any],
@@ -151,7 +146,8 @@ def _phases(
     result["prefill"], result["decode"] = prefill_speed(worker, profile), decode_speed(worker)
     result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
     begun = time.perf_counter()
-    with Fresh(partial(launched, job, start), partial(rebuild, job, profile, result["parameters"])) as fresh:
+    rebuilt = partial(rebuild, job, profile, result["parameters"])
+    with Fresh(partial(launched, job, start), rebuilt, profile.limits.seconds) as fresh:
         fresh.begin()  # beside the scoring
         scoring = Scoring(job, profile, worker, fresh, result)
         scoring.check_reported(*pulse.last)
@@ -184,7 +180,8 @@ def _train(
     found = pulse.found
     if found is not None:
         send(worker, found)
-        call["resume"] = {"step": found.step, "seconds": found.seconds}
+        sizes = {name: array.size for name, array in found.tensors.items()}
+        call["resume"] = {"step": found.step, "seconds": found.seconds, "sizes": sizes}
     pulse.train()
     saver = None
     if place is not None:
@@ -199,7 +196,11 @@ def _train(
         if saver is not None:
             saver.close()
     if "refused" in answer:
-        raise ForgedError(f"a fresh process builds another model: {str(answer['refused'])[:500]}")
+        raise UnrepeatableError(
+            "the run cannot go on from its checkpoint: what the model keeps in parameters and buffers is not what a "
+            f"fresh process has after one forward; make it in __init__, or train without checkpoints: "
+            f"{str(answer['refused'])[:500]}"
+        )
     if "changed" in answer:
         raise ForgedError(answers.changed_parameter(answer["changed"]))
     result["seconds"]["train"] = pulse.train_seconds()

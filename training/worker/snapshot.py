@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.worker.registers import all_parameters, all_tensors
 
-__all__ = ["Restored", "Snapshot", "plain", "state_of", "unheld"]
+__all__ = ["Restored", "Snapshot", "plain", "sizes_of", "state_of", "unheld"]
 
 PIECE = 64 << 20
 """Bytes of one piece."""
@@ -36,6 +36,11 @@ def state_of(model: torch.nn.Module, vectors: dict[str, Tensor], device: str) ->
     if device == "cuda":
         found["rng_cuda"] = _padded(torch.cuda.get_rng_state())
     return found
+
+
+def sizes_of(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """How many elements a checkpoint of these tensors holds of each."""
+    return {name: plain(tensor.detach()).numel() for name, tensor in tensors.items()}
 
 
 def unheld(model: torch.nn.Module) -> list[Tensor]:
@@ -92,7 +97,7 @@ class Restored:
             Why they do not fit; then nothing was changed.
         """
         values = {name: np.concatenate(parts) for name, parts in self._pieces.items()}
-        sizes = {name: plain(tensor.detach()).numel() for name, tensor in tensors.items()}
+        sizes = sizes_of(tensors)
         if {name: value.size for name, value in values.items()} != sizes:
             return f"the checkpoint holds {_sizes(values)}, the model has {dict(list(sizes.items())[:8])}"
         with torch.no_grad():

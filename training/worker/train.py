@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from training.worker.guard import Guard
 from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
 from training.worker.registers import all_parameters, all_tensors
-from training.worker.snapshot import Restored, Snapshot, state_of, unheld
+from training.worker.snapshot import Restored, Snapshot, sizes_of, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.trial import precision, try_once
 from training.worker.validation import Validation
 
 __all__ = ["OPS"]
@@ -85,8 +85,9 @@ def train(
 
     Args:
         meta: {stream, type, train: the profile's section}, and optionally checkpoint: {steps, seconds, at}, the
-            intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds}, from where the
-            restored checkpoint goes on; validation: {every}, with what `logits` is then asked as arrays.
+            intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds, sizes: name ->
+            elements}, from where the restored checkpoint goes on, and what is in it; validation: {every}, with what
+            `logits` is then asked as arrays.
 
     Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds, memory_mb} every `report_every` steps: means since the
     last report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated
@@ -108,7 +109,7 @@ def train(
     torch.manual_seed(state.values["seed"] + 1)
     model.train()
     model.recompute = bool(spec["recompute"])
-    done, spent = _resume(state, meta.get("resume"), model, optimizer, means)
+    done, spent = _resume(state, meta.get("resume"), optimizer, means, (micro, length))
     if isinstance(done, str):
         return {"refused": done}, []
     ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
@@ -127,7 +128,7 @@ def train(
         optimizer.gradients.zero_()
         _agree(state, model, step)
         for part in parts:
-            with _precision(state):
+            with precision(state):
                 losses, total = _losses(model, part, spec)
             total.backward()
             mine.add(losses.detach(), part)
@@ -189,18 +190,26 @@ def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[
 
 
 def _resume(
-    state: WorkerState, resume: Mapping[str, Any] | None, model: LanguageModel, optimizer: AdamW, means: Means
+    state: WorkerState, resume: Mapping[str, Any] | None, optimizer: AdamW, means: Means, shape: tuple[int, int]
 ) -> tuple[int | str, float]:
     """(Steps that are done, seconds they took), after putting a restored checkpoint in place; or why it does not
-    fit."""
+    fit. Where it does not at first, the model runs once on tokens of this `shape`, and so makes what it makes late."""
     restored: Restored | None = state.values.pop("restored", None)
-    if resume is not None and state.ranks.rank > 0:
+    if resume is None:
+        return 0, 0.0
+
+    def held() -> dict[str, Tensor]:
+        return state_of(state.instances["model"], {**optimizer.vectors, **means.state}, state.device)
+
+    if sizes_of(held()) != resume["sizes"]:
+        try_once(state, *shape)
+    if state.ranks.rank > 0:
         # It is given rank 0's state before the first step.
         optimizer.steps = int(resume["step"])
-        return optimizer.steps, 0.0
-    if resume is None or restored is None:
+        return optimizer.steps if sizes_of(held()) == resume["sizes"] else "the checkpoint does not fit", 0.0
+    if restored is None:
         return 0, 0.0
-    refused = restored.into(state_of(model, {**optimizer.vectors, **means.state}, state.device), state.device)
+    refused = restored.into(held(), state.device)
     if refused is not None:
         return refused, 0.0
     optimizer.steps = int(resume["step"])
@@ -254,7 +263,7 @@ def logits(
     model: LanguageModel = state.instances["model"]
     model.eval()
     tokens = torch.from_numpy(arrays[0].astype(np.int64)).to(state.device)
-    with torch.no_grad(), _precision(state):
+    with torch.no_grad(), precision(state):
         hidden = model.hidden(tokens)
         if len(arrays) > 1:
             places = torch.from_numpy(arrays[1].astype(np.int64)).to(state.device)
@@ -267,12 +276,6 @@ def logits(
         if changed := guard.found():
             return {"changed": changed[0]}, [answer]
     return {}, [answer]
-
-
-def _precision(state: WorkerState) -> AbstractContextManager[Any]:
-    if state.values.get("dtype") == "bfloat16":
-        return torch.autocast(state.device, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _memory(device: str) -> float | None:

@@ -1,20 +1,19 @@
 """Logits of a fixed sample while training goes on, for the validation loss; the scorer computes the loss.
 
-Asking must leave no trace in the run: generators and buffers are put back, so that training with and without it gives
-the same weights to the last bit. Not covered: what a program keeps elsewhere, such as a counter in a Python attribute.
+Asking must leave no trace in the run (training/worker/trial.py), so that training with and without it gives the same
+weights to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from training.worker.registers import all_parameters, all_tensors
 from training.worker.state import Emit
+from training.worker.trial import undone
 
 __all__ = ["Validation"]
 
@@ -49,21 +48,6 @@ class Validation:
         """Emits {validation: step} with logits float32 [N, V] where `step` is a multiple of `every`, or the last."""
         if self._every is None or (step % self._every and step != steps):
             return
-        with _untouched(model):
+        with undone(model):
             answer = self._ask(self._asked)
         self._emit({"validation": step}, answer)
-
-
-@contextmanager
-def _untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever is done inside, afterwards generators, buffers and the training mode are as they were."""
-    buffers = all_tensors(model)[len(all_parameters(model)) :]
-    before = [buffer.clone() for buffer in buffers]
-    training = model.training
-    devices = [torch.cuda.current_device()] if any(p.is_cuda for p in all_parameters(model)) else []
-    with torch.random.fork_rng(devices):
-        yield
-    model.train(training)
-    with torch.no_grad():
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)

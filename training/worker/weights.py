@@ -16,11 +16,14 @@ from training.worker.model import LanguageModel
 from training.worker.registers import named_buffers, named_parameters, register_buffer
 from training.worker.snapshot import plain
 from training.worker.state import Emit, Op, WorkerState
+from training.worker.trial import dense, try_once
 
 __all__ = ["OPS"]
 
 _PART = 1 << 28
 """Bytes of weights in one answer."""
+_TRIED = 2, 64
+"""Rows and length of the input with which a model is run to make what it makes only then."""
 
 
 def read(
@@ -50,8 +53,9 @@ def write(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Gives a built model what `read` gave. meta: {tensors, last: whether these are the last}.
 
-    Buffers that the model makes only when it runs are registered. Returns {refused: why} where a parameter is missing,
-    is none of the model's or has another shape.
+    Buffers that the model makes only when it runs are registered; where it has no module for one, it is run once, so
+    that it makes that too. Returns {refused: why} where a parameter is missing or has another shape, {unplaced: name}
+    where something still has no module.
     """
     model: LanguageModel = state.instances["model"]
     parameters, buffers = named_parameters(model), named_buffers(model)
@@ -59,10 +63,12 @@ def write(
     for (name, kind), array in zip(meta["tensors"], arrays, strict=True):
         value = _typed(torch.from_numpy(array.copy()), getattr(torch, kind))
         target = parameters.get(name, buffers.get(name))
-        if target is not None and (target.shape, target.dtype) == (value.shape, value.dtype) and _whole(target):
+        if target is not None and (target.shape, target.dtype) == (value.shape, value.dtype) and dense(target):
             target.detach().copy_(value)
-        elif name in parameters or not register_buffer(model, name, value.to(state.device)):
-            return {"refused": f"{name} has another shape or dtype, or no place"}, []
+        elif name in parameters:
+            return {"refused": f"{name} has another shape or dtype"}, []
+        elif not _placed(state, name, value.to(state.device)):
+            return {"unplaced": name}, []
         written.add(name)
     if not meta["last"]:
         return {}, []
@@ -72,14 +78,21 @@ def write(
     return {}, []
 
 
+def _placed(state: WorkerState, name: str, value: Tensor) -> bool:
+    """Registers a buffer, in a module that the model makes when it first runs if need be. False: there is none."""
+    model: LanguageModel = state.instances["model"]
+    if register_buffer(model, name, value):
+        return True
+    if state.values.setdefault("tried", False):
+        return False
+    try_once(state, *_TRIED)
+    state.values["tried"] = True
+    return register_buffer(model, name, value)
+
+
 def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
     """What `plain` made of a tensor of `dtype`, as it was."""
     return torch.view_as_complex(value) if dtype.is_complex else value.to(dtype)
-
-
-def _whole(tensor: Tensor) -> bool:
-    """Whether each of its elements has a place of its own in memory."""
-    return all(step > 0 or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 OPS: dict[str, Op] = {"train.read": read, "train.write": write}
