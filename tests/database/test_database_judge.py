@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +12,18 @@ from typing import Any
 
 import pytest
 
-from common.llm import NoUsableAnswerError, ScriptedBackend
+from common.embeddings import EmbeddingClient
+from common.knobs import Database as DatabaseSettings
+from common.llm import NoUsableAnswerError, ScriptedBackend, open_llm
 from common.records import Baseline
+from common.settings import Settings
 from database.evaluate_agent.model_judger import ModelJudger, Subject
 from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.score import evaluate, evidence_of
+from database.memory import Memory
 from database.models import Element
-from tests.database.db_service import BASELINE, Service, element_of, run_of
+from database.store import open_store
+from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of
 from tests.llm_endpoint import FakeEndpoint, Request, Response, ok, slow, status
 
 GOOD = {
@@ -123,6 +129,43 @@ def test_what_fails_stays_unscored_is_told_and_is_tried_again(start: Callable[..
         service.delete("/elements/all")
         until(lambda: service.client.stats()["judge"]["failed"] == 0)
         assert service.stop() == 0
+
+
+def test_a_verdict_that_the_store_refuses_is_kept_later_and_not_bought_again(
+    tmp_path: Path, embedding: EmbeddingDouble
+) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite", lock_timeout=0.05)
+    holder = sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None, check_same_thread=False)
+
+    def answer(request: Request) -> Response:
+        # Another process takes the file while the model thinks.
+        holder.execute("BEGIN IMMEDIATE")
+        return ok(GOOD)(request)
+
+    with FakeEndpoint([answer], default=ok(GOOD)) as endpoint:
+        judger = ModelJudger(open_llm(endpoint.settings(), None), "double")
+        embedder = EmbeddingClient(Settings.model_validate({"services": {"embedding_url": embedding.url}}))
+        memory = Memory(open_store(settings), embedder, settings, judger)
+        store, judging = memory.store, memory.judging
+        assert judging is not None
+        store.write(lambda session: memory.scores.choose(session, "double"))
+        memory.put_baseline(BASELINE)
+        for number, parent in ((1, None), (2, 1)):
+            element = element_of(number, parent)
+            memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
+        memory.settling.settle()
+        for _ in range(3):
+            assert not judging.step()
+            assert len(endpoint.requests) == 1 and "locked" in str(judging.last_error)
+        holder.execute("ROLLBACK")
+        judging.step()
+        assert memory.score_details(2)["judgement"]["judged_by"] == "double"
+        assert judging.last_error is None and len(endpoint.requests) == 1
+        usage = store.read(lambda session: session.ledger.usage(0, 10))
+        assert [(record.index, record.calls, record.input_tokens) for _, record in usage] == [(2, 1, 120)]
+        memory.close()
+        embedder.close()
+    holder.close()
 
 
 @pytest.mark.parametrize(
