@@ -24,7 +24,7 @@ from database.memory import Memory
 from database.models import Element
 from database.store import open_store
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of
-from tests.llm_endpoint import FakeEndpoint, Request, Response, ok, slow, status
+from tests.llm_endpoint import FakeEndpoint, Request, Response, ok, status
 
 GOOD = {
     "judgement_reason": "Loss 2 % lower; a second gate; linear.",
@@ -55,7 +55,13 @@ def score_of(service: Service, index: int) -> float | None:
 
 
 def test_a_model_judges_once_and_no_request_waits_for_it(start: Callable[..., Service], tmp_path: Path) -> None:
-    with FakeEndpoint([slow(2.0, ok(GOOD))], default=ok(GOOD)) as endpoint:
+    answers = threading.Event()
+
+    def thinks(request: Request) -> Response:
+        assert answers.wait(60)
+        return ok(GOOD)(request)
+
+    with FakeEndpoint([thinks], default=ok(GOOD)) as endpoint:
         service = start(env=judged_by(endpoint))
         service.client.put_baseline(BASELINE)
         assert service.add_experiment(1, None, 4.0, 0.5)["score"] == pytest.approx(0.5 + 0.5 + 4 / 9)
@@ -65,11 +71,11 @@ def test_a_model_judges_once_and_no_request_waits_for_it(start: Callable[..., Se
         asking.start()
         until(lambda: len(endpoint.requests) == 1)
         # While the model thinks, the store is read and written.
-        began = time.monotonic()
         service.add("meanwhile", 1)
         service.client.add_candidate(1)
         assert service.get("/v2/elements/2/score")["missing"] == ["not judged yet by double"]
-        assert time.monotonic() - began < 1.5
+        assert len(endpoint.requests) == 1, "it thinks still"
+        answers.set()
         asking.join(20)
         details = service.client.score_details(2)
         assert (
@@ -110,9 +116,8 @@ def test_what_fails_stays_unscored_is_told_and_is_tried_again(start: Callable[..
         service = start(env=judged_by(endpoint, OUTPUT_MODE="prompted"))
         service.client.put_baseline(BASELINE)
         service.add_experiment(1, None, 4.0, 0.5)
-        began = time.monotonic()
+        # The endpoint is asked again after 5 s, and would answer: had the request waited, it would have its score.
         assert service.add_experiment(2, 1, 3.9, 0.5)["score"] is None
-        assert time.monotonic() - began < 5, "an endpoint that fails is not waited for"
         stats = service.client.stats()
         assert stats["unscored"] == 1 and stats["judge"]["backend"] == "llm" and stats["judge"]["model"] == "double"
         assert "out of memory" in stats["judge"]["error"] and stats["judge"]["failed"] == 0
