@@ -209,6 +209,14 @@ def test_texts_stay_within_their_fences_and_bounds() -> None:
         assert other.score is None and other.missing == [f"not judged yet by {model}"]
 
 
+def test_a_baseline_of_zero_is_told_as_measured() -> None:
+    llm = ScriptedBackend([json.dumps(GOOD)] * 2)
+    for benchmark in (0.0, None):
+        ModelJudger(llm, "script").judge(subject(baseline=BASELINE.model_copy(update={"benchmark": benchmark})))
+    assert "- Benchmark mean: 0.5, baseline 0 (SD 0.02): +0.5\n" in llm.calls[0].prompt
+    assert "- Benchmark mean: not measured\n" in llm.calls[1].prompt
+
+
 def subject(program: str | None = None, baseline: Baseline = BASELINE) -> Subject:
     new = element_of(2, 1)
     element = Element(**new.model_dump() | {"index": 2, "program": program or new.program})
