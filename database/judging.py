@@ -2,7 +2,7 @@
 
 An element is asked about once for the numbers it has: its verdict is kept with its evidence. What fails leaves the
 element without a score, is told in /v2/stats, and is tried again later: the element after minutes, the endpoint after
-seconds.
+seconds. What was said while the store refuses writes waits in memory until it takes them, and nothing more is asked.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent import futures
 from dataclasses import dataclass
 
-from common.errors import AsiError
+from common.errors import AsiError, StoreError
 from common.llm import Call, NoUsableAnswerError, metered, usage_of
 from database.candidate_manager import Candidates
 from database.evaluate_agent.model_judger import ModelJudger, Subject
@@ -46,6 +46,15 @@ class _Rest:
         self.until = time.monotonic() + min(_LONGEST_REST, first * 2.0 ** (self.failures - 1))
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What was paid for: the calls, and their verdict where one came."""
+
+    subject: Subject
+    verdict: Verdict | None
+    calls: list[Call]
+
+
 class Judging:
     """Gives every element that lacks only its judgement one. Thread-safe.
 
@@ -57,11 +66,12 @@ class Judging:
         self._judger = judger
         self._scores = scores
         self._candidates = candidates
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="judging")
+        self._pool = futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="judging")
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._failed: dict[int, _Rest] = {}
         self._endpoint = _Rest()
+        self._untaken: deque[_Said] = deque()
         self.last_error: str | None = None
 
     @property
@@ -76,17 +86,22 @@ class Judging:
 
     def step(self) -> bool:
         """Asks about some elements at the same time; whether more can be asked about at once."""
-        if self._closed.is_set() or time.monotonic() < self._endpoint.until:
+        if self._closed.is_set() or not self._taken() or time.monotonic() < self._endpoint.until:
             return False
         waiting = self._store.read(lambda session: self._waiting(session, _AT_ONCE))
-        return any(list(self._pool.map(self._judge, waiting)))
+        asked = [self._pool.submit(self._judge, index) for index in waiting]
+        # Where one fails the others still end first: the next step would ask the same again.
+        futures.wait(asked)
+        judged = [each.result() for each in asked]
+        return any(judged)
 
     def wait(self, index: int, deadline: float) -> None:
         """Returns when the element has its verdict or will not get one soon, at the latest at `deadline`
         (time.monotonic)."""
         while time.monotonic() < deadline and not self._closed.is_set():
             with self._lock:
-                resting = index in self._failed or time.monotonic() < self._endpoint.until
+                untaken = any(said.subject.element.index == index for said in self._untaken)
+                resting = untaken or index in self._failed or time.monotonic() < self._endpoint.until
             if resting or self._store.read(lambda session: self._subject(session, index)) is None:
                 return
             time.sleep(_LOOK_SECONDS)
@@ -148,20 +163,43 @@ class Judging:
             self._told(error, index)
         except AsiError as error:
             self._told(error, None)
-        self._store.write(lambda session: self._keep(session, subject, verdict, calls))
-        if verdict is not None:
+        return self._take(_Said(subject, verdict, calls)) and verdict is not None
+
+    def _taken(self) -> bool:
+        """Whether the store now holds all that was said; it is offered what it refused before."""
+        while True:
+            with self._lock:
+                if not self._untaken:
+                    return True
+                said = self._untaken.popleft()
+            if not self._take(said):
+                return False
+
+    def _take(self, said: _Said) -> bool:
+        """Whether the store took it; where not, it waits."""
+        index = said.subject.element.index
+        try:
+            self._store.write(lambda session: self._keep(session, said))
+        except StoreError as error:
+            with self._lock:
+                self._untaken.append(said)
+                self.last_error = error.message
+            _LOG.warning("what was said of element %d waits for the store: %s", index, error)
+            return False
+        if said.verdict is not None:
             with self._lock:
                 self._failed.pop(index, None)
                 self._endpoint = _Rest()
                 self.last_error = None if not self._failed else self.last_error
-        return verdict is not None
+        return True
 
-    def _keep(self, session: Session, subject: Subject, verdict: Verdict | None, calls: Sequence[Call]) -> None:
-        index = subject.element.index
+    def _keep(self, session: Session, said: _Said) -> None:
+        verdict, asked = said.verdict, said.subject.element
+        index = asked.index
         found = session.elements([index])
         # The store may have been emptied meanwhile, and the index given to another design.
-        same = bool(found) and found[0].program == subject.element.program
-        usage = usage_of(calls, index if same else None)
+        same = bool(found) and found[0].program == asked.program
+        usage = usage_of(said.calls, index if same else None)
         if usage:
             session.ledger.put_usage(usage)
         known = session.evidence(index)

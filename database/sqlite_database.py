@@ -53,8 +53,10 @@ class SqliteStore:
                 "name a file in a folder you can write to in --store sqlite:///FILE",
             ) from error
         with _translated(self.path):
-            self._writer = self._connect("rwc")
-            self._prepare()
+            writer = self._connect("rwc")
+            self._prepare(writer)
+            # None after one that is not to be used again; the next transaction opens another.
+            self._writer: sqlite3.Connection | None = writer
             self._place = self._found()
         self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
 
@@ -90,7 +92,7 @@ class SqliteStore:
                 self._readers.get_nowait().close()
             except queue.Empty:
                 break
-        self._writer.close()
+        self._drop_writer()
 
     def _commit(self, group: Sequence[Write[SqliteSession]]) -> None:
         """Keeps a group of writes in one transaction. When the transaction itself is lost, each is kept alone."""
@@ -126,7 +128,8 @@ class SqliteStore:
                 f"{self.path} was moved, removed or replaced while it was open",
                 "put it back where it was, or start the server again with the file that is to be used",
             )
-        writer = self._writer
+        # Not at the end of the transaction before: what is committed is acknowledged, whether or not this succeeds.
+        writer = self._writer = self._writer or self._connect()
         outcomes: list[tuple[Any, BaseException | None]] = []
         try:
             writer.execute("BEGIN IMMEDIATE")
@@ -144,21 +147,22 @@ class SqliteStore:
                 writer.execute("RELEASE write")
             writer.execute("COMMIT")
         except sqlite3.DatabaseError:
-            self._renew_writer()
+            self._drop_writer()
             raise
         except BaseException:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
             raise
         if any(isinstance(failure, StoreError) for _, failure in outcomes):
-            self._renew_writer()
+            self._drop_writer()
         return outcomes
 
-    def _renew_writer(self) -> None:
-        """Another connection in place of one that may hold pages which were damaged when it read them, or what could
-        not be written; closing that one rolls back."""
-        self._writer.close()
-        self._writer = self._connect()
+    def _drop_writer(self) -> None:
+        """Closes the connection, which may hold pages that were damaged when it read them, or what could not be
+        written; that rolls back."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _closed(self) -> StoreError:
         return StoreError(f"{self.path} is closed", "open it again")
@@ -197,10 +201,9 @@ class SqliteStore:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         return connection
 
-    def _prepare(self) -> None:
+    def _prepare(self, writer: sqlite3.Connection) -> None:
         """Creates the schema in a new file, or makes sure that an existing one is ours; proves that it can be
         written."""
-        writer = self._writer
         application = writer.execute("PRAGMA application_id").fetchone()[0]
         version = writer.execute("PRAGMA user_version").fetchone()[0]
         tables = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]

@@ -109,11 +109,11 @@ def _results(subject: Subject) -> str:
 
 
 def _measured(what: str, value: Measurement | None, base: float | None, sd: float | None) -> str:
-    if value is None or not base:
+    if value is None or base is None:
         return f"- {what}: not measured"
     spread = "its spread between training seeds is not known" if sd is None else f"SD {sd:.3g}"
-    change = 100 * (value.value - base) / base
-    return f"- {what}: {value.value:.5g}, baseline {base:.5g} ({spread}): {change:+.2f} %"
+    change = f"{100 * (value.value - base) / base:+.2f} %" if base else f"{value.value:+.5g}"
+    return f"- {what}: {value.value:.5g}, baseline {base:.5g} ({spread}): {change}"
 
 
 def _complexity(subject: Subject) -> str:

@@ -182,10 +182,10 @@ def test_the_stream_tells_what_happens_and_goes_on_after_a_cut(service: Service)
 def test_a_stop_does_not_wait_for_those_who_listen(start: Callable[..., Service]) -> None:
     service = start()
     with httpx.stream("GET", service.url + "/v2/events/stream", timeout=20, trust_env=False) as answer:
-        began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 4
+        # Waited for in vain, it would be cut off: an error to who reads it, and the server would say so.
         assert "".join(answer.iter_lines()) == ""
+    assert "Cancel" not in service.log.read_text()
 
 
 def test_export_and_import_carry_a_whole_store_over(service: Service, start: Callable[..., Service]) -> None:

@@ -65,6 +65,42 @@ def test_writes_that_wait_together_share_one_commit_and_fail_alone(tmp_path: Pat
         store.write(lambda session: session.count())
 
 
+def test_what_is_committed_is_acknowledged_once_where_the_next_connection_fails(tmp_path: Path) -> None:
+    file, moved = tmp_path / "a.sqlite", tmp_path / "moved.sqlite"
+    store = SqliteStore(str(file))
+    began, go = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def hold(session: Session) -> None:
+        began.set()
+        assert go.wait(10)
+
+    def count(session: Session) -> int:
+        done.append("counted")
+        return session.insert(entry_of("counted"))
+
+    def move(session: Session) -> None:
+        done.append("moved")
+        file.rename(moved)
+        raise StoreError("a page is damaged", "told to fail, so that the connection is not used again")
+
+    first = store.submit(hold)
+    assert began.wait(10)
+    together = [store.submit(count), store.submit(move)]
+    go.set()
+    first.result(10)
+    assert together[0].result(10) == 1
+    with pytest.raises(StoreError, match="a page is damaged"):
+        together[1].result(10)
+    assert done == ["counted", "moved"]
+    # Nothing is written to a file that nobody would find; when it is back, writes go on.
+    with pytest.raises(StoreError, match="was moved"):
+        store.write(count)
+    moved.rename(file)
+    assert store.write(count) == 2 and commits(file) == ["counted", "counted"]
+    store.close()
+
+
 def test_a_write_that_fills_the_disk_takes_no_other_along(start: Callable[..., Service]) -> None:
     service = start(limit_file_bytes=3_000_000)
     small = [body_of(f"small{number}") for number in range(12)]
