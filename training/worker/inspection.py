@@ -24,13 +24,13 @@ from training.worker.mixers import (
     call,
     describe_value,
     gradients,
-    named_parameters,
     output,
     to_numpy,
     to_tensor,
     weighted_sum,
 )
 from training.worker.program import FILE, load_class
+from training.worker.registers import all_parameters, named_parameters
 from training.worker.state import Emit, Op, WorkerState
 
 __all__ = ["OPS"]
@@ -61,11 +61,11 @@ def construct(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Em
         try:
             mixer = build(state, spec)
             named = named_parameters(mixer)
-            values = [to_numpy(parameter).reshape(-1).astype(np.float32) for _, parameter in named]
+            values = [to_numpy(parameter).reshape(-1).astype(np.float32) for parameter in named.values()]
             results.append(
                 {
                     "ok": True,
-                    "parameters": [[name, list(parameter.shape)] for name, parameter in named],
+                    "parameters": [[name, list(parameter.shape)] for name, parameter in named.items()],
                     "buffers": [[name, list(buffer.shape)] for name, buffer in mixer.named_buffers()],
                     "hidden": _hidden(mixer),
                 }
@@ -176,13 +176,13 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
         value = output(call(mixer, x, spec))
     target = weighted_sum(value, arrays[1])
     named = named_parameters(mixer)
-    learnt = [item for _, item in named if item.requires_grad]
+    learnt = [item for item in named.values() if item.requires_grad]
     known = {id(item) for item in learnt} | {id(x)}
     unregistered = [list(leaf.shape) for leaf in counting.leaves(target.grad_fn) if id(leaf) not in known]
     found = gradients(target, [x, *learnt])
     by_id = {id(item): gradient for item, gradient in zip(learnt, found[1:], strict=True)}
     rows = []
-    for name, item in named:
+    for name, item in named.items():
         gradient = by_id.get(id(item))  # none for a frozen one
         values = np.zeros(1) if gradient is None else to_numpy(gradient)
         rows.append([name, _numel(item), bool(values.any()), bool(np.isfinite(values).all())])
@@ -219,7 +219,7 @@ def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
 
 
 def _differentiate(mixer: Any, value: Any) -> None:
-    gradients(output(value), [item for _, item in named_parameters(mixer) if item.requires_grad])
+    gradients(output(value), [item for item in all_parameters(mixer) if item.requires_grad])
 
 
 def _too_large(rows: list[dict[str, Any]], meta: dict[str, Any]) -> bool:

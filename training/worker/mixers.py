@@ -6,6 +6,7 @@ subclasses and modes, which could still intercept these functions, are refused (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from training.worker.program import load_class
-from training.worker.registers import registers
+from training.worker.registers import all_parameters
 from training.worker.state import WorkerState
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "describe_value",
     "gradients",
     "move",
-    "named_parameters",
     "output",
     "to_numpy",
     "to_tensor",
@@ -69,7 +69,7 @@ def build(state: WorkerState, spec: dict[str, Any]) -> Any:
     if spec.get("fill"):
         _fill(mixer, int(spec["fill"]["seed"]), int(spec["fill"]["period"]))
     if spec.get("frozen"):
-        for _, parameter in named_parameters(mixer):
+        for parameter in all_parameters(mixer):
             _set_requires_grad(parameter, False)
     mixer.train(bool(spec.get("train", False)))
     _manual_seed(int(spec.get("rng", int(spec.get("seed", 0)) + 1)))
@@ -81,7 +81,7 @@ def move(mixer: Any, jitter: dict[str, Any]) -> None:
     `shift` to vectors and scalars, for what opens late."""
     generator = _generator().manual_seed(int(jitter["seed"]))
     with _no_grad():
-        for _, parameter in named_parameters(mixer):
+        for parameter in all_parameters(mixer):
             if _is_floating_point(parameter):
                 noise = _randn(parameter.shape, generator=generator, dtype=_float64)
                 _add_(parameter, _to(_mul(noise, float(jitter["scale"])), parameter))
@@ -93,24 +93,14 @@ def _fill(mixer: Any, seed: int, period: int) -> None:
     """Row i of a parameter becomes row i modulo `period` of a stream that its trailing shape alone selects: names,
     order, and whether rows are one fused matrix or several make no difference."""
     with _no_grad():
-        for _, parameter in named_parameters(mixer):
+        for parameter in all_parameters(mixer):
             if not _is_floating_point(parameter):
                 continue
             rows, *trailing = list(parameter.shape) or [1]
             trailing = [size for size in trailing if size > 1]
             stream = np.random.default_rng([seed, *trailing]).standard_normal((period, *trailing))
-            values = stream[np.arange(rows) % period] / np.sqrt(max(1, np.prod(trailing)))
+            values = stream[np.arange(rows) % period] / math.sqrt(math.prod(trailing))
             _copy_(parameter, _from_numpy(values.reshape(tuple(parameter.shape))))
-
-
-def named_parameters(module: Any) -> list[tuple[str, Any]]:
-    """(name, parameter) of all registered parameters, once, in the order of registration."""
-    found: dict[int, tuple[str, Any]] = {}
-    for prefix, held in registers(module):
-        for name, parameter in held["_parameters"].items():
-            if parameter is not None:
-                found.setdefault(id(parameter), (prefix + name, parameter))
-    return list(found.values())
 
 
 def call(mixer: Any, x: torch.Tensor, spec: dict[str, Any] | None = None) -> Any:

@@ -17,12 +17,12 @@ from training.worker.mixers import (
     call,
     gradients,
     move,
-    named_parameters,
     output,
     to_numpy,
     to_tensor,
 )
 from training.worker.program import load_class
+from training.worker.registers import all_parameters, named_parameters
 from training.worker.state import Emit, Op, WorkerState
 from training.worker.surroundings import changed
 
@@ -79,14 +79,14 @@ def environment(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: 
 
 def _moved(mixer: Any, state: WorkerState, spec: dict[str, Any], array: np.ndarray) -> list[str]:
     """Names of parameters that forward passes change, in eval and in train mode."""
-    before = {name: to_numpy(item).copy() for name, item in named_parameters(mixer)}
+    before = {name: to_numpy(item).copy() for name, item in named_parameters(mixer).items()}
     for train in (False, True):
         mixer.train(train)
         with _enable_grad(), autocast(spec, state.device):
             call(mixer, to_tensor(array, spec, state.device), spec)
     return [
         name
-        for name, item in named_parameters(mixer)
+        for name, item in named_parameters(mixer).items()
         if name not in before or not np.array_equal(before[name], to_numpy(item), equal_nan=True)
     ]
 
@@ -135,7 +135,7 @@ def learn(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) 
     {losses, norms}: Adam on the mixer's parameters alone, between a fixed embedding and a fixed head."""
     spec = meta["spec"]
     mixer = build(state, spec)
-    parameters = [item for _, item in named_parameters(mixer) if item.requires_grad]
+    parameters = [item for item in all_parameters(mixer) if item.requires_grad]
     table, head = arrays[0].astype(np.float32), _to(_from_numpy(arrays[1].astype(np.float32)), state.device)
     values = np.concatenate([to_numpy(item).reshape(-1) for item in parameters] or [np.zeros(0)]).astype(np.float64)
     first, second = np.zeros_like(values), np.zeros_like(values)
