@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from training.scorer.answers import model_sizes, peak_memory, prepared_facts, size_refusal, training_report
 from training.scorer.heldout import ForgedError
-from training.worker.registers import all_parameters
+from training.worker.registers import all_parameters, named_parameters
 
 GOOD = {
     "step": 5,
@@ -103,3 +104,11 @@ def test_hidden_parameters_are_counted_once() -> None:
     assert sum(p.numel() for p in all_parameters(outer)) == 16 + 4 + 4 + 8 + 2
     plain = nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"a": nn.Conv1d(3, 3, 2), "b": nn.LayerNorm(3)}))
     assert [id(p) for p in all_parameters(plain)] == [id(p) for p in plain.parameters()]
+
+
+def test_parameters_under_one_name_are_both_found() -> None:
+    outer = nn.Module()
+    outer.a = nn.Linear(2, 2, bias=False)
+    outer._parameters["a.weight"] = nn.Parameter(torch.ones(5))
+    assert sum(p.numel() for p in all_parameters(outer)) == 4 + 5
+    assert [*named_parameters(outer)] == ["a.weight", "a.weight'"]

@@ -66,5 +66,9 @@ def _named(module: nn.Module, register: str) -> dict[str, Any]:
         for leaf, tensor in held[register].items():
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
-                found[f"{prefix}{leaf}"] = tensor
+                name = f"{prefix}{leaf}"
+                # A program may register "a.b" itself, beside the b of its a: neither hides the other.
+                while name in found:
+                    name += "'"
+                found[name] = tensor
     return found
