@@ -17,6 +17,7 @@ did answer before the kill answers the same again and keeps one element.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,12 +25,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, StrictInt, ValidationError
 
 from common.errors import JournalError, StoreError
-from common.files import read_json, write_json
+from common.files import read_json, write_atomic, write_json
 from common.llm import Call, CallLog, append_call, usage_of
 from common.records import CheckReport, RunRecord, Usage
 from pipeline.agents.roles import Proposal
 
-__all__ = ["STAGES", "Experiment", "journal", "proposal_from"]
+__all__ = ["STAGES", "Experiment", "journal", "proposal_from", "restore_pool"]
 
 STAGES = ("sample", "evolve", "evaluate", "analyse", "update")
 
@@ -190,6 +191,31 @@ def journal(folder: Path, run_id: str) -> list[Experiment]:
         for stage in (*STAGES, "failed"):
             experiment.read(stage)
     return found
+
+
+def restore_pool(pool: Path, experiments: Sequence[Experiment]) -> list[str]:
+    """Writes the programs of stored experiments that `pool` lost, as they are journalled.
+
+    Returns:
+        The names of those that were missing or other.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    restored = []
+    for experiment in experiments:
+        evaluated, updated = experiment.read("evaluate"), experiment.read("update")
+        if evaluated is None or updated is None:
+            continue
+        path, text = pool / f"{updated['name']}.py", proposal_from(evaluated["proposal"]).program
+        try:
+            same = path.read_bytes() == text.encode()
+        except OSError:
+            same = False
+        if not same:
+            write_atomic(path, text)
+            restored.append(updated["name"])
+    return restored
 
 
 def proposal_from(value: dict[str, Any]) -> Proposal:

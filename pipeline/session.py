@@ -22,7 +22,7 @@ from pipeline.agents.roles import Roles
 from pipeline.agreement import require_agreement
 from pipeline.baselines import Progress, calibrate, calibration_folders
 from pipeline.console import Console
-from pipeline.experiment import Experiment, journal
+from pipeline.experiment import Experiment, journal, restore_pool
 from pipeline.lab import Cancelled, Lab
 from pipeline.loop import Loop
 from pipeline.measured import Measured, load_baseline, save_baseline
@@ -78,6 +78,9 @@ def _session(
     wanted = settings.run.experiments
     experiments = journal(workspace.experiments, workspace.run_id)
     stored = sum(experiment.state == "stored" for experiment in experiments)
+    restored = restore_pool(workspace.pool, experiments)
+    if restored:
+        console.note(f"{counted(len(restored), 'program')} written again into {workspace.pool}: {', '.join(restored)}")
     if wanted is not None and stored >= wanted and load_baseline(workspace.root) is not None:
         _confirm_finished(settings, profile, workspace, experiments)
         console.note(f"{counted(stored, 'experiment')} stored in {workspace.root}, {wanted} asked for.")

@@ -123,6 +123,10 @@ class Workspace:
             raise JournalError(
                 f"{path}: expected run_id, profile and seed, got {str(found)[:80]!r}", "use another --data-dir"
             )
+        if not any(self.experiments.iterdir()) and not (self.root / "baseline.json").exists():
+            # An earlier start failed before it did anything, so nothing is bound to what it was asked for.
+            write_json(path, {**found, **wanted})
+            return str(found["run_id"])
         for key, value in wanted.items():
             if found.get(key) != value:
                 raise UsageError(

@@ -240,7 +240,7 @@ class EvalSpec(Spec):
     )
     validation_sequences: int = Field(8, ge=1, description="held-out sequences of the validation loss, never scored")
     benchmarks: list[str]
-    items: int = Field(ge=8, description="items a benchmark")
+    items: int = Field(ge=8, le=1_000_000, description="items a benchmark")
     audit_gain: float = Field(
         0.02, gt=0, description="forged gain, in nats a token, that the audit finds with 99 % probability"
     )

@@ -17,6 +17,7 @@ import pytest
 from common.errors import ServiceError
 from common.settings import load
 from pipeline.services import Services
+from pipeline.workspace import Workspace
 from tests.pipeline.running import ROOT, TINY, run
 from training.profiles import load_profile
 
@@ -56,7 +57,16 @@ def test_a_second_pipeline_on_the_same_data_dir(tmp_path: Path) -> None:
 
 def test_another_profile_or_seed_on_the_same_data_dir(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "profile": "20m", "seed": 0}))
+    (tmp_path / "experiments" / "0001").mkdir(parents=True)
     refused(run(tmp_path, 1, profile="cpu"), "'20m'")
+
+
+def test_a_start_that_failed_before_it_did_anything_binds_nobody(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "profile": "20m", "seed": 0}))
+    workspace = Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path, "profile": "cpu", "seed": 3}}))
+    workspace.close()
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert (found["run_id"], found["profile"], found["seed"]) == ("a", "cpu", 3)
 
 
 @pytest.mark.parametrize("content", ['{"index": 3', "[]", '{"index": 3}'])

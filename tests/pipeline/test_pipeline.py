@@ -100,8 +100,13 @@ def test_the_table_says_what_happened(finished: tuple[Path, str]) -> None:
 
 def test_the_same_command_again_adds_nothing(finished: tuple[Path, str]) -> None:
     data_dir, _ = finished
+    emptied, removed = sorted((data_dir / "pool").glob("*.py"))[:2]
+    texts = emptied.read_text(), removed.read_text()
+    emptied.write_text("")
+    removed.unlink()
     began = time.monotonic()
     again = run(data_dir, 2)
+    assert (emptied.read_text(), removed.read_text()) == texts and "2 programs written again" in again.stdout
     assert again.returncode == 0 and "2 experiments stored" in again.stdout
     assert time.monotonic() - began < 10
     assert len(elements(data_dir)) == 4
