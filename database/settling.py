@@ -61,7 +61,7 @@ class Settling:
 
     def step(self) -> bool:
         """Settles one batch; whether more can be settled at once."""
-        found = self._once(self._batch)
+        found = self._once(self._batch, _TURN_SECONDS)
         if found is None:
             # Many long texts may not be embedded within the time a request is given.
             self._batch = max(1, self._batch // 4)
@@ -78,7 +78,7 @@ class Settling:
         deadline = time.monotonic() + seconds
         left = limit
         while left > 0 and time.monotonic() < deadline:
-            found = self._once(min(_SMALL, left))
+            found = self._once(min(_SMALL, left), deadline - time.monotonic())
             if not found:
                 break
             left -= found
@@ -92,15 +92,16 @@ class Settling:
                 facts = self._store.read(lambda session: tree.facts_of(session, index))
             except NotFoundError:
                 return
-            if not facts.pending or not self._once(_SMALL):
+            if not facts.pending or not self._once(_SMALL, deadline - time.monotonic()):
                 return
 
     def pending(self) -> int:
         return self._store.read(lambda session: session.count(Where(pending=True)))
 
-    def _once(self, limit: int) -> int | None:
-        """Settles at most `limit` elements; returns how many, None when they cannot be embedded now."""
-        if self._guard.resting or not self._turn.acquire(timeout=_TURN_SECONDS):
+    def _once(self, limit: int, patience: float) -> int | None:
+        """Settles at most `limit` elements; returns how many, None when they cannot be embedded now: somebody else
+        does so for longer than `patience` seconds (the first batch waits for the embedding server to start)."""
+        if self._guard.resting or not self._turn.acquire(timeout=max(0.0, patience)):
             return None
         try:
             waiting = self._store.read(lambda session: _pending(session, limit))
