@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,6 +121,10 @@ def test_each_request_is_logged_with_an_id_and_without_secrets(guarded: Service)
     assert guarded.http.get(path, headers=headers).headers["x-request-id"] == "from-the-client.1"
     forged = guarded.http.get("/elements/by-name/a%0D%0Aforged", headers=bearer(READ) | {"X-Request-ID": "a b{}"})
     assert re.fullmatch("[0-9a-f]{32}", forged.headers["x-request-id"])
+    # A request is logged once its answer is sent, so the client may be first.
+    deadline = time.monotonic() + 10
+    while forged.headers["x-request-id"] not in guarded.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
     lines = [json.loads(line) for line in guarded.log.read_text().splitlines()]
     found = {line.get("request_id"): line for line in lines}
     line = found["from-the-client.1"]
@@ -136,8 +141,10 @@ def test_metrics_count_requests_by_route(guarded: Service) -> None:
     for number in range(3):
         guarded.http.get(f"/elements/by-index/{900 + number}", headers=bearer(READ))
         guarded.http.get(f"/nothing/{number}", headers=bearer(READ))
-    text = guarded.http.get("/metrics", headers=bearer(READ)).text
     series = 'asi_database_requests_total{method="GET",route="/elements/by-index/{index}",status="404"} 3.0'
+    deadline, text = time.monotonic() + 10, ""
+    while not (series in text and 'route="none",status="404"' in text) and time.monotonic() < deadline:
+        text = guarded.http.get("/metrics", headers=bearer(READ)).text  # a request is counted once its answer is sent
     assert series in text, text
     assert "/nothing" not in text and 'route="none",status="404"' in text
     stored = guarded.http.get("/stats", headers=bearer(READ)).json()["total_records"]

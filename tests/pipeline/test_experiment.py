@@ -119,6 +119,7 @@ def test_one_pipeline_holds_a_data_dir_and_its_identity_stays(tmp_path: Path) ->
     workspace.close()
     again = Workspace(tmp_path, settings)
     assert again.run_id == workspace.run_id
+    (again.experiments / "0001").mkdir()  # from here on the data-dir is bound to its profile and seed
     again.close()
     with pytest.raises(UsageError, match="seed 1"):
         Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path, "profile": "cpu", "seed": 2}}))
