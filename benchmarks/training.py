@@ -30,9 +30,9 @@ import os
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,22 +142,8 @@ def _compared(launcher: Launcher, program: Program, steps: int, repeats: int, co
 
 def _together(blocks: Sequence[Block], steps: int) -> tuple[float, float]:
     """Mean (wall, CPU) seconds of blocks that run at the same time."""
-    seconds: list[tuple[float, float]] = []
-    errors: list[BaseException] = []
-
-    def run(block: Block) -> None:
-        try:
-            seconds.append(block(steps))
-        except BaseException as error:  # noqa: BLE001 - the boundary of a thread: recorded here, raised below
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(block,)) for block in blocks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(len(blocks)) as lanes:
+        seconds = list(lanes.map(lambda block: block(steps), blocks))
     return statistics.fmean(wall for wall, _ in seconds), statistics.fmean(cpu for _, cpu in seconds)
 
 

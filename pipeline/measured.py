@@ -15,9 +15,8 @@ from pydantic import BaseModel, ValidationError
 from common.errors import JournalError, StoreError
 from common.files import read_json, write_json
 from common.records import Baseline, BenchmarkScore, Measurement, RunRecord
-from training.baseline import counted_tasks
 
-__all__ = ["Measured", "Root", "above_chance", "load_baseline", "mean_run", "save_baseline", "seeds_of"]
+__all__ = ["Measured", "Root", "load_baseline", "mean_run", "save_baseline", "seeds_of"]
 
 
 M = TypeVar("M", bound=Measurement)
@@ -107,11 +106,3 @@ def _mean(measured: Sequence[M]) -> M:
 def seeds_of(run: RunRecord) -> list[int]:
     """The training seeds behind a record: one, but for the mean of calibration runs."""
     return list((run.design or {}).get("seeds") or [run.seed])
-
-
-def above_chance(runs: Sequence[RunRecord]) -> list[str]:
-    """The tasks on which some seed architecture is above chance. Where there is none, all tasks count."""
-    # A task without a chance level always counts, so that beside it only those with signal do.
-    probe = {"": BenchmarkScore(value=1.0, n=1)}
-    probed = [run.model_copy(update={"benchmarks": run.benchmarks | probe}) for run in runs]
-    return [task for task in counted_tasks(probed) if task]

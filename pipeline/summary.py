@@ -25,9 +25,10 @@ from common.records import Baseline, RunRecord
 from common.t_quantile import t95
 from common.text import printable
 from pipeline.experiment import Experiment, journal
-from pipeline.measured import Measured, above_chance, load_baseline, seeds_of
+from pipeline.measured import Measured, load_baseline, seeds_of
 from pipeline.verdict import against_baseline, verdict
 from pipeline.workspace import read_timings
+from training.baseline import tasks_with_signal
 
 __all__ = ["Row", "load_rows", "print_summary"]
 
@@ -231,7 +232,7 @@ def _tasks(measured: Measured) -> str:
     """The tasks of the benchmark mean, and those left out because no seed architecture is above chance on them."""
     counted = measured.baseline.tasks
     runs = [run for group in measured.runs.values() for run in group]
-    if runs and not above_chance(runs):
+    if runs and not tasks_with_signal(runs):
         return f"{', '.join(counted)}; no task is above chance: all count, and the mean is close to coin flips"
     left = [task for task in dict.fromkeys(task for run in runs for task in run.benchmarks) if task not in counted]
     return ", ".join(counted) + (

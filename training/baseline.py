@@ -11,7 +11,7 @@ from common.records import Baseline, BenchmarkScore, RunRecord
 from training.profiles import Profile
 from training.results import benchmark_mean
 
-__all__ = ["PROGRAM", "build_baseline", "candidate_threshold", "counted_tasks", "recount"]
+__all__ = ["PROGRAM", "build_baseline", "candidate_threshold", "counted_tasks", "recount", "tasks_with_signal"]
 
 PROGRAM = "delta_net"
 """Name of the program that every candidate is compared with."""
@@ -23,18 +23,23 @@ SPREADS = 8
 
 
 def counted_tasks(records: Sequence[RunRecord]) -> list[str]:
-    """Tasks that carry signal: those on which some seed architecture is more than 2 standard errors from chance.
+    """`tasks_with_signal`, or all tasks where there are none: a mean of coin flips under a wide clip is honest, no mean
+    is not comparable."""
+    return tasks_with_signal(records) or list(dict.fromkeys(name for record in records for name in record.benchmarks))
+
+
+def tasks_with_signal(records: Sequence[RunRecord]) -> list[str]:
+    """Those on which some seed architecture is more than 2 standard errors from chance.
 
     An architecture's score is its mean over seeds, and its standard error that of one run: all runs answer the same
-    items, so more seeds do not shrink it. A task without a known chance level always counts. Where no task carries
-    signal all count: a mean of coin flips under a wide clip is honest, no mean is not comparable.
+    items, so more seeds do not shrink it. A task without a known chance level always counts.
 
     Args:
         records: the finished runs of the seed architectures.
     """
     names = list(dict.fromkeys(name for record in records for name in record.benchmarks))
     programs = {record.name for record in records}
-    lively = [
+    return [
         name
         for name in names
         if any(
@@ -42,7 +47,6 @@ def counted_tasks(records: Sequence[RunRecord]) -> list[str]:
             for program in programs
         )
     ]
-    return lively or names
 
 
 def _off_chance(scores: Sequence[BenchmarkScore]) -> bool:

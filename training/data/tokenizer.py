@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.errors import JobError
+from training.profiles import FIRST_TASKS, STREAM_TASKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,20 +19,7 @@ __all__ = ["END", "MARKERS", "WIDER_MARKERS", "Codec", "fetch", "special_tokens"
 
 END = "<|end|>"
 MARKERS = ("<|noise|>", "<|sep|>", "<|recall|>", "<|copy|>", "<|induce|>")
-WIDER_MARKERS = {
-    task: f"<|{task}|>"
-    for task in (
-        "context_recall",
-        "fuzzy_recall",
-        "noisy_recall",
-        "compression",
-        "memorisation",
-        "parity",
-        "permutation_s3",
-        "permutation_s5",
-        "needle",
-    )
-}
+WIDER_MARKERS = {task: f"<|{task}|>" for task in STREAM_TASKS if task not in FIRST_TASKS}
 """Of the wider set of tasks: in the vocabulary of profiles that name one of them."""
 TRAINING_CHARACTERS = 4_000_000
 """Merges stop changing long before the whole text is counted."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["all_parameters", "all_tensors", "named_buffers", "named_parameters", "register_buffer", "registers"]
+__all__ = ["all_buffers", "all_parameters", "named_buffers", "named_parameters", "register_buffer", "registers"]
 
 
 def registers(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,12 +41,10 @@ def named_buffers(module: nn.Module) -> dict[str, Tensor]:
     return _named(module, "_buffers")
 
 
-def all_tensors(module: nn.Module) -> list[Tensor]:
-    """Every parameter, then every buffer, once each, in the order of registration: what a checkpoint holds."""
-    parameters = all_parameters(module)
-    known = {id(parameter) for parameter in parameters}
-    buffers = [buffer for buffer in named_buffers(module).values() if id(buffer) not in known]
-    return [*(parameter.detach() for parameter in parameters), *buffers]
+def all_buffers(module: nn.Module) -> list[Tensor]:
+    """Every buffer registered in `module` and below it that is no parameter, once, in the order of registration."""
+    known = {id(parameter) for parameter in all_parameters(module)}
+    return [buffer for buffer in named_buffers(module).values() if id(buffer) not in known]
 
 
 def register_buffer(module: nn.Module, name: str, value: Tensor) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.worker.registers import all_parameters, all_tensors
+from training.worker.registers import all_buffers, all_parameters
 
 __all__ = ["Restored", "Snapshot", "plain", "sizes_of", "state_of", "unheld"]
 
@@ -45,9 +45,8 @@ def sizes_of(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 def unheld(model: torch.nn.Module) -> list[Tensor]:
     """The tensors of `model` that the optimiser does not hold: parameters that are not trained, then buffers."""
-    parameters = all_parameters(model)
-    frozen = [parameter.detach() for parameter in parameters if not parameter.requires_grad]
-    return [*frozen, *all_tensors(model)[len(parameters) :]]
+    frozen = [parameter.detach() for parameter in all_parameters(model) if not parameter.requires_grad]
+    return [*frozen, *all_buffers(model)]
 
 
 def _padded(state: Tensor) -> Tensor:

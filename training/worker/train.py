@@ -21,7 +21,7 @@ from training.worker.batches import Means, Part, batches
 from training.worker.guard import Guard
 from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
-from training.worker.registers import all_parameters, all_tensors
+from training.worker.registers import all_buffers
 from training.worker.snapshot import Restored, Snapshot, sizes_of, state_of, unheld
 from training.worker.state import Emit, Op, WorkerState
 from training.worker.trial import precision, try_once
@@ -169,7 +169,7 @@ def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
     that follow from the step, so that a checkpoint needs none but rank 0's."""
     if state.ranks.world == 1:
         return
-    state.ranks.copy(all_tensors(model)[len(all_parameters(model)) :])
+    state.ranks.copy(all_buffers(model))
     if state.ranks.rank > 0:
         torch.manual_seed((state.values["seed"] + 1) * 1_000_003 + step * 1_009 + state.ranks.rank)
 
