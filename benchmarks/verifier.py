@@ -1,6 +1,6 @@
 """How many planted faults the verifier refuses, how many good designs it accepts, and what it costs.
 
-    python benchmarks/verifier.py [--set one|two|good|sweep|all] [--parallel 2] [--json FILE] [--plot PNG]
+    python benchmarks/verifier.py [--set one|two|good|sweep|all] [--parallel 2] [--keep DIR] [--json FILE] [--plot PNG]
 
 Small version: `python benchmarks/verifier.py --set one --sample 4` (about 15 s). Every program runs as in
 `training/check.py`: in its own sandbox, two at a time.
@@ -53,22 +53,22 @@ def good_programs(name: str) -> list[GoodDesign]:
     return [GoodDesign(item.name, item.text, item.fault) for item in mutants_blind.honest()]
 
 
-def run_mutants(name: str, chosen: Sequence[Mutant], parallel: int = 2) -> SetResult:
+def run_mutants(name: str, chosen: Sequence[Mutant], parallel: int = 2, keep: Path | None = None) -> SetResult:
     """Checks mutants of set `name`."""
-    return check_all(name, [(item.name, item.text, item.fault, item.expected) for item in chosen], parallel)
+    return check_all(name, [(item.name, item.text, item.fault, item.expected) for item in chosen], parallel, keep=keep)
 
 
-def run_good(name: str, chosen: Sequence[GoodDesign], parallel: int = 2) -> SetResult:
+def run_good(name: str, chosen: Sequence[GoodDesign], parallel: int = 2, keep: Path | None = None) -> SetResult:
     """Checks good designs of set `name`."""
     rows = [(item.name, item.text, item.about, frozenset[str]()) for item in chosen]
-    return check_all(name, rows, parallel, planted=False)
+    return check_all(name, rows, parallel, planted=False, keep=keep)
 
 
-def run_sweep(parallel: int = 2) -> tuple[SetResult, list[report.Point]]:
+def run_sweep(parallel: int = 2, keep: Path | None = None) -> tuple[SetResult, list[report.Point]]:
     """Checks the sweep; also its points with whether each was refused."""
     points = sweep()
     rows = [(point.mutant.name, point.mutant.text, point.mutant.fault, point.mutant.expected) for point in points]
-    result = check_all("sweep", rows, parallel)
+    result = check_all("sweep", rows, parallel, keep=keep)
     return result, [
         report.Point(point.kind, point.position, point.strength, verdict.accepted is False)
         for point, verdict in zip(points, result.verdicts, strict=True)
@@ -81,18 +81,19 @@ SETS = ("one", "two", "good", "sweep")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sets, prints their figures, and returns the exit status."""
     arguments = _arguments(argv)
+    how = (arguments.parallel, arguments.keep)
     results: list[SetResult] = []
     points: list[report.Point] = []
     for name in SETS if arguments.set == "all" else (arguments.set,):
         if name == "sweep":
-            result, points = run_sweep(arguments.parallel)
+            result, points = run_sweep(*how)
             results.append(_told(result))
             print(report.curve(points), flush=True)
         if name in ("one", "two"):
-            results.append(_told(run_mutants(name, _picked(planted_faults(name), arguments), arguments.parallel)))
+            results.append(_told(run_mutants(name, _picked(planted_faults(name), arguments), *how)))
         if name in ("two", "good"):
             label = "good" if name == "good" else "two, honest"
-            results.append(_told(run_good(label, _picked(good_programs(name), arguments), arguments.parallel)))
+            results.append(_told(run_good(label, _picked(good_programs(name), arguments), *how)))
     if arguments.plot and points:
         report.plot(points, arguments.plot)
     if arguments.json:
@@ -125,6 +126,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=(*SETS, "all"), default="all", help="which programs (default: all)")
     parser.add_argument("--parallel", type=int, default=2, help="programs at a time (default: 2)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep verdicts here; a run that was ended goes on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict to FILE")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the detection curve of the sweep")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these programs of one, two and good")

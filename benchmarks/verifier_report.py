@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AsiError
+from common.files import read_json, sha256_text, write_json
+from common.process import REPOSITORY
 from common.records import CheckReport
+from training.environment import source_hash
 from training.jobs import run_job
 from training.programs import Program, to_job
 
@@ -21,7 +25,7 @@ __all__ = ["Point", "SetResult", "Verdict", "as_json", "check_all", "curve", "pl
 
 _CPU = re.compile(r"([\d.]+) CPU seconds")
 _JOB = 20
-"""Programs given to one scorer process; a fault of ours then costs the verdicts of one job only."""
+"""Programs given to one scorer process; a fault of ours, or an end, then costs the verdicts of one job only."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,48 @@ class Point:
 Row = tuple[str, str, str, frozenset[str]]
 
 
-def check_all(name: str, rows: Sequence[Row], parallel: int, *, planted: bool = True) -> SetResult:
-    """Verifies programs (name, text, about, expected), each in its own sandbox, `parallel` at a time."""
-    started = time.monotonic()
+def check_all(
+    name: str, rows: Sequence[Row], parallel: int, *, planted: bool = True, keep: Path | None = None
+) -> SetResult:
+    """Verifies programs (name, text, about, expected), each in its own sandbox, `parallel` at a time.
+
+    Args:
+        keep: folder where the reports of every job are kept, and taken from where programs and checks are the same, so
+            that a run that was ended goes on.
+    """
     reports: list[CheckReport] = []
+    spent = 0.0
     for first in range(0, len(rows), _JOB):
-        reports += _job(rows[first : first + _JOB], parallel)
-        spent = time.monotonic() - started
+        found, seconds = _kept_job(rows[first : first + _JOB], parallel, keep)
+        reports += found
+        spent += seconds
         print(f"{name}: {len(reports)} of {len(rows)} programs after {spent:.0f} s", file=sys.stderr, flush=True)
     verdicts = [_verdict(row, report) for row, report in zip(rows, reports, strict=True)]
-    return SetResult(name, planted, tuple(verdicts), time.monotonic() - started)
+    return SetResult(name, planted, tuple(verdicts), spent)
+
+
+def _kept_job(rows: Sequence[Row], parallel: int, keep: Path | None) -> tuple[list[CheckReport], float]:
+    """Reports of one job and the wall seconds it took, then or now. One without a verdict is not kept."""
+    if keep is None:
+        started = time.monotonic()
+        return _job(rows, parallel), time.monotonic() - started
+    texts = "\0".join(text for row in rows for text in row[:2])
+    path = keep / f"{sha256_text(_checks_hash() + texts)[:24]}.json"
+    if path.exists():
+        kept = read_json(path)
+        return [CheckReport(**report) for report in kept["reports"]], kept["seconds"]
+    reports, seconds = _kept_job(rows, parallel, None)
+    if all(report.accepted is not None for report in reports):
+        keep.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"seconds": seconds, "reports": [report.model_dump(mode="json") for report in reports]})
+    return reports, seconds
+
+
+@functools.cache
+def _checks_hash() -> str:
+    """Of all code of ours that a verdict can depend on."""
+    files = (REPOSITORY / "training").rglob("*.py")
+    return source_hash(sorted(str(path.relative_to(REPOSITORY)) for path in files))
 
 
 def _job(rows: Sequence[Row], parallel: int) -> list[CheckReport]:
