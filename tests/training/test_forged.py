@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
     assert "reported a training loss" in said["cross_entropy_by_name"]
     assert "forged" in said["after_training_only"] and "process that was trained" in said["after_training_only"]
     assert "finished" in said["in_the_trained_process"] and "the weights' own" in said["in_the_trained_process"]
+    assert (
+        "forged" in said["counts_and_clock_of_its_own"]
+        and "the report of step 20" in said["counts_and_clock_of_its_own"]
+    )
+    reports = [json.loads(line) for line in (tmp_path / FAST[3] / "metrics.jsonl").read_text().splitlines()]
+    assert [(report["step"], report["tokens"]) for report in reports] == [(n, n * 4 * 64) for n in (1, 5, 10, 15)]
+    seconds = [report["seconds"] for report in reports]
+    assert seconds[0] > 1e-3 and seconds == sorted(seconds) and seconds[-1] < 120
+    assert all(0 < report["tokens_per_second"] < 1e6 for report in reports)
     assert "forged" in said["steps_in_forward"] and "something else than the optimiser" in said["steps_in_forward"]
 
 

@@ -24,6 +24,7 @@ from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
+from tests.training.forgeries import reporting
 from training.checkpoints import FOLDER, kept
 from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
@@ -269,6 +270,21 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_numbers(
     assert [path.stem for path in kept(tmp_path / "a" / FOLDER)] == ["step-000000030"]
     lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30, 30]
+    assert [line["tokens"] for line in lines[:-1]] == [256 * line["step"] for line in lines[:-1]]
+    seconds = [line["seconds"] for line in lines[:-1]]
+    assert seconds[0] > 0 and seconds == sorted(seconds) and seconds[-1] < record.seconds["train"] < 120
+    # It was begun anew after step 10, and what was used before counts.
+    assert all(line["tokens_per_second"] > 0 for line in lines[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", ["step + 4", "step + 20", "1"])
+def test_a_checkpoint_of_a_step_that_cannot_be_done_yet_is_forged(
+    launcher: Launcher, tmp_path: Path, claim: str
+) -> None:
+    text = reporting(f"step = said['checkpoint']['step']; said['checkpoint']['step'] = {claim}", "checkpoint")
+    record = saving(launcher).train(program(text), seed=0, out=tmp_path / "c", run_id="c")
+    assert (record.status, record.reason) == ("failed", "forged") and "checkpoint" in record.detail
 
 
 @pytest.mark.slow
