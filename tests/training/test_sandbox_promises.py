@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -231,6 +233,96 @@ def test_it_dies_with_its_parent(backend: str) -> None:
     parent.wait()
     assert _becomes(False, "sleep 314"), f"{pid} lives on"
     parent.stdout.close()
+
+
+OWNER = (
+    "import sys, time\nfrom training.sandbox import choose\nsandbox = choose({backend!r})\n"
+    "print('chosen', flush=True)\nsys.stdin.readline()\njob = sandbox.start(['/bin/sleep', '{seconds}'])\n"
+    "print('started', flush=True)\nsys.stdin.readline()\n"
+    "while True: sandbox.start(['/bin/sleep', '{seconds}']).kill()\n"
+)
+"""Starts a job when it is told to, and then one after the other."""
+
+
+def owner(backend: str, seconds: str) -> subprocess.Popen[bytes]:
+    """Such a process; `said` and `tell` speak with it."""
+    code = OWNER.format(backend=backend, seconds=seconds)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert _said(process) == b"chosen\n"
+    return process
+
+
+def _said(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _tell(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+
+
+def _killed(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@real
+def test_what_a_killed_process_left_while_it_started_a_job_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Like bubblewrap's child before it dies with its parent: a process of the job that only waits.
+    path = shutil.which("bwrap")
+    (tmp_path / "bwrap").write_text(
+        f'#!/bin/sh\nfor last; do :; done\n[ "${{last%.5}}" = "$last" ] || /bin/sleep "${{last%.5}}.75" &\n'
+        f'exec {path} "$@"\n'
+    )
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    dead, alive = owner("bubblewrap", "321.5"), owner("bubblewrap", "322.5")
+    try:
+        for process in (dead, alive):
+            _tell(process)
+            assert _said(process) == b"started\n"
+        assert _becomes(True, "sleep 321.75") and _becomes(True, "sleep 322.75")
+        _killed(dead)
+        assert _becomes(False, "sleep 321.5") and _becomes(True, "sleep 321.75"), "nobody ends what waits"
+        _killed(owner("auto", "323"))
+        assert _becomes(False, "sleep 321.75"), "the next process that starts a job does"
+        assert _becomes(True, "sleep 322.5") and _becomes(True, "sleep 322.75"), "those of a living process stay"
+    finally:
+        _killed(alive)
+        _killed(owner("auto", "323"))
+    assert _becomes(False, "sleep 322.75")
+
+
+@real
+@pytest.mark.slow
+def test_kills_at_random_moments_of_a_start_leave_nothing_after_the_next() -> None:
+    for number in range(40):
+        process = owner("bubblewrap", "324.5")
+        _tell(process)
+        _tell(process)
+        time.sleep(0.0025 * number)
+        _killed(process)
+    _killed(owner("bubblewrap", "325"))
+    deadline = time.monotonic() + 5
+    while left := _of_job("324.5"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def _of_job(words: str) -> list[str]:
+    """Processes of a job that sleeps, those that build its sandbox or wait in it among them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if line.endswith(f"sleep {words} "):
+                found.append(line[:100])
+    return found
 
 
 def test_the_limited_process_runs_only_what_someone_vouches_for() -> None:
