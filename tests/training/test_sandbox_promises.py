@@ -286,7 +286,7 @@ def test_what_a_killed_process_left_while_it_started_a_job_is_ended_by_the_next(
         for process in (dead, alive):
             _tell(process)
             assert _said(process) == b"started\n"
-        assert _becomes(True, "sleep 321.75") and _becomes(True, "sleep 322.75")
+        assert all(_becomes(True, f"sleep {seconds}") for seconds in ("321.5", "321.75", "322.5", "322.75"))
         _killed(dead)
         assert _becomes(False, "sleep 321.5") and _becomes(True, "sleep 321.75"), "nobody ends what waits"
         _killed(owner("auto", "323"))
