@@ -238,7 +238,7 @@ def test_it_dies_with_its_parent(backend: str) -> None:
 OWNER = (
     "import sys, time\nfrom training.sandbox import choose\nsandbox = choose({backend!r})\n"
     "print('chosen', flush=True)\nsys.stdin.readline()\njob = sandbox.start(['/bin/sleep', '{seconds}'])\n"
-    "print('started', flush=True)\nsys.stdin.readline()\n"
+    "print('started', flush=True)\nwhile sys.stdin.readline(): break\nelse: sys.exit()\n"
     "while True: sandbox.start(['/bin/sleep', '{seconds}']).kill()\n"
 )
 """Starts a job when it is told to, and then one after the other."""
@@ -266,7 +266,10 @@ def _tell(process: subprocess.Popen[bytes]) -> None:
 
 def _killed(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.communicate()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 @real
@@ -293,7 +296,8 @@ def test_what_a_killed_process_left_while_it_started_a_job_is_ended_by_the_next(
         assert _becomes(False, "sleep 321.75"), "the next process that starts a job does"
         assert _becomes(True, "sleep 322.5") and _becomes(True, "sleep 322.75"), "those of a living process stay"
     finally:
-        _killed(alive)
+        for process in (dead, alive):
+            _killed(process)
         _killed(owner("auto", "323"))
     assert _becomes(False, "sleep 322.75")
 
