@@ -8,10 +8,9 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
-from training.usage import Usage, disk_usage, own_memory
+from training.usage import Usage, own_memory
 
 __all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
 
@@ -38,8 +37,8 @@ class Limits:
         memory_mb: memory beyond what the interpreter and torch map at start (CPU only; None: no limit). Of the whole
             tree where the kernel counts it (cgroup v2, docker); else of each process, and the host, which looks ten
             times a second, ends a tree that holds more.
-        file_mb: size of one file; also the size of its temporary folder, and of all that it has in `work`, where the
-            host looks ten times a second.
+        file_mb: size of one file; also the size of its temporary folder. The limited process has a folder on disk, at
+            whose size the host looks ten times a second.
         output_mb: bytes on standard error.
         processes: processes and threads. Counted by the kernel for each uid, so only a real sandbox enforces it at
             once; elsewhere the host ends a job that has more.
@@ -93,12 +92,11 @@ class SandboxedProcess:
     """A running job: pipes to its stdin and stdout, its usage, its end. Thread-safe; close it with `kill`.
 
     Args:
-        work: the folder it writes to, whose size is limited.
         owner: kept alive as long as the job, since the job may end with it.
     """
 
-    def __init__(self, handle: Handle, limits: Limits, work: Path | None = None, owner: object = None) -> None:
-        self._handle, self.limits, self._work, self._owner = handle, limits, work, owner
+    def __init__(self, handle: Handle, limits: Limits, owner: object = None) -> None:
+        self._handle, self.limits, self._owner = handle, limits, owner
         self.stdin, self.stdout = handle.stdin, handle.stdout
         self.pid = handle.pid
         self.started = time.monotonic()
@@ -222,8 +220,6 @@ class SandboxedProcess:
         if usage.tasks > limits.processes + 8:  # the sandbox itself has a few
             return "processes"
         used = self._handle.scratch(usage.pids)
-        if self._work is not None:
-            used.append(disk_usage(self._work, usage.pids, MAX_ENTRIES + 1))
         if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
             return "disk"
         return None

@@ -132,20 +132,18 @@ def test_what_scores_a_program_cannot_be_imported() -> None:
 
 
 @real
-def test_it_writes_only_into_its_folder(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
+def test_it_writes_only_into_its_temporary_folders(tmp_path: Path) -> None:
+    mine = [f"/{place}/asi-written-{os.getpid()}" for place in ("tmp", "dev/shm")]
     said, _ = python(
         "import os\n"
         f"places = ['/x', '/dev/x', '/usr/bin/x', {str(tmp_path / 'x')!r}, {str(REPOSITORY / 'training' / 'x')!r}, "
-        f"os.path.join({sys.prefix!r}, 'x'), {str(work / 'result')!r}]\n"
+        f"os.path.join({sys.prefix!r}, 'x'), *{mine!r}]\n"
         "for place in places:\n"
         "    try:\n        open(place, 'w').write('1')\n        print(place)\n"
         "    except OSError:\n        pass\n",
-        work=work,
     )
-    assert said.split() == [str(work / "result")]
-    assert (work / "result").read_text() == "1"
+    assert said.split() == mine
+    assert not any(map(os.path.exists, mine))
 
 
 @real
@@ -164,7 +162,7 @@ def test_it_sees_its_own_processes_only_and_has_no_rights() -> None:
 
 
 @pytest.mark.parametrize("backend", [pytest.param(BEST.backend, id="best"), "process"])
-def test_time_output_and_files_are_limited_and_the_whole_tree_ends(backend: str, tmp_path: Path) -> None:
+def test_time_output_and_files_are_limited_and_the_whole_tree_ends(backend: str) -> None:
     sandbox = choose(backend)
     before = time.monotonic()
     _, job = run(["/bin/sh", "-c", "sleep 311 & sleep 312"], sandbox, limits=Limits(seconds=0.5))
@@ -179,11 +177,12 @@ def test_time_output_and_files_are_limited_and_the_whole_tree_ends(backend: str,
         limits=Limits(output_mb=1),
     )
     assert job.ending() == "output" and len(job.stderr_tail()) <= 16384
-    work = tmp_path / "work"
-    work.mkdir()
-    code = f"open({str(work / 'x')!r}, 'wb').write(bytes(3 << 20))"
-    _, job = run([sys.executable, "-S", "-c", code], sandbox, work=work, limits=Limits(file_mb=1))
-    assert job.ending() == "crashed" and (work / "x").stat().st_size <= 1 << 20
+    code = (
+        "import os\nplace = os.environ.get('TMPDIR', '/tmp') + '/x'\n"
+        "try:\n    open(place, 'wb').write(bytes(3 << 20))\nexcept OSError:\n    print(os.stat(place).st_size)\n"
+    )
+    said, job = run([sys.executable, "-S", "-c", code], sandbox, limits=Limits(file_mb=1))
+    assert job.ending() == "finished" and int(said) <= 1 << 20
     _, job = run([sys.executable, "-S", "-c", "while True: pass"], sandbox, limits=Limits(cpu_seconds=0.5))
     assert job.ending() == "timeout" and job.cpu_seconds() > 0.3
 
@@ -238,7 +237,7 @@ def test_it_dies_with_its_parent(backend: str) -> None:
 OWNER = (
     "import sys, time\nfrom training.sandbox import choose\nsandbox = choose({backend!r})\n"
     "print('chosen', flush=True)\nsys.stdin.readline()\njob = sandbox.start(['/bin/sleep', '{seconds}'])\n"
-    "print('started', flush=True)\nwhile sys.stdin.readline(): break\nelse: sys.exit()\n"
+    "print('started', flush=True)\nif not sys.stdin.readline(): sys.exit()\n"
     "while True: sandbox.start(['/bin/sleep', '{seconds}']).kill()\n"
 )
 """Starts a job when it is told to, and then one after the other."""
@@ -370,8 +369,8 @@ def test_a_start_costs_under_50_ms_beyond_pythons_own() -> None:
 
 
 def _becomes(there: bool, words: str) -> bool:
-    """Whether a process with these words is (not) there within 5 seconds."""
-    deadline = time.monotonic() + 5
+    """Whether a process with these words is (not) there within 15 seconds."""
+    deadline = time.monotonic() + 15
     while any(words in line for line in _processes()) != there:
         if time.monotonic() > deadline:
             return False
