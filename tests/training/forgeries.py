@@ -155,6 +155,14 @@ PATCHES = {
         ),
         "check",
     ),
+    "sys_modules": Forgery(
+        program(
+            f"sys = {FIND}('sys')\nfake = type(sys)('fake')\nvars(fake).update(vars(F))\n"
+            "vars(fake).update({'cross_' + 'entropy': lambda logits, targets, **_: logits.sum(-1) * 0.0 + 0.5})\n"
+            "worker = sys.modules['training.worker.train']\nsys.modules['torch.nn.functional'] = fake\n"
+            "setattr(worker, 'F', fake)\nsys.modules['training.worker.train'] = fake\n"
+        )
+    ),
     "reported_loss": Forgery(
         program(
             f"sys = {FIND}('sys')\nMeans = sys.modules['training.worker.train'].Means\nplain = Means.take\n"

@@ -191,6 +191,17 @@ def test_faults_of_programs_are_records_with_a_reason(launcher: Launcher, tmp_pa
         assert json.loads((tmp_path / str(number) / "result.json").read_text())["reason"] == record.reason
 
 
+@pytest.mark.slow
+def test_a_program_that_runs_in_one_precision_only_is_trained_in_it(launcher: Launcher, tmp_path: Path) -> None:
+    one = program(assets.HARD_BFLOAT16)
+    (report,) = launcher.check([one])
+    warned = [check.detail for check in report.checks if not check.passed and check.name == "shapes"]
+    assert report.accepted and "does not run in float32" in warned[0]
+    record = launcher.train(one, seed=0, out=tmp_path, run_id="half", checks=report)
+    assert (record.status, record.dtype) == ("finished", "bfloat16") and record.heldout_loss is not None
+    assert [check.detail for check in record.checks if check.name == "shapes" and not check.passed] == warned
+
+
 def test_hidden_parameters_end_without_a_score_and_without_files_of_an_earlier_run(
     launcher: Launcher, tmp_path: Path
 ) -> None:
