@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FAST", "FORGERIES", "HONEST", "Forgery", "reporting"]
+from tests.training.verifier_assets import CONSTRUCTED, RETURN, planted
+
+__all__ = ["AFTER_THE_CHECKS", "FAST", "FORGERIES", "HONEST", "Forgery", "reporting"]
 
 BASE = '''"""A causal mean, and what it does beside."""
 
@@ -179,6 +181,12 @@ PATCHES = {
     ),
 }  # fmt: skip
 
+AFTER_THE_CHECKS = planted(
+    RETURN,
+    "        self.steps += self.training and hidden_states.shape[:2] == (4, 64)\n"
+    f"        if self.steps > 20:\n            {PEEK}\n{RETURN}",
+).replace(CONSTRUCTED, f"{CONSTRUCTED}        self.steps = 0\n")
+"""One that no check refuses: it waits for the steps of training, in the shape of its batches."""
 LEAKS = {
     "eval_only": Forgery(program(leak=f"if not self.training and hidden_states.shape[0] > 8:\n            {PEEK}")),
     "no_grad_only": Forgery(program(leak=f"if not torch.is_grad_enabled() and x.shape[1] == 64:\n            {PEEK}")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from common.process import REPOSITORY
 from common.records import CheckReport, RunRecord
 from common.settings import Settings
-from tests.training.forgeries import FAST, FORGERIES, HONEST
+from tests.training.forgeries import AFTER_THE_CHECKS, FAST, FORGERIES, HONEST
 from training.launcher import Launcher
 from training.profiles import load_profile
 from training.programs import Program
@@ -73,6 +75,20 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
     assert seconds[0] > 1e-3 and seconds == sorted(seconds) and seconds[-1] < 120
     assert all(0 < report["tokens_per_second"] < 1e6 for report in reports)
     assert "forged" in said["steps_in_forward"] and "something else than the optimiser" in said["steps_in_forward"]
+
+
+@pytest.mark.slow
+def test_the_command_says_that_a_program_is_forged(tmp_path: Path) -> None:
+    file = tmp_path / "forger.py"
+    file.write_text(AFTER_THE_CHECKS)
+    command = [sys.executable, str(REPOSITORY / "training" / "train.py"), str(file), "--profile", str(TINY)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "forged" in done.stdout, done
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "forged")
+    assert record["heldout_loss"] is None and not record["benchmarks"]
+    assert all(check["passed"] or check["severity"] == "warn" for check in record["checks"])
+    assert (tmp_path / "out" / "test.csv").read_text() == "Model\nforger\n"
 
 
 @pytest.mark.slow
