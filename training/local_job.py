@@ -102,8 +102,8 @@ class Local:
         if self._group is not None:
             self._group.kill()
 
-    def usage(self) -> Usage:
-        return tree_usage(self.pid)
+    def usage(self, most: int) -> Usage:
+        return tree_usage(self.pid, most)
 
     def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
         if self._folder is not None:

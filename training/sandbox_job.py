@@ -40,8 +40,9 @@ class Limits:
         file_mb: size of one file; also the size of its temporary folder. The limited process has a folder on disk, at
             whose size the host looks ten times a second.
         output_mb: bytes on standard error.
-        processes: processes and threads. Counted by the kernel for each uid, so only a real sandbox enforces it at
-            once; elsewhere the host ends a job that has more.
+        processes: processes and threads. Counted by the kernel for each uid but root's, so a sandbox enforces it at once
+            with a uid of its own or of an ordinary user; elsewhere the host, which looks ten times a second, ends a job
+            that has more.
         files: open files.
     """
 
@@ -75,8 +76,9 @@ class Handle(Protocol):
     def kill(self) -> None:
         """Ends everything of the job with SIGKILL. Returns at once; repeating it does nothing."""
 
-    def usage(self) -> Usage:
-        """What it uses now. `pids` is empty where the host cannot see them."""
+    def usage(self, most: int) -> Usage:
+        """What it uses now; once it has more than `most` tasks, of which so many may do. `pids` is empty where the
+        host cannot see them."""
 
     def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
         """Bytes and entries of each of its temporary folders."""
@@ -102,6 +104,7 @@ class SandboxedProcess:
         self.started = time.monotonic()
         self._cpu, self._peak_bytes = 0.0, 0
         self._allowed = limits.cpu_seconds
+        self._most_tasks = limits.processes + 8  # the sandbox itself has a few
         self._code: int | None = None
         self._reason: Ending | None = None
         self._exited, self._ended = threading.Event(), threading.Event()
@@ -179,7 +182,7 @@ class SandboxedProcess:
     def _look(self) -> Usage:
         if self._exited.is_set():
             return Usage(self._cpu)
-        usage = self._handle.usage()
+        usage = self._handle.usage(self._most_tasks)
         self._cpu, self._peak_bytes = max(self._cpu, usage.seconds), max(self._peak_bytes, usage.held)
         return usage
 
@@ -204,21 +207,23 @@ class SandboxedProcess:
     def _watch(self) -> None:
         while not self._exited.wait(_POLL):
             with contextlib.suppress(OSError, ValueError):
-                reason = self._over(self._look())
+                # The clock first: on a machine that a job keeps busy, to look at it may take long.
+                late = time.monotonic() - self.started > self.limits.seconds
+                reason = "timeout" if late else self._over(self._look())
                 if reason is not None:
                     self._end(reason)
 
     def _over(self, usage: Usage) -> Ending | None:
         """The limit that it is over now."""
         limits = self.limits
-        if time.monotonic() - self.started > limits.seconds or self._cpu > self._allowed:
+        if self._cpu > self._allowed:
             return "timeout"
+        if usage.tasks > self._most_tasks:
+            return "processes"
         if limits.memory_mb is not None:
             allowed = (limits.memory_mb << 20) + _START_BYTES
             if usage.held > allowed and (not usage.pids or own_memory(usage.pids) > allowed):
                 return "memory"
-        if usage.tasks > limits.processes + 8:  # the sandbox itself has a few
-            return "processes"
         used = self._handle.scratch(usage.pids)
         if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
             return "disk"
