@@ -40,9 +40,9 @@ class Limits:
         file_mb: size of one file; also the size of its temporary folder. The limited process has a folder on disk, at
             whose size the host looks ten times a second.
         output_mb: bytes on standard error.
-        processes: processes and threads. Counted by the kernel for each uid but root's, so a sandbox enforces it at once
-            with a uid of its own or of an ordinary user; elsewhere the host, which looks ten times a second, ends a job
-            that has more.
+        processes: processes and threads. Counted by the kernel for each uid but root's, so a sandbox with a uid of its
+            own, or of an ordinary user, enforces it at once; elsewhere the host, which looks ten times a second, ends a
+            job that has more.
         files: open files.
     """
 
