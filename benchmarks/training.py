@@ -1,7 +1,9 @@
 """Speed of training on the CPU, as ratios from one run.
 
-    python benchmarks/training.py                           all three parts at profile cpu, about 15 minutes
+    python benchmarks/training.py                           all parts at profile cpu, about 15 minutes
     python benchmarks/training.py --parts worker --repeats 1 --steps 40         a look at whether it works
+    python benchmarks/training.py --parts scoring --programs training/architectures/{delta_net,gla,mamba2}.py
+    python benchmarks/training.py --parts scoring --profile cpu-smoke --repeats 1              its small version
     python benchmarks/training.py --table                   where the time of a step goes (torch's profiler)
     python benchmarks/training.py --json FILE               the figures as JSON beside the table
 
@@ -9,6 +11,9 @@ worker: tokens a second of our worker in its sandbox, reports and all, against a
 pair: two workers at once against two bare loops at once, each of those pinned to a core of its own.
 stages: what of a whole run is not training: start, data (the stream of a fresh seed), audit and scoring; not the
 check, and not the corpus, which is made once a machine.
+scoring: what held-out loss, benchmarks and the audit of a whole run cost, wall and CPU seconds (of the scorer and of
+the workers it asks; of training, the worker's), and as shares of the training. The aim is the audit's, by the wall
+clock. Its runs are those of stages.
 
 Ours and bare take turns in one run, so that a busy machine slows both; figures are medians over the repeats. Clocks are
 the host's, and run from the end of the first step to the end of the last. Beside the wall clock's ratio stands that of
@@ -31,7 +36,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,10 +53,11 @@ from training.programs import Program, load
 from training.sandbox import Limits, choose
 from training.scorer.client import Worker
 
-__all__ = ["Compared", "main", "measure_pair", "measure_stages", "measure_worker"]
+__all__ = ["Compared", "Run", "main", "measure_pair", "measure_runs", "measure_worker"]
 
-AIMS = {"worker": 0.97, "pair": 0.9, "stages": 0.15}
+AIMS = {"worker": 0.97, "pair": 0.9, "stages": 0.15, "scoring": 0.1}
 PARTS = tuple(AIMS)
+SCORING = ("heldout", "benchmarks", "audit")
 FRESH_SEED = 987_000
 """Training seeds from here on are this benchmark's own, so that their streams are made anew and removed."""
 Block = Callable[[int], tuple[float, float]]
@@ -92,8 +98,25 @@ def measure_pair(launcher: Launcher, program: Program, steps: int, repeats: int)
     return _compared(launcher, program, steps, repeats, _cores(2))
 
 
-def measure_stages(launcher: Launcher, program: Program, runs: int) -> list[dict[str, float]]:
-    """Wall seconds of whole runs: {train, start, data, score, other, total}; `score` holds the audit."""
+COMPARISONS = {"worker": measure_worker, "pair": measure_pair}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of one whole run.
+
+    Attributes:
+        stages: wall seconds: {train, start, data, score, other, total}; `score` holds the audit.
+        wall, cpu: of train, heldout, benchmarks and audit.
+    """
+
+    stages: dict[str, float]
+    wall: dict[str, float]
+    cpu: dict[str, float]
+
+
+def measure_runs(launcher: Launcher, program: Program, runs: int) -> list[Run]:
+    """Whole runs of one program, each on a stream of its own."""
     corpus, found = launcher.prepare(), []
     for number in range(runs):
         seed = FRESH_SEED + number
@@ -107,15 +130,29 @@ def measure_stages(launcher: Launcher, program: Program, runs: int) -> list[dict
             stream.unlink(missing_ok=True)
         if record.status != "finished":
             raise JobError(f"the run ended {record.status}, {record.reason}: {record.detail}")
-        total = time.perf_counter() - begun
-        parts = {name: record.seconds[name] for name in ("train", "start", "score")}
-        found.append({**parts, "data": data, "other": total - data - sum(parts.values()), "total": total})
+        total, seconds = time.perf_counter() - begun, record.seconds
+        parts = {name: seconds[name] for name in ("train", "start", "score")}
+        stages = {**parts, "data": data, "other": total - data - sum(parts.values()), "total": total}
+        measured = ("train", *SCORING)
+        found.append(
+            Run(stages, {name: seconds[name] for name in measured}, {name: seconds[f"{name}_cpu"] for name in measured})
+        )
     return found
 
 
-def overhead(runs: Sequence[dict[str, float]]) -> float:
+def overhead(runs: Sequence[Run]) -> float:
     """Median share of a run that is not training."""
-    return statistics.median(1 - run["train"] / run["total"] for run in runs)
+    return statistics.median(1 - run.stages["train"] / run.stages["total"] for run in runs)
+
+
+def shares(seconds: Sequence[dict[str, float]], *parts: str) -> float:
+    """Median of what `parts` took together, as a share of the training of the same run."""
+    return statistics.median(sum(run[part] for part in parts) / run["train"] for run in seconds)
+
+
+def audit_share(runs: Sequence[Run]) -> float:
+    """Median share of the training's wall time that the audit takes."""
+    return shares([run.wall for run in runs], "audit")
 
 
 def _compared(launcher: Launcher, program: Program, steps: int, repeats: int, cores: Sequence[int]) -> Compared:
@@ -240,9 +277,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_with_parent()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--program", type=Path, default=SEEDS["delta_net"])
+    parser.add_argument(
+        "--programs", type=Path, nargs="+", default=[SEEDS["delta_net"]], help="stages and scoring take all of them"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--repeats", type=int, default=5, help="turns of ours and bare; runs of stages, at most 3")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of ours and bare; whole runs, at most 3")
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps of a turn")
     parser.add_argument("--table", action="store_true", help="torch's profile of our loop, and nothing else")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
@@ -251,23 +290,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--steps must be at least 2 and --repeats at least 1")
     launcher = Launcher(load_settings(None, {"training": {"device": "cpu"}}), load_profile(arguments.profile))
     launcher.prepare()
-    program = load(arguments.program, name=arguments.program.stem)
+    programs = [load(path, name=path.stem) for path in arguments.programs]
+    program = programs[0]
     if arguments.table:
         print(profiler_table(launcher, program, arguments.steps))
         return 0
     figures: dict[str, Any] = {"profile": launcher.profile.name, "program": program.name, "steps": arguments.steps}
     print(f"profile {launcher.profile.name}, {program.name}; medians of {arguments.repeats}\n", flush=True)
-    print("| part | ours | bare | ratio | in CPU seconds | aim |\n|---|---|---|---|---|---|", flush=True)
-    for part, measure in (("worker", measure_worker), ("pair", measure_pair)):
-        if part in arguments.parts:
-            found = measure(launcher, program, arguments.steps, arguments.repeats)
-            ratios = {"ratio": found.ratio, "ratios": found.ratios, "cpu_ratio": found.cpu_ratio}
-            figures[part] = {**asdict(found), **ratios, "aim": AIMS[part]}
-            print(_row(part, found), flush=True)
-    if "stages" in arguments.parts:
-        runs = measure_stages(launcher, program, min(3, arguments.repeats))
-        figures["stages"] = {"runs": runs, "share": overhead(runs), "aim": AIMS["stages"]}
-        print(_stages_row(runs), flush=True)
+    compared = [(part, measure) for part, measure in COMPARISONS.items() if part in arguments.parts]
+    if compared:
+        print("| part | ours | bare | ratio | in CPU seconds | aim |\n|---|---|---|---|---|---|", flush=True)
+    for part, measure in compared:
+        found = measure(launcher, program, arguments.steps, arguments.repeats)
+        ratios = {"ratio": found.ratio, "ratios": found.ratios, "cpu_ratio": found.cpu_ratio}
+        figures[part] = {**asdict(found), **ratios, "aim": AIMS[part]}
+        print(_row(part, found), flush=True)
+    if {"stages", "scoring"} & set(arguments.parts):
+        whole = {one.name: measure_runs(launcher, one, min(3, arguments.repeats)) for one in programs}
+        for part, table, figure in (("stages", _stages_table, overhead), ("scoring", _scoring_table, audit_share)):
+            if part in arguments.parts:
+                print(f"\n{table(whole)}", flush=True)
+                figures[part] = {
+                    name: {"runs": [asdict(run) for run in runs], "share": figure(runs), "aim": AIMS[part]}
+                    for name, runs in whole.items()
+                }
     if arguments.json:
         write_json(arguments.json, figures)
     return 0
@@ -292,9 +338,31 @@ def _row(part: str, found: Compared) -> str:
     return f"| {name} | {ours:,.0f} | {bare:,.0f} | {spread} | {found.cpu_ratio:.3f} | at least {AIMS[part]} |"
 
 
-def _stages_row(runs: Sequence[dict[str, float]]) -> str:
-    parts = ", ".join(f"{name} {statistics.median(run[name] for run in runs):.1f}" for name in runs[0])
-    return f"| not training, share of a run | {parts} s | | {overhead(runs):.3f} | | under {AIMS['stages']} |"
+def _stages_table(whole: Mapping[str, Sequence[Run]]) -> str:
+    rows = [f"| not training, of a run | seconds | share | aim: under {AIMS['stages']} |", "|---|---|---|---|"]
+    for name, runs in whole.items():
+        parts = (f"{part} {statistics.median(run.stages[part] for run in runs):.1f}" for part in runs[0].stages)
+        rows.append(f"| {name} | {', '.join(parts)} | {overhead(runs):.3f} | n = {len(runs)} |")
+    return "\n".join(rows)
+
+
+def _scoring_table(whole: Mapping[str, Sequence[Run]]) -> str:
+    names = ("train", *SCORING)
+    head = " | ".join(f"{name}, s (CPU s)" for name in names)
+    rows = [
+        f"| program | {head} | all three, of training (CPU) | audit, of training (CPU), aim: under {AIMS['scoring']} |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for program, runs in whole.items():
+        wall, cpu = [run.wall for run in runs], [run.cpu for run in runs]
+        cells = [
+            f"{statistics.median(run[name] for run in wall):.1f} ({statistics.median(run[name] for run in cpu):.1f})"
+            for name in names
+        ]
+        for parts in (SCORING, ("audit",)):
+            cells.append(f"{shares(wall, *parts):.3f} ({shares(cpu, *parts):.3f})")
+        rows.append(f"| {program}, n = {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from training.programs import Program, to_job
 __all__ = ["Point", "SetResult", "Verdict", "as_json", "check_all", "curve", "plot", "text"]
 
 _CPU = re.compile(r"([\d.]+) CPU seconds")
+_MEMORY = re.compile(r"([\d,]+) MB of memory")
 _JOB = 20
 """Programs given to one scorer process; a fault of ours, or an end, then costs the verdicts of one job only."""
 
@@ -37,7 +38,7 @@ class Verdict:
         expected: checks that may refuse it; empty for a good design.
         accepted: None: no verdict, through a fault of ours.
         refused_by, warned_by: the checks that refuse it or warn; `detail`: the first refusal in words.
-        cpu_seconds: of its sandbox, where the report tells it (programs that ran to the end).
+        cpu_seconds, memory_mb: of its sandbox, where the report tells it (programs that ran to the end).
     """
 
     name: str
@@ -48,6 +49,7 @@ class Verdict:
     warned_by: tuple[str, ...]
     detail: str
     cpu_seconds: float | None
+    memory_mb: float | None
 
     @property
     def intended(self) -> bool:
@@ -151,10 +153,15 @@ def _verdict(row: Row, report: CheckReport) -> Verdict:
     name, _, about, expected = row
     refusals = report.refusals()
     detail = refusals[0].detail if refusals else (report.error or "")
-    told = [float(found[1]) for check in report.checks if (found := _CPU.search(check.detail))]
     by = tuple(dict.fromkeys(check.name for check in refusals))
     warned = tuple(dict.fromkeys(c.name for c in report.checks if not c.passed and c.severity == "warn"))
-    return Verdict(name, about, expected, report.accepted, by, warned, detail[:300], told[-1] if told else None)
+    cpu, memory = _told(_CPU, report), _told(_MEMORY, report)
+    return Verdict(name, about, expected, report.accepted, by, warned, detail[:300], cpu, memory)
+
+
+def _told(number: re.Pattern[str], report: CheckReport) -> float | None:
+    told = [found[1] for check in report.checks if check.name == "sandbox" and (found := number.search(check.detail))]
+    return float(told[-1].replace(",", "")) if told else None
 
 
 def text(result: SetResult) -> str:
@@ -198,7 +205,9 @@ def _times(result: SetResult) -> str:
     spent = [verdict.cpu_seconds for verdict in result.verdicts if verdict.cpu_seconds is not None]
     cpu = f"; CPU {statistics.median(spent):.1f} s median, {max(spent):.1f} s most (n {len(spent)})" if spent else ""
     each = result.seconds / max(1, len(result.verdicts))
-    return f"time per program: {each:.1f} s of wall time, amortised{cpu}"
+    held = [verdict.memory_mb for verdict in result.verdicts if verdict.memory_mb is not None]
+    memory = f"; memory {statistics.median(held):,.0f} MB median, {max(held):,.0f} MB most" if held else ""
+    return f"time per program: {each:.1f} s of wall time, amortised{cpu}{memory}"
 
 
 def curve(points: Sequence[Point]) -> str:

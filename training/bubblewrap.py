@@ -35,7 +35,6 @@ FIX = (
 def command(
     inner: Sequence[str],
     reads: Mapping[Path, Path],
-    work: Path | None,
     env: Mapping[str, str],
     file_mb: int,
     drop_uid: bool,
@@ -47,7 +46,6 @@ def command(
 
     Args:
         reads: path in the sandbox -> host path, mounted read-only.
-        work: host path mounted under its own name, writable.
         env: the whole environment of the job.
         file_mb: size of its temporary folder, which is memory.
         drop_uid: leave out the user namespace; the shim changes to a real uid of the job's own.
@@ -78,8 +76,6 @@ def command(
     line += _system_binds(device)
     for path, source in {SHIM: SHIM, **reads}.items():
         line += _bind("--ro-bind", path, source)
-    if work is not None:
-        line += _bind("--bind", work)
     if filter_fd is not None:
         line += ["--seccomp", str(filter_fd)]
     if report_fd is not None:

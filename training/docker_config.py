@@ -63,7 +63,6 @@ class Job:
     Attributes:
         command: absolute path of a program in the image, and its arguments.
         reads: path in the container -> path on the daemon's machine, read-only.
-        work: path on the daemon's machine, seen under the same name, writable.
         env: the whole environment, once the shim has dropped what the image adds.
         uid: numeric user and group.
         device: "cuda" passes the GPUs through, those of CUDA_VISIBLE_DEVICES where that is set.
@@ -72,7 +71,6 @@ class Job:
 
     command: Sequence[str]
     reads: Mapping[Path, Path]
-    work: Path | None
     env: Mapping[str, str]
     limits: Limits
     uid: int
@@ -92,8 +90,6 @@ def container_config(job: Job, owner: str, version: str = API) -> dict[str, Any]
 
     places = {bubblewrap.SHIM: bubblewrap.SHIM, **job.reads}
     binds = [types.Mount(str(path), str(source), type="bind", read_only=True) for path, source in places.items()]
-    if job.work is not None:
-        binds.append(types.Mount(str(job.work), str(job.work), type="bind"))
     executable = "exec" if job.device == "cuda" else "noexec"  # compiled kernels are loaded from there
     cuda = job.device == "cuda"
     limits = job.limits

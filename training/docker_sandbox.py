@@ -155,7 +155,7 @@ class Container:
         with contextlib.suppress(APIError, DockerException, RequestException, OSError):
             self._client.kill(self._name, int(signal.SIGKILL))
 
-    def usage(self) -> Usage:
+    def usage(self, most: int) -> Usage:
         """CPU time, memory and tasks as the daemon counts them, asked once a second."""
         from docker.errors import DockerException
         from requests.exceptions import RequestException

@@ -5,10 +5,12 @@ its first process; with a cgroup one write kills it; in the limited process, wha
 double fork is found by a variable that only this job has in its environment (it can hide by starting a program without
 it, which is one reason why that backend runs trusted programs only).
 
-A scorer that is killed takes its jobs with it, but for one moment: bubblewrap's child does not yet die with its parent
-when it waits to be let into its namespace, and would wait for ever. So whoever started the scorer ends what still bears
-its mark, and a scorer whose own parent is gone ends its jobs first. Where both are killed within that moment, a process
-that does nothing stays behind.
+A scorer that is killed takes its jobs with it, but for the moment of their start: until bubblewrap has built the
+sandbox its processes do not die with their parent, and one of them may wait for ever to be let into its namespace. So
+whoever started the scorer ends what still bears its mark, and a scorer whose own parent is gone ends its jobs first.
+Where both are killed at once, what was being started stays behind (nothing of a candidate is in it, and a worker ends
+when its input does); it bears the name of its owner, and the next process that starts a job on this machine ends what
+belongs to none that lives.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ SCORER = "ASI_SCORER"
 Run = Callable[..., subprocess.Popen[bytes]]
 """Starts a process in a thread that lives as long as its jobs: a parent-death signal follows the thread."""
 _TAG = "ASI_JOB"
+_OWNER = "ASI_JOB_OWNER"
+"""Variable that names the process to which a job belongs: namespace of its pid, pid, time of birth."""
 _FOLDER = "asi-arch-job-"
 _FOLDERS: set[Path] = set()
 """Temporary folders of jobs that this process has made and not yet removed."""
@@ -98,8 +102,8 @@ class Local:
         if self._group is not None:
             self._group.kill()
 
-    def usage(self) -> Usage:
-        return tree_usage(self.pid)
+    def usage(self, most: int) -> Usage:
+        return tree_usage(self.pid, most)
 
     def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
         if self._folder is not None:
@@ -171,6 +175,7 @@ def start_confined(
     Raises:
         OSError, SandboxError: the command cannot be started.
     """
+    _sweep_jobs()
     told, tell = os.pipe()
     inherited = [tell]
     loaded: int | None = None
@@ -181,7 +186,8 @@ def start_confined(
             os.write(fill, code)
             os.close(fill)
         line = command(loaded, tell)
-        env = {"PATH": os.defpath, SCORER: os.environ.get(SCORER, "")}  # of bubblewrap; the job in it has its own
+        # Of bubblewrap; the job in it has its own.
+        env = {"PATH": os.defpath, SCORER: os.environ.get(SCORER, ""), _OWNER: _owner()}
         process = run(group.entered(line) if group is not None else line, env, inherited)
         _GROUPS.add(process.pid)
     except (AsiError, OSError):
@@ -207,9 +213,10 @@ def start_limited(run: Run, line: Sequence[str], env: Mapping[str, str], group: 
     Raises:
         OSError: the command cannot be started.
     """
+    _sweep_jobs()
     folder = make_folder()
     tag = secrets.token_hex(16)
-    env = {**env, "HOME": str(folder), "TMPDIR": str(folder), _TAG: tag}
+    env = {**env, "HOME": str(folder), "TMPDIR": str(folder), _TAG: tag, _OWNER: _owner()}
     try:
         process = run(group.entered(list(line)) if group is not None else list(line), env, ())
     except OSError:
@@ -275,20 +282,61 @@ def _sweep(place: str) -> None:
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """Kills every process that was started with this variable in its environment, until two looks find none: a daemon
-    may fork and end between the list of processes and the look at it."""
+    """Kills every process that was started with this variable in its environment."""
     wanted = f"{variable}={value}".encode()
+    _kill_all(lambda environ: wanted in environ)
+
+
+def _kill_all(meant: Callable[[bytes], bool]) -> None:
+    """Kills every process whose environment is `meant`, until two looks find none: a daemon may fork and end between
+    the list of processes and the look at it."""
     empty = 0
     for _ in range(50):
         found = False
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes():
-                    state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                    if state not in "ZX":
-                        found = True
-                        os.kill(int(entry.name), signal.SIGKILL)
+                if meant((entry / "environ").read_bytes()) and _born(entry.name) is not None:
+                    found = True
+                    os.kill(int(entry.name), signal.SIGKILL)
         empty = 0 if found else empty + 1
         if empty == 2:
             return
         time.sleep(0.002)
+
+
+@functools.cache
+def _sweep_jobs() -> None:
+    """Ends what is left of jobs whose owner was killed while it started them. Once a process."""
+    _kill_all(_is_orphan)
+
+
+def _is_orphan(environ: bytes) -> bool:
+    for entry in environ.split(b"\0"):
+        name, _, owner = entry.decode("utf-8", "replace").partition("=")
+        if name == _OWNER:
+            space, pid, born = owner.split(":")
+            # Pids of another namespace, a container's, say nothing here.
+            return space == _pid_space() and _born(pid) != born
+    return False
+
+
+def _owner() -> str:
+    pid = str(os.getpid())
+    return f"{_pid_space()}:{pid}:{_born(pid) or ''}"
+
+
+def _pid_space() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116
+    except OSError:
+        return ""
+
+
+def _born(pid: str) -> str | None:
+    """When a process began, in clock ticks since the machine did, by which another with its number is known; None
+    where it has ended, or the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

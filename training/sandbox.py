@@ -4,18 +4,17 @@ the first of them whose probe job succeeds.
 What `bubblewrap` and `docker` cover: no network (not even the host's loopback), own pid, ipc and uts namespaces,
 another uid without capabilities, a system mounted read-only that holds the interpreter, the packages (without those
 whose text is held out) and the few files of ours that a worker needs, no home, no /etc of the host, nothing in the
-environment but what is listed, one writable folder, limits on CPU and wall time, memory, disk, open files, processes
+environment but what is listed, one temporary folder, limits on CPU and wall time, memory, disk, open files, processes
 and output, a list of system calls that are refused, and the whole tree killed as one, with nothing left behind. What
 they do not: the kernel is shared, so a kernel exploit gets out; timing and caches are visible. Where there is no
 cgroup of version 2, a tree of processes may hold more memory than its limit until the host looks, ten times a second;
-so it is with the size of `work` and with the number of files always. On a GPU there is no address-space limit, since
+so it is with the number of files always. On a GPU there is no address-space limit, since
 CUDA reserves more than the machine has, and the driver's device files are visible. `process` covers the limits only,
 which is why it refuses programs that nobody vouches for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import secrets
@@ -94,7 +93,6 @@ class Sandbox:
         argv: Sequence[str],
         *,
         reads: Sequence[Path] = (),
-        work: Path | None = None,
         env: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> SandboxedProcess:
@@ -103,7 +101,6 @@ class Sandbox:
         Args:
             argv: where it starts with this interpreter, docker runs the image's.
             reads: host paths it may read, seen under the same names.
-            work: folder it may write, seen under the same name; its owner changes where the job gets a uid of its own.
             env: all of its environment besides the few variables every job gets.
             limits: what it may use.
 
@@ -116,10 +113,10 @@ class Sandbox:
         if self.device == "cpu" and limits.memory_mb is not None:
             environment["ASI_MEMORY_MB"] = str(limits.memory_mb)
         start = {"bubblewrap": self._confined, "docker": self._contained, "process": self._limited}[self.backend]
-        return start(list(argv), reads, work, environment, limits)
+        return start(list(argv), reads, environment, limits)
 
     def _confined(
-        self, argv: list[str], reads: Sequence[Path], work: Path | None, env: dict[str, str], limits: Limits
+        self, argv: list[str], reads: Sequence[Path], env: dict[str, str], limits: Limits
     ) -> SandboxedProcess:
         uid = _own_uid() if self.drop_uid else None
         places, copies = ({path: path for path in reads}, None) if uid is None else _copy_readable(reads)
@@ -128,29 +125,25 @@ class Sandbox:
 
         def command(filter_fd: int | None, report_fd: int) -> list[str]:
             return bubblewrap.command(
-                inner, places, work, env, limits.file_mb, uid is not None, self.device, filter_fd, report_fd
+                inner, places, env, limits.file_mb, uid is not None, self.device, filter_fd, report_fd
             )
 
-        if work is not None and uid is not None:
-            _give(work, uid)
         group = None if self.groups is None else cgroup.Group.make(self.groups, limits)
         try:
             handle = start_confined(self._run, command, outer(self.device), group, copies)
         except OSError as error:
             raise SandboxError(f"cannot start a bubblewrap job: {error}", bubblewrap.FIX) from error
-        return SandboxedProcess(handle, limits, work, self)
+        return SandboxedProcess(handle, limits, self)
 
     def _contained(
-        self, argv: list[str], reads: Sequence[Path], work: Path | None, env: dict[str, str], limits: Limits
+        self, argv: list[str], reads: Sequence[Path], env: dict[str, str], limits: Limits
     ) -> SandboxedProcess:
         if self._docker is None:
             self._docker = docker_sandbox.connect()
         if os.geteuid() == 0:
             uid = _own_uid()
             places, copies = _copy_readable(reads)
-            if work is not None:
-                _give(work, uid)
-        else:  # no other uid could read what is private, or write its folder
+        else:  # no other uid could read what is private
             uid, places, copies = os.geteuid(), {path: path for path in reads}, None
         python = docker_config.PYTHON
         inner = _shimmed(
@@ -158,19 +151,17 @@ class Sandbox:
             {**self._limits(limits), "keep": ",".join(env)},
             [python, *argv[1:]] if argv[0] == sys.executable else argv,
         )
-        config = docker_config.Job(inner, places, work, env, limits, uid, self.device, self.image, copies)
-        return SandboxedProcess(self._docker.start(config), limits, work, self)
+        config = docker_config.Job(inner, places, env, limits, uid, self.device, self.image, copies)
+        return SandboxedProcess(self._docker.start(config), limits, self)
 
-    def _limited(
-        self, argv: list[str], reads: Sequence[Path], work: Path | None, env: dict[str, str], limits: Limits
-    ) -> SandboxedProcess:
+    def _limited(self, argv: list[str], reads: Sequence[Path], env: dict[str, str], limits: Limits) -> SandboxedProcess:
         inner = _shimmed(sys.executable, {**self._limits(limits), "parent": 1}, argv)
         group = None if self.groups is None else cgroup.Group.make(self.groups, limits)
         try:
             handle = start_limited(self._run, inner, {**env, "ASI_PARENT_PID": str(os.getpid())}, group)
         except OSError as error:
             raise SandboxError(f"cannot start a limited process: {error}", "see that this Python can be run") from error
-        return SandboxedProcess(handle, limits, work, self)
+        return SandboxedProcess(handle, limits, self)
 
     def _limits(self, limits: Limits) -> dict[str, int]:
         """What the shim sets, under its names."""
@@ -321,12 +312,3 @@ def _copy_readable(reads: Sequence[Path]) -> tuple[dict[Path, Path], Path | None
     except OSError as error:
         message = f"cannot read {error.filename} for a job: {error.strerror}"
         raise SandboxError(message, "see that it is there") from error
-
-
-def _give(folder: Path, uid: int) -> None:
-    """Makes `folder` and what lies in it the job's. Links are changed, never followed: a job may have planted them."""
-    os.chown(folder, uid, uid, follow_symlinks=False)
-    for root, folders, files in os.walk(folder, followlinks=False):
-        for name in (*folders, *files):
-            with contextlib.suppress(FileNotFoundError):
-                os.chown(Path(root) / name, uid, uid, follow_symlinks=False)

@@ -8,10 +8,9 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
-from training.usage import Usage, disk_usage, own_memory
+from training.usage import Usage, own_memory
 
 __all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
 
@@ -38,11 +37,12 @@ class Limits:
         memory_mb: memory beyond what the interpreter and torch map at start (CPU only; None: no limit). Of the whole
             tree where the kernel counts it (cgroup v2, docker); else of each process, and the host, which looks ten
             times a second, ends a tree that holds more.
-        file_mb: size of one file; also the size of its temporary folder, and of all that it has in `work`, where the
-            host looks ten times a second.
+        file_mb: size of one file; also the size of its temporary folder. The limited process has a folder on disk, at
+            whose size the host looks ten times a second.
         output_mb: bytes on standard error.
-        processes: processes and threads. Counted by the kernel for each uid, so only a real sandbox enforces it at
-            once; elsewhere the host ends a job that has more.
+        processes: processes and threads. Counted by the kernel for each uid but root's, so a sandbox with a uid of its
+            own, or of an ordinary user, enforces it at once; elsewhere the host, which looks ten times a second, ends a
+            job that has more.
         files: open files.
     """
 
@@ -76,8 +76,9 @@ class Handle(Protocol):
     def kill(self) -> None:
         """Ends everything of the job with SIGKILL. Returns at once; repeating it does nothing."""
 
-    def usage(self) -> Usage:
-        """What it uses now. `pids` is empty where the host cannot see them."""
+    def usage(self, most: int) -> Usage:
+        """What it uses now; once it has more than `most` tasks, of which so many may do. `pids` is empty where the
+        host cannot see them."""
 
     def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
         """Bytes and entries of each of its temporary folders."""
@@ -93,17 +94,17 @@ class SandboxedProcess:
     """A running job: pipes to its stdin and stdout, its usage, its end. Thread-safe; close it with `kill`.
 
     Args:
-        work: the folder it writes to, whose size is limited.
         owner: kept alive as long as the job, since the job may end with it.
     """
 
-    def __init__(self, handle: Handle, limits: Limits, work: Path | None = None, owner: object = None) -> None:
-        self._handle, self.limits, self._work, self._owner = handle, limits, work, owner
+    def __init__(self, handle: Handle, limits: Limits, owner: object = None) -> None:
+        self._handle, self.limits, self._owner = handle, limits, owner
         self.stdin, self.stdout = handle.stdin, handle.stdout
         self.pid = handle.pid
         self.started = time.monotonic()
         self._cpu, self._peak_bytes = 0.0, 0
         self._allowed = limits.cpu_seconds
+        self._most_tasks = limits.processes + 8  # the sandbox itself has a few
         self._code: int | None = None
         self._reason: Ending | None = None
         self._exited, self._ended = threading.Event(), threading.Event()
@@ -181,7 +182,7 @@ class SandboxedProcess:
     def _look(self) -> Usage:
         if self._exited.is_set():
             return Usage(self._cpu)
-        usage = self._handle.usage()
+        usage = self._handle.usage(self._most_tasks)
         self._cpu, self._peak_bytes = max(self._cpu, usage.seconds), max(self._peak_bytes, usage.held)
         return usage
 
@@ -206,24 +207,24 @@ class SandboxedProcess:
     def _watch(self) -> None:
         while not self._exited.wait(_POLL):
             with contextlib.suppress(OSError, ValueError):
-                reason = self._over(self._look())
+                # The clock first: on a machine that a job keeps busy, to look at it may take long.
+                late = time.monotonic() - self.started > self.limits.seconds
+                reason = "timeout" if late else self._over(self._look())
                 if reason is not None:
                     self._end(reason)
 
     def _over(self, usage: Usage) -> Ending | None:
         """The limit that it is over now."""
         limits = self.limits
-        if time.monotonic() - self.started > limits.seconds or self._cpu > self._allowed:
+        if self._cpu > self._allowed:
             return "timeout"
+        if usage.tasks > self._most_tasks:
+            return "processes"
         if limits.memory_mb is not None:
             allowed = (limits.memory_mb << 20) + _START_BYTES
             if usage.held > allowed and (not usage.pids or own_memory(usage.pids) > allowed):
                 return "memory"
-        if usage.tasks > limits.processes + 8:  # the sandbox itself has a few
-            return "processes"
         used = self._handle.scratch(usage.pids)
-        if self._work is not None:
-            used.append(disk_usage(self._work, usage.pids, MAX_ENTRIES + 1))
         if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
             return "disk"
         return None

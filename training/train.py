@@ -302,7 +302,8 @@ class _Display:
             memory = f"; {record.efficiency.peak_memory_mb:,.0f} MB"
             self.line(f"prefill, tokens/s at length {', '.join(speeds)}{written}{memory}")
         if record.seconds:
-            self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in record.seconds.items()))
+            wall = {name: value for name, value in record.seconds.items() if not name.endswith("_cpu")}
+            self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in wall.items()))
         self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))
 
 

@@ -41,13 +41,14 @@ def oom_kills() -> int:
     return 0
 
 
-def tree_usage(root: int) -> Usage:
-    """What `root` and all that descends from it use."""
+def tree_usage(root: int, most: int | None = None) -> Usage:
+    """What `root` and all that descends from it use. Ends once it has seen more than `most` tasks: to look at all of a
+    fork bomb takes longer than the bomb takes to grow."""
     ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     seconds, held, tasks = 0.0, 0, 0
     pids: list[int] = []
     queue = [root]
-    while queue:
+    while queue and (most is None or tasks <= most):
         pid = queue.pop()
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FAST", "FORGERIES", "HONEST", "Forgery"]
+from tests.training.verifier_assets import CONSTRUCTED, RETURN, planted
+
+__all__ = ["AFTER_THE_CHECKS", "FAST", "FORGERIES", "HONEST", "Forgery", "reporting"]
 
 BASE = '''"""A causal mean, and what it does beside."""
 
@@ -59,6 +61,13 @@ def program(before: str = "", leak: str = "pass", built: str = "pass") -> str:
     return BASE.format(before=before, leak=leak, built=built)
 
 
+REPLACE = """for table in find('gc').get_referrers(plain):
+    if isinstance(table, dict) and 'plain' not in table:
+        table.update({{key: {other} for key in list(table) if table[key] is plain}})
+"""
+"""Puts `other` in the place of the worker's operation `plain`."""
+
+
 def answering(cheat: str) -> str:
     """Replaces the worker's operation for logits. `cheat(tokens, places, out, trained, number, memory)` changes `out`
     [places, V] in place: `trained` says whether this process trained, `number` counts the questions."""
@@ -88,10 +97,31 @@ def logits(state, meta, arrays, emit, plain=plain):
     return meta, [out.reshape(shape)]
 
 
-for table in find('gc').get_referrers(plain):
-    if isinstance(table, dict) and 'plain' not in table:
-        table.update({{key: logits for key in list(table) if table[key] is plain}})
-"""
+{REPLACE.format(other="logits")}"""
+    )
+
+
+def reporting(change: str, kind: str = "step") -> str:
+    """Replaces the worker's operation that trains by one whose reports pass through `change`, of `said` and `last`,
+    the number of the last step; with the `kind` "checkpoint" its pieces of checkpoints do."""
+    return program(
+        f"""find = {FIND}
+plain = find('sys').modules['training.worker.train'].OPS['train.run']
+
+
+def run(state, meta, arrays, emit, plain=plain):
+    last = meta['train']['steps']
+
+    def told(said, arrays=()):
+        if '{kind}' in said:
+            {change}
+        if said:
+            emit(said, arrays)
+
+    return plain(state, meta, arrays, told)
+
+
+{REPLACE.format(other="run")}"""
     )
 
 
@@ -127,6 +157,14 @@ PATCHES = {
         ),
         "check",
     ),
+    "sys_modules": Forgery(
+        program(
+            f"sys = {FIND}('sys')\nfake = type(sys)('fake')\nvars(fake).update(vars(F))\n"
+            "vars(fake).update({'cross_' + 'entropy': lambda logits, targets, **_: logits.sum(-1) * 0.0 + 0.5})\n"
+            "worker = sys.modules['training.worker.train']\nsys.modules['torch.nn.functional'] = fake\n"
+            "setattr(worker, 'F', fake)\nsys.modules['training.worker.train'] = fake\n"
+        )
+    ),
     "reported_loss": Forgery(
         program(
             f"sys = {FIND}('sys')\nMeans = sys.modules['training.worker.train'].Means\nplain = Means.take\n"
@@ -143,6 +181,12 @@ PATCHES = {
     ),
 }  # fmt: skip
 
+AFTER_THE_CHECKS = planted(
+    RETURN,
+    "        self.steps += self.training and hidden_states.shape[:2] == (4, 64)\n"
+    f"        if self.steps > 20:\n            {PEEK}\n{RETURN}",
+).replace(CONSTRUCTED, f"{CONSTRUCTED}        self.steps = 0\n")
+"""One that no check refuses: it waits for the steps of training, in the shape of its batches."""
 LEAKS = {
     "eval_only": Forgery(program(leak=f"if not self.training and hidden_states.shape[0] > 8:\n            {PEEK}")),
     "no_grad_only": Forgery(program(leak=f"if not torch.is_grad_enabled() and x.shape[1] == 64:\n            {PEEK}")),
@@ -212,6 +256,15 @@ for number, (row, place) in enumerate(places):
     ),
 }  # fmt: skip
 
+REPORTS = {
+    "other_tokens_and_seconds": Forgery(reporting("said.update(tokens=10**12, seconds=1e-9)"), "honest"),
+    "fewer_reports": Forgery(reporting("said = said if said['step'] in (1, last) else None")),
+    "reports_between": Forgery(reporting("emit({**said, 'step': said['step'] + 1})")),
+    "no_last_report": Forgery(reporting("said = said if said['step'] < last else None")),
+    "counts_and_clock_of_its_own": Forgery(
+        reporting("said.update(tokens=10**12, seconds=1e-9, step=said['step'] + (said['step'] == 20))")
+    ),
+}
 _STEP = "getattr(p, 'da' + 'ta').sub_({gradient}, alpha=0.05)"
 TRAINS = {
     "steps_in_forward": Forgery(
@@ -265,6 +318,12 @@ TRAINS = {
 }  # fmt: skip
 
 HONEST = program()
-FORGERIES: dict[str, Forgery] = {**PATCHES, **LEAKS, **ANSWERS, **TRAINS}
-FAST = ("cross_entropy_by_name", "after_training_only", "in_the_trained_process", "steps_in_forward")
-"""One caught by what was reported, one in the trained process, one by fresh processes, one while it was trained."""
+FORGERIES: dict[str, Forgery] = {**PATCHES, **LEAKS, **ANSWERS, **REPORTS, **TRAINS}
+FAST = (
+    "cross_entropy_by_name",
+    "after_training_only",
+    "in_the_trained_process",
+    "counts_and_clock_of_its_own",
+    "steps_in_forward",
+)
+"""Caught by the loss it reported; in the trained process; by fresh processes; by its count of steps; in training."""

@@ -62,7 +62,6 @@ def opened(path):  # only opened: were it possible, nothing of the machine may c
 def read(path):
     with open(path, 'rb') as file:
         return file.read(200)
-WORK = os.environ['ATTACK_WORK']
 VICTIM = os.environ['ATTACK_VICTIM']
 NONCE = os.environ['ATTACK_NONCE']
 HOST = int(os.environ['ATTACK_HOST'])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from common.process import REPOSITORY
 from common.records import CheckReport, RunRecord
 from common.settings import Settings
-from tests.training.forgeries import FAST, FORGERIES, HONEST
+from tests.training.forgeries import AFTER_THE_CHECKS, FAST, FORGERIES, HONEST
 from training.launcher import Launcher
 from training.profiles import load_profile
 from training.programs import Program
@@ -62,7 +65,30 @@ def test_a_forger_gets_no_score(tmp_path: Path) -> None:
     assert "reported a training loss" in said["cross_entropy_by_name"]
     assert "forged" in said["after_training_only"] and "process that was trained" in said["after_training_only"]
     assert "finished" in said["in_the_trained_process"] and "the weights' own" in said["in_the_trained_process"]
+    assert (
+        "forged" in said["counts_and_clock_of_its_own"]
+        and "the report of step 20" in said["counts_and_clock_of_its_own"]
+    )
+    reports = [json.loads(line) for line in (tmp_path / FAST[3] / "metrics.jsonl").read_text().splitlines()]
+    assert [(report["step"], report["tokens"]) for report in reports] == [(n, n * 4 * 64) for n in (1, 5, 10, 15)]
+    seconds = [report["seconds"] for report in reports]
+    assert seconds[0] > 1e-3 and seconds == sorted(seconds) and seconds[-1] < 120
+    assert all(0 < report["tokens_per_second"] < 1e6 for report in reports)
     assert "forged" in said["steps_in_forward"] and "something else than the optimiser" in said["steps_in_forward"]
+
+
+@pytest.mark.slow
+def test_the_command_says_that_a_program_is_forged(tmp_path: Path) -> None:
+    file = tmp_path / "forger.py"
+    file.write_text(AFTER_THE_CHECKS)
+    command = [sys.executable, str(REPOSITORY / "training" / "train.py"), str(file), "--profile", str(TINY)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "forged" in done.stdout, done
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", "forged")
+    assert record["heldout_loss"] is None and not record["benchmarks"]
+    assert all(check["passed"] or check["severity"] == "warn" for check in record["checks"])
+    assert (tmp_path / "out" / "test.csv").read_text() == "Model\nforger\n"
 
 
 @pytest.mark.slow

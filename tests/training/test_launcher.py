@@ -24,6 +24,7 @@ from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
 from tests.pipeline.running import children, command_line
+from tests.training.forgeries import reporting
 from training.checkpoints import FOLDER, kept
 from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
@@ -190,6 +191,17 @@ def test_faults_of_programs_are_records_with_a_reason(launcher: Launcher, tmp_pa
         assert json.loads((tmp_path / str(number) / "result.json").read_text())["reason"] == record.reason
 
 
+@pytest.mark.slow
+def test_a_program_that_runs_in_one_precision_only_is_trained_in_it(launcher: Launcher, tmp_path: Path) -> None:
+    one = program(assets.HARD_BFLOAT16)
+    (report,) = launcher.check([one])
+    warned = [check.detail for check in report.checks if not check.passed and check.name == "shapes"]
+    assert report.accepted and "does not run in float32" in warned[0]
+    record = launcher.train(one, seed=0, out=tmp_path, run_id="half", checks=report)
+    assert (record.status, record.dtype) == ("finished", "bfloat16") and record.heldout_loss is not None
+    assert [check.detail for check in record.checks if check.name == "shapes" and not check.passed] == warned
+
+
 def test_hidden_parameters_end_without_a_score_and_without_files_of_an_earlier_run(
     launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -269,6 +281,21 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_numbers(
     assert [path.stem for path in kept(tmp_path / "a" / FOLDER)] == ["step-000000030"]
     lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 5, 10, 15, 20, 25, 30, 30]
+    assert [line["tokens"] for line in lines[:-1]] == [256 * line["step"] for line in lines[:-1]]
+    seconds = [line["seconds"] for line in lines[:-1]]
+    assert seconds[0] > 0 and seconds == sorted(seconds) and seconds[-1] < record.seconds["train"] < 120
+    # It was begun anew after step 10, and what was used before counts.
+    assert all(line["tokens_per_second"] > 0 for line in lines[:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", ["step + 4", "step + 20", "1"])
+def test_a_checkpoint_of_a_step_that_cannot_be_done_yet_is_forged(
+    launcher: Launcher, tmp_path: Path, claim: str
+) -> None:
+    text = reporting(f"step = said['checkpoint']['step']; said['checkpoint']['step'] = {claim}", "checkpoint")
+    record = saving(launcher).train(program(text), seed=0, out=tmp_path / "c", run_id="c")
+    assert (record.status, record.reason) == ("failed", "forged") and "checkpoint" in record.detail
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import sys
 import sysconfig
@@ -25,7 +24,7 @@ from tests.training.hostile_attack import PRELUDE, Attack
 from tests.training.hostile_programs import FAST, PROGRAMS
 from training.sandbox import HELD_OUT_PACKAGES, Ending, Sandbox, choose
 from training.sandbox_job import REASONS
-from training.usage import disk_usage, tree_usage
+from training.usage import tree_usage
 
 BEST = choose("auto")
 pytestmark = pytest.mark.skipif(BEST.backend == "process", reason=f"no real sandbox here: {BEST.note}")
@@ -45,11 +44,10 @@ class Ground:
     def victim(self) -> Path:
         return self.folder / "experiments" / "1" / "secret.txt"
 
-    def environment(self, work: Path) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         packages = Path(sysconfig.get_path("purelib"))
         held_out = [packages / name for name in HELD_OUT_PACKAGES] + [REPOSITORY / "training" / "scorer"]
         return {
-            "ATTACK_WORK": str(work),
             "ATTACK_VICTIM": str(self.victim),
             "ATTACK_OTHER": str(self.folder / "experiments"),
             "ATTACK_NONCE": self.nonce,
@@ -60,7 +58,7 @@ class Ground:
             "ATTACK_HELD_OUT": ":".join(map(str, held_out)),
             "ATTACK_PLACES": ":".join([str(packages), str(REPOSITORY), str(REPOSITORY / "training")]),
             "ATTACK_WAYS": ":".join(
-                {part for path in (sys.prefix, sys.base_prefix, REPOSITORY, work) for part in Path(path).parts}
+                {part for path in (sys.prefix, sys.base_prefix, REPOSITORY) for part in Path(path).parts}
             ),
         }
 
@@ -70,7 +68,7 @@ class Ground:
             with pytest.raises(BlockingIOError):
                 listener.accept() if listener.type == socket.SOCK_STREAM else listener.recv(1)
         assert self.victim.read_text() == "hunter2"
-        for place in (self.folder, self.folder / "work", *self.folder.glob("experiments/**")):
+        for place in (self.folder, *self.folder.glob("experiments/**")):
             assert not list(place.glob(f"*{self.nonce}*"))
         assert not self.signals
 
@@ -132,16 +130,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         listener.close()
 
 
-def let_loose(sandbox: Sandbox, attack: Attack, ground: Ground) -> tuple[Ending | None, str, float]:
-    """How its job ended, what it said (1 MB at most), and how many MB of disk it has when it is over. Asserts that
-    no process of it lives then.
-    """
-    work = ground.folder / "work" / secrets.token_hex(4)
-    work.mkdir(parents=True)
+def let_loose(sandbox: Sandbox, attack: Attack, ground: Ground) -> tuple[Ending | None, str]:
+    """How its job ended, and what it said (1 MB at most). Asserts that no process of it lives then."""
     job = sandbox.start(
         [sys.executable, "-S", "-c", PRELUDE + attack.code],
-        work=work,
-        env=ground.environment(work),
+        env=ground.environment(),
         limits=attack.limits,
     )
     namespaces: set[str] = set()
@@ -158,9 +151,7 @@ def let_loose(sandbox: Sandbox, attack: Attack, ground: Ground) -> tuple[Ending 
         job.kill()
     assert namespaces, "its namespace was not seen"
     assert not _living(namespaces), "a process of it lives on"
-    disk = disk_usage(work)[0] / 2**20
-    shutil.rmtree(work)
-    return job.ending(), said.decode("utf-8", "replace"), disk
+    return job.ending(), said.decode("utf-8", "replace")
 
 
 def _namespaces(pid: int) -> set[str]:
@@ -188,7 +179,7 @@ def _ended(entry: Path) -> bool:
 def fault(sandbox: Sandbox, name: str, ground: Ground) -> str | None:
     """What got through, None when it was contained."""
     attack = PROGRAMS[name]
-    ending, said, disk = let_loose(sandbox, attack, ground)
+    ending, said = let_loose(sandbox, attack, ground)
     ground.untouched()
     if ending not in attack.expected:
         return f"it ended as {ending}, expected {attack.expected}: {said[-500:]}"
@@ -196,7 +187,7 @@ def fault(sandbox: Sandbox, name: str, ground: Ground) -> str | None:
         return "\n".join(line for line in said.splitlines() if "BREACH" in line)
     if attack.says not in said:
         return f"it did not get to its attack: {said[-500:]!r}"
-    return f"it wrote {disk:.0f} MB" if disk > 1024 else None
+    return None
 
 
 def test_there_are_enough_and_each_expects_reasons_of_the_fixed_list() -> None:

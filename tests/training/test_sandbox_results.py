@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from training import cgroup
 from training.protocol import Channel, ProtocolError
 from training.sandbox import Limits, choose
-from training.usage import disk_usage
+from training.usage import disk_usage, tree_usage
 
 BEST = choose("auto")
 real = pytest.mark.skipif(BEST.backend == "process", reason=f"no real sandbox here: {BEST.note}")
@@ -96,6 +97,18 @@ def test_disk_that_is_hidden_counts(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / str(number)).touch()
     assert disk_usage(tmp_path, enough=10)[1] == 10
+
+
+def test_no_more_of_a_tree_is_looked_at_than_is_allowed() -> None:
+    command = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do /bin/sleep 326 & done; echo started; wait"
+    tree = subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert tree.stdout is not None and tree.stdout.readline()
+        assert tree_usage(tree.pid).tasks == 13
+        assert tree_usage(tree.pid, 5).tasks == len(tree_usage(tree.pid, 5).pids) == 6
+    finally:
+        os.killpg(tree.pid, signal.SIGKILL)
+        tree.communicate()
 
 
 def test_cgroups_are_used_only_where_they_were_handed_down(tmp_path: Path) -> None:

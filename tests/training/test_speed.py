@@ -40,10 +40,15 @@ def test_a_worker_and_a_bare_loop_take_turns(launcher: Launcher, delta_net: Prog
 
 
 def test_the_parts_of_a_run_add_up(launcher: Launcher, delta_net: Program) -> None:
-    (run,) = training.measure_stages(launcher, delta_net, runs=1)
-    assert min(run.values()) > 0
-    assert sum(run.values()) == pytest.approx(2 * run["total"])
-    assert training.overhead([run]) == pytest.approx(1 - run["train"] / run["total"])
+    (run,) = training.measure_runs(launcher, delta_net, runs=1)
+    stages = run.stages
+    assert min(stages.values()) > 0 and sum(stages.values()) == pytest.approx(2 * stages["total"])
+    assert training.overhead([run]) == pytest.approx(1 - stages["train"] / stages["total"])
+    assert list(run.wall) == list(run.cpu) == ["train", "heldout", "benchmarks", "audit"]
+    assert min(run.wall.values()) > 0 and min(run.cpu.values()) > 0
+    assert run.wall["heldout"] + run.wall["benchmarks"] < stages["score"], "the audit is no part of them"
+    assert run.cpu["audit"] > run.cpu["heldout"], "processes were started for it"
+    assert training.audit_share([run]) == pytest.approx(run.wall["audit"] / stages["train"])
 
 
 def test_the_bare_loop_trains_the_same_model_on_the_same_tokens(launcher: Launcher, delta_net: Program) -> None:

@@ -58,7 +58,7 @@ def trained(
     events: list[tuple[dict[str, Any], Any]] = []
     state, _ = make(profile, Moody)
     OPS["train.run"](state, call, arrays, lambda meta, arrays=(): events.append((meta, arrays)))
-    reports = [{**meta, "seconds": 0, "memory_mb": 0} for meta, _ in events if "step" in meta]
+    reports = [{**meta, "memory_mb": 0} for meta, _ in events if "step" in meta]
     return reports, list(state.instances["model"].state_dict().values()), events
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,8 @@ def test_a_seed_passes_every_check_and_its_cost_is_measured() -> None:
     report = verify(program, BEST, Options(profile_width=128, profile_length=256, **baseline))
     assert report.accepted, failure_text(report)
     assert [check.name for check in report.checks] == ["static", "reach", *CHECKS, "sandbox"]
+    memory = re.search(r"at most ([\d,]+) MB of memory", report.checks[-1].detail)
+    assert memory is not None and 100 < int(memory[1].replace(",", "")) < 2048
     facts = report.facts
     assert 0.95 < facts["work_exponent"] < 1.05 and 0.9 < facts["memory_exponent"] < 1.05
     assert facts["mixer_parameters"] > 4 * 128 * 128

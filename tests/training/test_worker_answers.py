@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from training.scorer.answers import model_sizes, peak_memory, prepared_facts, size_refusal, training_report
+from training.scorer.answers import model_sizes, next_report, peak_memory, prepared_facts, size_refusal, training_report
 from training.scorer.heldout import ForgedError
 from training.worker.registers import all_parameters, named_parameters
 
@@ -21,25 +21,29 @@ GOOD = {
     "lr": 1e-3,
     "grad_norm": 1,
     "memory_mb": 2.0,
-    "tokens": 640,
-    "seconds": 0.5,
 }
 
 
 def test_a_report_passes_as_it_is() -> None:
-    assert training_report({**GOOD, "other": "dropped"}, 1, 30) == GOOD
+    assert training_report({**GOOD, "other": "dropped", "tokens": 1e12, "seconds": -1}, 5) == GOOD
+
+
+@pytest.mark.parametrize("every", [1, 5, 7, 30, 100])
+def test_the_next_report_is_known_from_any_step_on(every: int) -> None:
+    reported = [step for step in range(1, 31) if step % every == 0 or step in (1, 30)]
+    for done in range(31):
+        assert next_report(done, every, 30) == next((step for step in reported if step > done), None)
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf"), -float("inf"), 1e300, 10**400])
 def test_a_loss_that_is_not_finite_is_none(loss: Any) -> None:
-    assert training_report({**GOOD, "loss": loss}, 1, 30)["loss"] is None
+    assert training_report({**GOOD, "loss": loss}, 5)["loss"] is None
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *({"step": step} for step in (None, 4, 3, 31, 5.0, True, "5", [5], 10**400)),
-        *({name: value} for name in ("tokens", "seconds") for value in (None, -1, float("nan"), "1", [1], True)),
+        *({"step": step} for step in (None, 4, 6, 10, 5.0, True, "5", [5], 10**400)),
         *(
             {name: value}
             for name in ("loss", "task_loss", "lr", "grad_norm", "memory_mb")
@@ -49,13 +53,18 @@ def test_a_loss_that_is_not_finite_is_none(loss: Any) -> None:
 )
 def test_a_report_of_another_form_is_forged(change: dict[str, Any]) -> None:
     with pytest.raises(ForgedError):
-        training_report({**GOOD, **change}, 4, 30)
+        training_report({**GOOD, **change}, 5)
 
 
-@pytest.mark.parametrize("missing", ["step", "loss", "tokens", "seconds"])
+@pytest.mark.parametrize("missing", ["step", "loss"])
 def test_a_report_without_a_part_is_forged(missing: str) -> None:
     with pytest.raises(ForgedError):
-        training_report({key: value for key, value in GOOD.items() if key != missing}, 4, 30)
+        training_report({key: value for key, value in GOOD.items() if key != missing}, 5)
+
+
+def test_a_report_after_the_last_is_forged() -> None:
+    with pytest.raises(ForgedError, match="expected no report"):
+        training_report(GOOD, None)
 
 
 SIZES = ("parameters", "mixer_parameters", "ffn_width", "embedding", "head", "mlps", "norms")
@@ -70,7 +79,7 @@ names = st.sampled_from([*GOOD, *SIZES, "versions", "hardware", "peak_memory_mb"
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(names, json_values, max_size=8))
 def test_no_answer_raises_anything_but_forged(answer: dict[str, Any]) -> None:
-    for judge in (prepared_facts, model_sizes, peak_memory, lambda meta: training_report(meta, 0, 30)):
+    for judge in (prepared_facts, model_sizes, peak_memory, lambda meta: training_report(meta, 1)):
         try:
             judge(answer)
         except ForgedError:

@@ -12,11 +12,20 @@ from typing import Any, TypeGuard
 
 from training.scorer.heldout import ForgedError
 
-__all__ = ["changed_parameter", "model_sizes", "peak_memory", "prepared_facts", "size_refusal", "training_report"]
+__all__ = [
+    "changed_parameter",
+    "model_sizes",
+    "next_report",
+    "peak_memory",
+    "prepared_facts",
+    "size_refusal",
+    "training_report",
+]
 
 LARGEST = 1e9
 """A loss beyond it is no number to average; it counts as not finite."""
 _MOST_FACTS, _LONGEST = 20, 200
+_REPORTED = ("loss", "task_loss", "lr", "grad_norm", "memory_mb")
 _SIZES = ("parameters", "mixer_parameters", "ffn_width", "embedding", "head", "mlps", "norms")
 
 
@@ -52,27 +61,30 @@ def size_refusal(parameters: int, budget: int | None, tolerance: float) -> str |
     )
 
 
-def training_report(meta: Mapping[str, Any], last: int, steps: int) -> dict[str, Any]:
-    """{step, loss, task_loss, lr, grad_norm, memory_mb, tokens, seconds} of one report; what is not finite is None.
+def next_report(done: int, every: int, steps: int) -> int | None:
+    """The step after which a worker reports next: after the first, each multiple of `every`, and the last; None when
+    all are `done`."""
+    if done >= steps:
+        return None
+    return min(1 if done == 0 else done // every * every + every, steps)
+
+
+def training_report(meta: Mapping[str, Any], due: int | None) -> dict[str, Any]:
+    """{step, loss, task_loss, lr, grad_norm, memory_mb} of one report; what is not finite is None. Whatever else it
+    holds is dropped: tokens and time are the scorer's to count.
 
     Args:
-        last: step of the report before, 0 at first.
-        steps: of the whole run.
+        due: the step whose report comes next, None when there is none.
 
     Raises:
-        ForgedError: the step does not lie in (last, steps], or a value is missing or no number.
+        ForgedError: it is of another step, or a value is missing or no number.
     """
     step = meta.get("step")
-    if not _is_int(step) or not last < step <= steps:
-        raise ForgedError(f"expected a step over {last} and at most {steps}, got {_shown(step)}")
+    if not _is_int(step) or step != due:
+        raise ForgedError(f"expected {'no report' if due is None else f'the report of step {due}'}, got {_shown(step)}")
     if "loss" not in meta:
         raise ForgedError(f"expected a loss in the report of step {step}, got none")
-    kept = {name: _finite(meta, name) for name in ("loss", "task_loss", "lr", "grad_norm", "memory_mb")}
-    passed = {name: _finite(meta, name) for name in ("tokens", "seconds")}
-    for name, value in passed.items():
-        if value is None or value < 0:
-            raise ForgedError(f"expected {name} of 0 or more at step {step}, got {_shown(meta.get(name))}")
-    return {"step": step, **kept, **passed}
+    return {"step": step, **{name: _finite(meta, name) for name in _REPORTED}}
 
 
 def peak_memory(meta: Mapping[str, Any]) -> float:

@@ -119,6 +119,7 @@ class Fresh:
         self._waiting: Future[Worker] | None = None
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fresh-worker")
         self.overlapped = 0.0
+        self._started: list[Worker] = []
 
     def begin(self) -> None:
         """Starts the next process beside other work. No code of the program runs in it before `open`."""
@@ -152,9 +153,14 @@ class Fresh:
         if left <= 0:
             raise CandidateFault("timeout", f"scoring and its audit did not end within {self._seconds:g} s")
         try:
-            return self._start(left)
+            self._started.append(self._start(left))
+            return self._started[-1]
         finally:
             self.overlapped += time.perf_counter() - begun
+
+    def cpu_seconds(self) -> float:
+        """Of all these processes so far, read by the host."""
+        return sum(worker.cpu_seconds() for worker in self._started)
 
     def close(self) -> None:
         """Ends the process that waits. Those that were opened are their callers'."""

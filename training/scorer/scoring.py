@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from training.scorer.client import Worker
 from training.scorer.fresh import Fresh, read_weights
 from training.scorer.heldout import ForgedError, LogitServer, heldout_loss, heldout_scores
 from training.scorer.scored import Recorder, Scored, heldout_places
+from training.scorer.spending import Spending
 from training.scorer.validation import sample_of
 from training.scorer.verdict import Bench, verdict
 
@@ -40,8 +38,9 @@ class Scoring:
 
     Args:
         fresh: makes processes of the same program.
-        result: gets heldout_loss, benchmarks and audit, all together or none; and seconds.audit, all that the audit
-            took, the start of a process beside other work included.
+        result: gets heldout_loss, benchmarks and audit, all together or none; and into its seconds what each of these
+            three took, and used of the CPU (audit_cpu): of the audit all, the start of a process beside other work
+            included.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Scoring:
         shown = sample_of(profile, tokens)
         known = self._rows if shown is None else np.concatenate([self._rows, shown.rows])
         self._items = unseen_items(load_items(Path(job["items"])), known, self._codec)
-        self._audited = 0.0
+        self._spending = Spending(worker.cpu_seconds)
 
     def check_reported(self, reported: float | None, steps: int) -> None:
         """Measures the training loss of the last `steps` steps again, which the worker reported as `reported`.
@@ -72,7 +71,7 @@ class Scoring:
         text = rows[(rows[:, 1:] >= 0).all(axis=1)]
         if reported is None or not len(text):
             return
-        with self._timed():
+        with self._spending.on("audit"):
             measured = heldout_loss(self._serve(self._worker), np.where(text < 0, -1 - text, text))["value"]
         assert measured is not None
         if measured > reported + max(_REPORTED_NATS, _REPORTED_SHARE * reported):
@@ -91,15 +90,16 @@ class Scoring:
         try:
             self._run(benchmarks)
         finally:
-            self._result["seconds"]["audit"] = self._audited + max(self._fresh.overlapped, 0.0)
+            self._spending.add("audit", max(self._fresh.overlapped, 0.0), self._fresh.cpu_seconds())
+            self._result["seconds"] |= self._spending.seconds
 
     def _run(self, benchmarks: threading.Thread) -> None:
-        with self._timed():
+        with self._spending.on("audit"):
             # Before anything that is scored is shown, or the weights could carry it.
             weights = read_weights(self._worker, self._result["parameters"])
         server = self._serve(self._worker)
         scored = self._scored(benchmarks, server)
-        with self._timed():
+        with self._spending.on("audit"):
             bench = Bench(
                 fresh=partial(self._fresh.open, weights),
                 serve=self._serve,
@@ -117,11 +117,13 @@ class Scoring:
 
     def _scored(self, benchmarks: threading.Thread, server: LogitServer) -> Scored:
         """Held-out rows first: no text of a benchmark is known then."""
-        from_rows = heldout_scores(server, self._rows)
+        with self._spending.on("heldout"):
+            from_rows = heldout_scores(server, self._rows)
         places, owners = heldout_places(from_rows, self._rows)
         recorder = Recorder(server, len(self._rows))
-        benchmarks.join()
-        scores = self._benchmarks(recorder)
+        with self._spending.on("benchmarks"):
+            benchmarks.join()
+            scores = self._benchmarks(recorder)
         return Scored(from_rows.loss, scores, list(server.calls), places, recorder.places(), owners | recorder.owners)
 
     def _benchmarks(self, server: LogitServer) -> dict[str, dict[str, Any]]:
@@ -129,14 +131,6 @@ class Scoring:
 
         spec = self._profile.eval
         return run_benchmarks(server, self._codec, spec.benchmarks, self._items, spec.items)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._audited += time.perf_counter() - begun
 
     def _serve(self, worker: Worker) -> LogitServer:
         return LogitServer(worker, self._profile.model.vocab, int(self._job["end"]))

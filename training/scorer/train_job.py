@@ -1,7 +1,7 @@
 """The trusted side of one training run: starts the worker, lets it train, then measures it from its logits.
 
 Everything that is scored is computed here. What the worker says of itself (its training loss, its sizes) is passed on
-as said; the CPU seconds beside it are read by the host.
+as said; steps, tokens, wall and CPU seconds beside it are counted here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from training import checkpoints
 from training.checkpoints import Checkpoint, Identity
 from training.data.packing import row_type
-from training.profiles import Profile
+from training.profiles import Profile, TrainSpec
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
@@ -92,7 +92,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         return Worker(sandbox, program, reads=reads, limits=allowed, env={"ASI_WORLD": str(world)}, timeout=seconds)
 
     with start(limits.seconds, reads, world) as worker:
-        pulse = _Pulse(worker, emit, profile.train.steps, found)
+        pulse = _Pulse(worker, emit, profile.train, found)
         try:
             _phases(job, profile, worker, start, pulse, place, result, started)
         except CandidateFault as fault:
@@ -181,7 +181,7 @@ def _train(
     if found is not None:
         send(worker, found)
         sizes = {name: array.size for name, array in found.tensors.items()}
-        call["resume"] = {"step": found.step, "seconds": found.seconds, "sizes": sizes}
+        call["resume"] = {"step": found.step, "sizes": sizes}
     pulse.train()
     saver = None
     if place is not None:
@@ -203,6 +203,7 @@ def _train(
         )
     if "changed" in answer:
         raise ForgedError(answers.changed_parameter(answer["changed"]))
+    pulse.require_all()
     result["seconds"]["train"] = pulse.train_seconds()
     tokens = profile.train.steps * profile.train.tokens_per_step
     result |= {"tokens": tokens, "tokens_per_second": tokens / result["seconds"]["train"]}
@@ -239,6 +240,7 @@ class _Pulse:
     the worker has used.
 
     Args:
+        spec: which steps are reported, and the tokens of each.
         found: the checkpoint that the run goes on from; what it used before counts here.
 
     Attributes:
@@ -248,12 +250,12 @@ class _Pulse:
 
     sample: Sample | None = None
 
-    def __init__(self, worker: Worker, emit: Emit, steps: int, found: Checkpoint | None = None) -> None:
+    def __init__(self, worker: Worker, emit: Emit, spec: TrainSpec, found: Checkpoint | None = None) -> None:
         self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
         self._reports: list[dict[str, Any]] = []
         self._validated: dict[int, float | None] = {}
-        self._worker, self._steps, self._step = worker, steps, 0
+        self._worker, self._spec, self._step = worker, spec, 0
         self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
         self._begun, self._cpu = time.perf_counter(), 0.0
         self._stopped = threading.Event()
@@ -275,10 +277,20 @@ class _Pulse:
         return self._before[1] + self._worker.cpu_seconds() - self._cpu
 
     def facts(self, place: Place) -> Callable[[int], Checkpoint]:
-        """What is known of the run when a snapshot of it begins to arrive."""
-        return lambda step: Checkpoint(
-            place.identity, step, self.train_seconds(), self.train_cpu_seconds(), list(self._reports), {}
-        )
+        """What is known of the run when a snapshot of it begins to arrive. Raises ForgedError where that cannot be now:
+        before an earlier report, or behind the one that comes next."""
+
+        def known(step: int) -> Checkpoint:
+            due = self._due()
+            if step < self._done() or (due is not None and step >= due):
+                raise ForgedError(
+                    f"expected a checkpoint between the steps {self._done()} and {due}, got one of step {step}"
+                )
+            return Checkpoint(
+                place.identity, step, self.train_seconds(), self.train_cpu_seconds(), list(self._reports), {}
+            )
+
+        return known
 
     def event(self, saver: Saver | None, meta: dict[str, Any], arrays: list[np.ndarray]) -> None:
         """One event of the worker: a report, a piece of a checkpoint, or logits of the validation sample, which come
@@ -293,14 +305,31 @@ class _Pulse:
         else:
             saver.piece(piece, arrays)
 
+    def require_all(self) -> None:
+        """Raises ForgedError where training ended before its last report."""
+        if (due := self._due()) is not None:
+            raise ForgedError(f"expected the report of step {due} before the end of training, got none")
+
+    def _done(self) -> int:
+        """The last step that is known to be done."""
+        return max(self._step, self.found.step if self.found else 0)
+
+    def _due(self) -> int | None:
+        return answers.next_report(self._done(), self._spec.report_every, self._spec.steps)
+
     def _report(self, meta: dict[str, Any]) -> None:
-        report = answers.training_report(meta, self._step, self._steps)
+        report = answers.training_report(meta, self._due())
         before = self._reports[-1] if self._reports else {"tokens": 0, "seconds": 0.0}
-        passed = report["seconds"] - before["seconds"]
-        rate = (report["tokens"] - before["tokens"]) / passed if passed > 0 else None
-        cpu = self._worker.cpu_seconds() + self._before[1]
+        tokens, seconds = report["step"] * self._spec.tokens_per_step, self.train_seconds()
+        passed = seconds - before["seconds"]
+        counted = {
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": (tokens - before["tokens"]) / passed if passed > 0 else None,
+            "cpu_seconds": self._worker.cpu_seconds() + self._before[1],
+        }
         validated = {"val_loss": self._validated[report["step"]]} if report["step"] in self._validated else {}
-        self._tell({**report, **validated, "tokens_per_second": rate, "cpu_seconds": cpu})
+        self._tell({**report, **validated, **counted})
 
     def _tell(self, report: dict[str, Any]) -> None:
         self._reports.append(report)

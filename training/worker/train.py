@@ -85,20 +85,19 @@ def train(
 
     Args:
         meta: {stream, type, train: the profile's section}, and optionally checkpoint: {steps, seconds, at}, the
-            intervals (None: none) and the steps at which a snapshot is sent; resume: {step, seconds, sizes: name ->
-            elements}, from where the restored checkpoint goes on, and what is in it; validation: {every}, with what
-            `logits` is then asked as arrays.
+            intervals (None: none) and the steps at which a snapshot is sent; resume: {step, sizes: name -> elements},
+            from where the restored checkpoint goes on, and what is in it; validation: {every}, with what `logits` is
+            then asked as arrays.
 
-    Emits {step, loss, task_loss, lr, grad_norm, tokens, seconds, memory_mb} every `report_every` steps: means since the
-    last report, loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated
-    tasks; loss is None when it is not finite. Emits {checkpoint: {step, name, last}} with one array for each piece of
-    a snapshot.
+    Emits {step, loss, task_loss, lr, grad_norm, memory_mb} every `report_every` steps: means since the last report,
+    loss over tokens of text (comparable with the held-out loss), task_loss over answers of generated tasks; loss is
+    None when it is not finite. Emits {checkpoint: {step, name, last}} with one array for each piece of a snapshot.
 
     With several ranks each takes its share of every batch's rows; rank 0 reports and keeps checkpoints for all.
 
     Returns:
-        {tokens, seconds, peak_memory_mb}, or {refused: why} where a checkpoint does not fit, or {changed: {parameter,
-        step}} where a parameter was not what the step before left, and training ended there.
+        {peak_memory_mb}, or {refused: why} where a checkpoint does not fit, or {changed: {parameter, step}} where a
+        parameter was not what the step before left, and training ended there.
     """
     model: LanguageModel = state.instances["model"]
     spec = meta["train"]
@@ -109,14 +108,13 @@ def train(
     torch.manual_seed(state.values["seed"] + 1)
     model.train()
     model.recompute = bool(spec["recompute"])
-    done, spent = _resume(state, meta.get("resume"), optimizer, means, (micro, length))
+    done = _resume(state, meta.get("resume"), optimizer, means, (micro, length))
     if isinstance(done, str):
         return {"refused": done}, []
     ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
     ranks.copy([*optimizer.vectors.values(), *unheld(model)])
     optimizer.publish()
     guard = Guard(model, [optimizer.pair])
-    started = time.perf_counter() - spent
     # Rank 0 keeps checkpoints and reports for all.
     sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
     stream = batches(rows, batch, micro, state.device, done, ranks.share(batch))
@@ -147,21 +145,19 @@ def train(
             return {"changed": {"parameter": changed[0], "step": changed[1]}}, []
         if reports:
             finite = norm.item() if norm.isfinite() else None
-            passed = {"tokens": step * batch * length, "seconds": time.perf_counter() - started}
-            used = {"memory_mb": _memory(state.device)}
-            report = {"step": step, **means.take(), "lr": rate, "grad_norm": finite, **passed, **used}
+            report = {"step": step, **means.take(), "lr": rate, "grad_norm": finite}
+            report["memory_mb"] = _memory(state.device)
             if not ranks.rank:  # nobody reads what another rank says before training is over
                 emit(report)
         if sender.due(step, steps):
             sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
         sender.trickle()
     sender.flush()
-    seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     state.values["guard"] = guard
     if state.device == "cuda":
         torch.cuda.empty_cache()
-    return {"tokens": steps * batch * length, "seconds": seconds, "peak_memory_mb": _peak_memory(state.device)}, []
+    return {"peak_memory_mb": _peak_memory(state.device)}, []
 
 
 def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
@@ -191,12 +187,12 @@ def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[
 
 def _resume(
     state: WorkerState, resume: Mapping[str, Any] | None, optimizer: AdamW, means: Means, shape: tuple[int, int]
-) -> tuple[int | str, float]:
-    """(Steps that are done, seconds they took), after putting a restored checkpoint in place; or why it does not
-    fit. Where it does not at first, the model runs once on tokens of this `shape`, and so makes what it makes late."""
+) -> int | str:
+    """Steps that are done, after putting a restored checkpoint in place; or why it does not fit. Where it does not at
+    first, the model runs once on tokens of this `shape`, and so makes what it makes late."""
     restored: Restored | None = state.values.pop("restored", None)
     if resume is None:
-        return 0, 0.0
+        return 0
 
     def held() -> dict[str, Tensor]:
         return state_of(state.instances["model"], {**optimizer.vectors, **means.state}, state.device)
@@ -206,14 +202,14 @@ def _resume(
     if state.ranks.rank > 0:
         # It is given rank 0's state before the first step.
         optimizer.steps = int(resume["step"])
-        return optimizer.steps if sizes_of(held()) == resume["sizes"] else "the checkpoint does not fit", 0.0
+        return optimizer.steps if sizes_of(held()) == resume["sizes"] else "the checkpoint does not fit"
     if restored is None:
-        return 0, 0.0
+        return 0
     refused = restored.into(held(), state.device)
     if refused is not None:
-        return refused, 0.0
+        return refused
     optimizer.steps = int(resume["step"])
-    return optimizer.steps, float(resume["seconds"])
+    return optimizer.steps
 
 
 class _Sender:

@@ -143,7 +143,8 @@ def _outcomes(program: Program, sandbox: Sandbox, options: Options, facts: dict[
             yield from _timed(found, begun)
             if ended or context.slow or (name in _NEEDED and refused):
                 return
-        used = f"in {sandbox.backend}, {worker.cpu_seconds():.1f} CPU seconds"
+        peak = worker.peak_memory_mb()
+        used = f"in {sandbox.backend}, {worker.cpu_seconds():.1f} CPU seconds, at most {peak:,.0f} MB of memory"
     yield passed("sandbox", used)
 
 
