@@ -13,7 +13,7 @@ from typing import IO, Literal, Protocol, get_args
 
 from training.usage import Usage, disk_usage, own_memory
 
-__all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
+__all__ = ["REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
 
 Ending = Literal["finished", "crashed", "timeout", "memory", "output", "disk", "processes", "killed"]
 """How a job ended: by itself with status 0, by itself otherwise, over its limit of time, memory, output, disk or
@@ -24,8 +24,6 @@ _TAIL = 16384
 _POLL = 0.1
 _START_BYTES = 768 << 20
 """Memory that Python and torch themselves hold (measured: 0.6 GB on CPU), beyond the limit of a job."""
-MAX_ENTRIES = 10_000
-"""Files and folders that a job may make: each costs memory of the kernel that nothing else counts."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,16 @@ class Limits:
     Attributes:
         seconds: wall time, enforced by the host.
         cpu_seconds: CPU time of the whole tree, enforced by the host; one process is also stopped by the kernel.
-        memory_mb: memory beyond what the interpreter and torch map at start (CPU only; None: no limit). Of the whole
-            tree where the kernel counts it (cgroup v2, docker); else of each process, and the host, which looks ten
-            times a second, ends a tree that holds more.
+        memory_mb: memory beyond what the interpreter and torch map at start (None: no limit). Of the whole tree where
+            the kernel counts it (cgroup v2, docker); else of each process (on CPU: CUDA reserves more address space
+            than any limit could allow), and the host, which looks ten times a second, ends a tree that holds more.
         file_mb: size of one file; also the size of its temporary folder, and of all that it has in `work`, where the
             host looks ten times a second.
         output_mb: bytes on standard error.
         processes: processes and threads. Counted by the kernel for each uid, so only a real sandbox enforces it at
             once; elsewhere the host ends a job that has more.
         files: open files.
+        entries: files and folders that it may make: each costs memory of the kernel that nothing else counts.
     """
 
     seconds: float = 600.0
@@ -53,6 +52,7 @@ class Limits:
     output_mb: int = 4
     processes: int = 64
     files: int = 256
+    entries: int = 10_000
 
     def times(self, world: int) -> Limits:
         """Limits of a job in which `world` processes share the work: memory and tasks for each, the same time."""
@@ -79,8 +79,8 @@ class Handle(Protocol):
     def usage(self) -> Usage:
         """What it uses now. `pids` is empty where the host cannot see them."""
 
-    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Bytes and entries of each of its temporary folders."""
+    def scratch(self, pids: tuple[int, ...], enough: int) -> list[tuple[int, int]]:
+        """Bytes and entries of each of its temporary folders, which need not be counted beyond `enough`."""
 
     def starved(self) -> bool:
         """Whether the kernel ended something of it for lack of memory."""
@@ -221,9 +221,9 @@ class SandboxedProcess:
                 return "memory"
         if usage.tasks > limits.processes + 8:  # the sandbox itself has a few
             return "processes"
-        used = self._handle.scratch(usage.pids)
+        used = self._handle.scratch(usage.pids, limits.entries + 1)
         if self._work is not None:
-            used.append(disk_usage(self._work, usage.pids, MAX_ENTRIES + 1))
-        if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
+            used.append(disk_usage(self._work, usage.pids, limits.entries + 1))
+        if any(size > limits.file_mb << 20 or entries > limits.entries for size, entries in used):
             return "disk"
         return None

@@ -15,6 +15,8 @@ from training.worker.registers import named_parameters
 
 __all__ = ["AdamW", "learning_rate"]
 
+_fused_adamw = torch._fused_adamw_
+
 
 def learning_rate(step: int, spec: dict[str, Any]) -> float:
     """Rate at `step` (from 1): linear warm-up, then cosine to `final_lr` or constant with a linear decay at the end."""
@@ -44,6 +46,7 @@ class AdamW:
 
     Args:
         model: whose trained parameters have one dtype, as those of `build_model` do.
+        fused: update by torch's fused kernel; None: on a GPU. It rounds differently.
         ranks: those that train together; `whole`, `deal` and `step` have to be called on each of them.
 
     Attributes:
@@ -53,7 +56,9 @@ class AdamW:
         sizes: elements of each vector of a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, spec: Mapping[str, Any], ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, spec: Mapping[str, Any], ranks: Ranks | None = None, fused: bool | None = None
+    ) -> None:
         self._ranks = ranks or Ranks()
         trained = [(name, p) for name, p in named_parameters(model).items() if p.requires_grad]
         trained.sort(key=lambda item: item[1].dim() < 2)
@@ -70,6 +75,7 @@ class AdamW:
         self._decayed = max(0, decayed - self._mine.start)
         self._betas, self._eps = (float(spec["betas"][0]), float(spec["betas"][1])), float(spec["eps"])
         self._decay, self._clip = float(spec["weight_decay"]), float(spec["clip"])
+        self._fused = self._own.is_cuda if fused is None else fused
         self.steps = 0
         self.sizes = dict.fromkeys(("weights", "first", "second"), self._count)
         names, at = [], 0
@@ -116,11 +122,35 @@ class AdamW:
         self._gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1.0))
         self.steps += 1
         (one, two), steps = self._betas, self.steps
-        self._first.lerp_(self._gradient, 1 - one)
-        self._second.mul_(two).addcmul_(self._gradient, self._gradient, value=1 - two)
-        scale = (self._second / (1 - two**steps)).sqrt_().add_(self._eps)
-        self._own[: self._decayed].mul_(1 - rate * self._decay)
-        self._own.addcdiv_(self._first, scale, value=-rate / (1 - one**steps))
+        if self._fused:
+            self._update_fused(rate)
+        else:
+            self._first.lerp_(self._gradient, 1 - one)
+            self._second.mul_(two).addcmul_(self._gradient, self._gradient, value=1 - two)
+            scale = (self._second / (1 - two**steps)).sqrt_().add_(self._eps)
+            self._own[: self._decayed].mul_(1 - rate * self._decay)
+            self._own.addcdiv_(self._first, scale, value=-rate / (1 - one**steps))
         self._ranks.spread(self._weights, self._own)
         self._publish()
         return norm
+
+    def _update_fused(self, rate: float) -> None:
+        """The same in one pass over memory for what decays and one for what does not."""
+        steps = torch.full((), float(self.steps), device=self._own.device)
+        for place, decay in ((slice(0, self._decayed), self._decay), (slice(self._decayed, None), 0.0)):
+            if self._own[place].numel():
+                _fused_adamw(
+                    [self._own[place]],
+                    [self._gradient[place]],
+                    [self._first[place]],
+                    [self._second[place]],
+                    [],
+                    [steps],
+                    lr=rate,
+                    beta1=self._betas[0],
+                    beta2=self._betas[1],
+                    weight_decay=decay,
+                    eps=self._eps,
+                    amsgrad=False,
+                    maximize=False,
+                )

@@ -105,7 +105,8 @@ class Ranks:
         from torch import distributed
 
         # No name of this machine can be resolved in a sandbox, so the interface is named.
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+        for backend in ("GLOO", "NCCL"):
+            os.environ[f"{backend}_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
         if device == "cuda":
             torch.cuda.set_device(self.rank)
         distributed.init_process_group(

@@ -33,16 +33,19 @@ __all__ = ["OPS"]
 def prepare(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Imports this module and fixes precision and seeds before the candidate is loaded. meta: {seed, dtype}."""
+    """Imports this module and fixes precision and seeds before the candidate is loaded. meta: {seed, dtype,
+    deterministic: operations without a deterministic form fail}."""
     torch.manual_seed(int(meta["seed"]))
     state.values["seed"] = int(meta["seed"])
     state.values["dtype"] = str(meta["dtype"])
     versions = {"torch": torch.__version__}
     hardware: dict[str, Any] = {}
-    if state.device == "cuda":
-        # On CPU one thread is deterministic anyway, and the switch would fill every new tensor.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    strict = bool(meta.get("deterministic"))
+    if strict or state.device == "cuda":
+        # On CPU one thread gives the same bits anyway.
+        torch.use_deterministic_algorithms(True, warn_only=not strict)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if state.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         hardware["gpu"] = torch.cuda.get_device_name()
     return {"versions": versions, "hardware": hardware}, []
@@ -127,8 +130,7 @@ def train(
         optimizer.gradients.zero_()
         _agree(state, model, step)
         for part in parts:
-            with precision(state):
-                losses, total = _losses(model, part, spec)
+            losses, total = _losses(state, model, part, spec)
             total.backward()
             mine.add(losses.detach(), part)
         guard.look(step)
@@ -175,11 +177,13 @@ def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
         torch.manual_seed((state.values["seed"] + 1) * 1_000_003 + step * 1_009 + state.ranks.rank)
 
 
-def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _losses(state: WorkerState, model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(Cross entropy of each predicted place [N], what is minimised: its weighted mean and the terms that the profile
-    adds)."""
-    states, auxiliary = model.states(part.tokens)
-    logits = model.head(states.flatten(0, 1)[part.places]).float()
+    adds). Sums over places are outside autocast, which would round them, and with them the gradient, to bfloat16."""
+    with precision(state):
+        states, auxiliary = model.states(part.tokens)
+        logits = model.head(states.flatten(0, 1)[part.places])
+    logits = logits.float()
     losses = F.cross_entropy(logits, part.targets, reduction="none")
     total = losses @ part.weights
     if spec["z_loss"]:
