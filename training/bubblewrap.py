@@ -99,7 +99,8 @@ def _system_binds(device: str) -> tuple[str, ...]:
     same for every job of this process; finding out takes 15 ms.
     """
     binds: list[str] = []
-    for name in ("bin", "lib", "lib32", "lib64"):
+    # Triton asks /sbin/ldconfig where the CUDA driver's library is.
+    for name in ("bin", "lib", "lib32", "lib64", *(["sbin"] if device == "cuda" else [])):
         path = Path("/") / name
         if path.is_symlink():
             binds += ["--symlink", str(path.readlink()), str(path)]

@@ -87,9 +87,9 @@ def find_device(wanted: str = "auto") -> str:
     return "cuda" if present and wanted != "cpu" else "cpu"
 
 
-def visible_cards() -> int:
+def visible_cards(devices: Path = Path("/dev")) -> int:
     """How many GPUs a job may use: those that CUDA_VISIBLE_DEVICES lists where it is set, else all of the driver."""
-    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    present = len(list(devices.glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
