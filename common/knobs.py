@@ -195,6 +195,9 @@ class Training(Section):
     processes: int = Field(
         1, ge=1, le=64, description="worker processes that share each batch, one a GPU; torchrun sets it for train.py"
     )
+    deterministic: bool = Field(
+        False, description="end a run at an operation that has no deterministic form on its device"
+    )
     init: Literal["program", "fla"] = Field(
         "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
     )

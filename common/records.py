@@ -208,7 +208,7 @@ class RunRecord(Record):
     device: str = ""
     dtype: str = ""
     versions: dict[str, str] = {}
-    hardware: dict[str, str | int | float] = {}
+    hardware: dict[str, str | bool | int | float] = {}
     corpus_sha256: str = ""
     git_commit: str | None = None
     command: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,16 @@ from pathlib import Path
 
 from common.errors import SandboxError
 
-__all__ = ["FIX", "HELD_OUT_PACKAGES", "JUDGING_PACKAGES", "SHIM", "command"]
+__all__ = ["FIX", "HELD_OUT_PACKAGES", "JUDGING_PACKAGES", "SHIM", "SHM_MB", "command", "driver_folders"]
 
 HELD_OUT_PACKAGES = ("scipy", "sklearn", "pandas", "matplotlib")
 """Held-out text comes from these, so no sandbox mounts them."""
 
 JUDGING_PACKAGES = ("lm_eval",)
 """What scores a program outside. No mixer has a use for it, so a program that reaches for it fails."""
+
+SHM_MB = {"cpu": 64, "cuda": 1024}
+"""Size of /dev/shm by device: through it NCCL passes what cards cannot send each other directly."""
 
 _ABSENT = Path(__file__).resolve().parent / "worker" / "absent"
 
@@ -70,7 +74,7 @@ def command(
     # Settings of the whole machine, which a process mapped to the host's root could write.
     for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi"):
         line += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    line += ["--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
+    line += ["--perms", "1777", "--size", str(SHM_MB[device] << 20), "--tmpfs", "/dev/shm"]
     # Before every bind, since what is bound may lie under /tmp.
     line += ["--perms", "1777", "--size", str(file_mb << 20), "--tmpfs", "/tmp"]
     line += _system_binds(device)
@@ -91,7 +95,8 @@ def _system_binds(device: str) -> tuple[str, ...]:
     same for every job of this process; finding out takes 15 ms.
     """
     binds: list[str] = []
-    for name in ("bin", "lib", "lib32", "lib64"):
+    # Triton asks /sbin/ldconfig where the CUDA driver's library is.
+    for name in ("bin", "lib", "lib32", "lib64", *(["sbin"] if device == "cuda" else [])):
         path = Path("/") / name
         if path.is_symlink():
             binds += ["--symlink", str(path.readlink()), str(path)]
@@ -104,7 +109,9 @@ def _system_binds(device: str) -> tuple[str, ...]:
     interpreter = Path(sys.executable).resolve()
     wanted += [Path(sys.base_prefix), Path(sys.prefix), interpreter.parent.parent, packages]
     if device == "cuda":
-        wanted += sorted(Path("/dev").glob("nvidia*"))
+        # How cards are connected, which NCCL reads from the tree of PCI devices; links in it point into /sys/devices.
+        wanted += [Path(name) for name in ("/sys/devices", "/sys/bus/pci", "/sys/class/pci_bus")]
+        wanted += [*driver_folders(), *sorted(Path("/dev").glob("nvidia*"))]
     done: list[Path] = []
     for path in wanted:
         if path.exists() and path not in done:
@@ -118,6 +125,12 @@ def _system_binds(device: str) -> tuple[str, ...]:
         if path.is_dir():
             binds += ["--ro-bind", str(_ABSENT), str(path)]
     return tuple(binds)
+
+
+def driver_folders() -> list[Path]:
+    """Folders of LD_LIBRARY_PATH that hold the CUDA driver: of a machine where the linker's cache does not name it."""
+    named = (Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name.startswith("/"))
+    return [folder for folder in dict.fromkeys(named) if any(folder.glob("libcuda.so*"))]
 
 
 def _bind(kind: str, path: Path, source: Path | None = None) -> list[str]:

@@ -16,6 +16,8 @@ PARALLEL = 2
 """Programs verified at the same time."""
 WALL = 4.0
 """How many times as long as its CPU time a program, and one call to it, may take by the clock."""
+_CUDA = 5
+"""How many times as long checks may take on a GPU, where kernels are compiled at their first call (an estimate)."""
 _START = 60.0
 """Seconds that a scorer, or the sandbox of one program, may take before and after its checks."""
 
@@ -34,12 +36,14 @@ def run_checks(
     `PARALLEL` at a time, has failed.
 
     Args:
+        device: "cpu" or "cuda", where everything may take `_CUDA` times as long.
         options: of the verifier (training.scorer.verifier.Options), beyond what the settings say.
 
     Raises:
         JobError: the scorer failed through a fault of ours, or did not end.
     """
     check = settings.check
+    seconds, call_seconds = (s * (_CUDA if device == "cuda" else 1) for s in (check.seconds, check.call_seconds))
     job = {
         "kind": "check",
         "programs": to_job(programs),
@@ -49,11 +53,11 @@ def run_checks(
         "parallel": PARALLEL,
         "options": {
             "memory_mb": settings.sandbox.memory_mb,
-            "seconds": check.seconds,
-            "call_seconds": check.call_seconds,
+            "seconds": seconds,
+            "call_seconds": call_seconds,
             "refuse_operations": check.operations,
             **options,
         },
     }
     turns = -(-len(programs) // PARALLEL)
-    return run_job(job, on_event, cancel, _START + turns * (WALL * check.seconds + _START))
+    return run_job(job, on_event, cancel, _START + turns * (WALL * seconds + _START))

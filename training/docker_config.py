@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from training import bubblewrap
-from training.sandbox_job import MAX_ENTRIES, Limits
+from training.sandbox_job import Limits
 
 __all__ = ["API", "IMAGE", "LABEL", "PROBE", "PYTHON", "Job", "container_config", "expected", "fix"]
 
@@ -23,7 +23,6 @@ API = "1.41"
 """The oldest version that knows all that is asked for (Docker 20.10)."""
 _START_MB = 1024
 """Memory of Python and torch themselves; docker counts it and the pages of the temporary folders with the job's."""
-_SHM_MB = 64
 _CUDA_CPUS = 4
 """CPUs of a job that also compiles kernels; on CPU a job has as many as its OMP_NUM_THREADS."""
 _VERSIONS = ("torch", "numpy", "einops")
@@ -92,8 +91,8 @@ def container_config(job: Job, owner: str, version: str = API) -> dict[str, Any]
     binds = [types.Mount(str(path), str(source), type="bind", read_only=True) for path, source in places.items()]
     executable = "exec" if job.device == "cuda" else "noexec"  # compiled kernels are loaded from there
     cuda = job.device == "cuda"
-    limits = job.limits
-    memory = None if limits.memory_mb is None or cuda else limits.memory_mb + limits.file_mb + _SHM_MB + _START_MB
+    limits, shared = job.limits, bubblewrap.SHM_MB[job.device]
+    memory = None if limits.memory_mb is None else limits.memory_mb + limits.file_mb + shared + _START_MB
     host = types.HostConfig(
         version,
         network_mode="none",
@@ -104,8 +103,10 @@ def container_config(job: Job, owner: str, version: str = API) -> dict[str, Any]
         cap_drop=["ALL"],
         security_opt=["no-new-privileges:true"],
         mounts=binds,
-        tmpfs={"/tmp": f"rw,nosuid,nodev,{executable},size={limits.file_mb << 20},nr_inodes={MAX_ENTRIES},mode=1777"},
-        shm_size=_SHM_MB << 20,
+        tmpfs={
+            "/tmp": f"rw,nosuid,nodev,{executable},size={limits.file_mb << 20},nr_inodes={limits.entries},mode=1777"
+        },
+        shm_size=shared << 20,
         mem_limit=None if memory is None else memory << 20,
         memswap_limit=None if memory is None else memory << 20,  # the same: no swap
         pids_limit=limits.processes + 8,  # docker's init and the shim's threads are counted

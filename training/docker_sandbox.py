@@ -172,7 +172,7 @@ class Container:
         # The kernel limits memory and tasks of the container; the host looks at its time only.
         return Usage(self._last.seconds)
 
-    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
+    def scratch(self, pids: tuple[int, ...], enough: int) -> list[tuple[int, int]]:
         return []  # sizes and numbers of files are limits of its mounts
 
     def starved(self) -> bool:

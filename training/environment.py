@@ -25,6 +25,7 @@ __all__ = [
     "seed_programs",
     "source_hash",
     "versions",
+    "visible_cards",
 ]
 
 TRAINER_SOURCES = (
@@ -80,18 +81,26 @@ def find_device(wanted: str = "auto") -> str:
     Raises:
         UsageError: cuda is asked for and there is no GPU.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    present = visible not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+    present = visible_cards() > 0
     if wanted == "cuda" and not present:
         raise UsageError("training.device is cuda, but the driver shows no GPU", "set training.device to auto or cpu")
     return "cuda" if present and wanted != "cpu" else "cpu"
+
+
+def visible_cards(devices: Path = Path("/dev")) -> int:
+    """How many GPUs a job may use: those that CUDA_VISIBLE_DEVICES lists where it is set, else all of the driver."""
+    present = len(list(devices.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
 
 
 def require_processes(processes: int, profile: Profile, device: str) -> None:
     """Raises:
     UsageError: there are fewer rows in a batch, or fewer GPUs, than processes that are to share them.
     """
-    cards = len(list(Path("/dev").glob("nvidia[0-9]*"))) if device == "cuda" else processes
+    cards = visible_cards() if device == "cuda" else processes
     for most, what in ((profile.train.batch, f"the rows of a batch of profile {profile.name}"), (cards, "the GPUs")):
         if processes > most:
             raise UsageError(

@@ -243,6 +243,7 @@ class Launcher:
             "device": self.device,
             "dtype": dtype or self.dtype,
             "processes": self.settings.training.processes,
+            "deterministic": self.settings.training.deterministic,
             "sandbox": {
                 "backend": self.settings.sandbox.backend,
                 "image": self.settings.sandbox.image,

@@ -31,7 +31,6 @@ from pathlib import Path
 
 from common.errors import AsiError
 from training.cgroup import Group
-from training.sandbox_job import MAX_ENTRIES
 from training.usage import Usage, disk_usage, oom_kills, tree_usage
 
 __all__ = [
@@ -105,9 +104,9 @@ class Local:
     def usage(self, most: int) -> Usage:
         return tree_usage(self.pid, most)
 
-    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
+    def scratch(self, pids: tuple[int, ...], enough: int) -> list[tuple[int, int]]:
         if self._folder is not None:
-            return [disk_usage(self._folder, pids, MAX_ENTRIES + 1)]
+            return [disk_usage(self._folder, pids, enough)]
         found = []
         for place in ("tmp", "dev/shm"):
             for pid in reversed(pids[1:]):
@@ -217,6 +216,8 @@ def start_limited(run: Run, line: Sequence[str], env: Mapping[str, str], group: 
     folder = make_folder()
     tag = secrets.token_hex(16)
     env = {**env, "HOME": str(folder), "TMPDIR": str(folder), _TAG: tag, _OWNER: _owner()}
+    if "TRITON_CACHE_DIR" in env:
+        env["TRITON_CACHE_DIR"] = str(folder / "triton")
     try:
         process = run(group.entered(list(line)) if group is not None else list(line), env, ())
     except OSError:

@@ -82,6 +82,7 @@ class Monitor:
         clock: seconds, for `stalled`.
         threshold: held-out loss above which a run is no candidate; None: no run is hopeless.
         spared: a run that is found hopeless goes on.
+        warm_up: seconds more that may pass before the first report.
 
     Attributes:
         forecast: why the run was found hopeless, spared or not; None while it was not.
@@ -93,6 +94,7 @@ class Monitor:
     clock: Callable[[], float] = time.monotonic
     threshold: float | None = None
     spared: bool = False
+    warm_up: float = 0.0
     forecast: Forecast | None = None
     _best: float | None = None
     _high: int = 0
@@ -102,6 +104,7 @@ class Monitor:
     _previous: int = 0
     _first: tuple[int, float] | None = None
     _heard: float | None = None
+    _reported: bool = False
 
     def started(self) -> None:
         """Training begins now: from here on silence counts."""
@@ -113,7 +116,7 @@ class Monitor:
 
     def report(self, step: int, loss: float | None, cpu_seconds: float | None) -> Stop | None:
         """One report of the run: mean loss since the last one, and the CPU seconds used so far."""
-        self._heard = self.clock()
+        self._heard, self._reported = self.clock(), True
         if loss is None:
             return Stop("nan", f"the loss was not finite at step {step}")
         mean = self._column(step, loss)
@@ -127,8 +130,9 @@ class Monitor:
         if self._heard is None:
             return None
         silent = self.clock() - self._heard
-        if silent > self.settings.stall_seconds:
-            return Stop("stalled", f"no report for {silent:.0f} s, the limit is {self.settings.stall_seconds:g} s")
+        allowed = self.settings.stall_seconds + (0.0 if self._reported else self.warm_up)
+        if silent > allowed:
+            return Stop("stalled", f"no report for {silent:.0f} s, the limit is {allowed:g} s")
         return None
 
     def _diverged(self, step: int, loss: float) -> Stop | None:

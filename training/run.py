@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Event", "OnEvent", "Run", "refused_record", "run_identity"]
 
+COMPILING = 900.0
+"""Seconds that a first step may take on a GPU, where kernels are compiled and tuned in it (an estimate)."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -179,7 +182,10 @@ class Run:
         self.metrics.begin()
         rules = self.launcher.settings.monitor
         spared = _share(self.program, self.seed) < rules.hopeless_spared
-        monitor = Monitor(rules, self.profile.train.steps, peers, threshold=self.threshold, spared=spared)
+        warm_up = COMPILING if self.launcher.device == "cuda" else 0.0
+        monitor = Monitor(
+            rules, self.profile.train.steps, peers, threshold=self.threshold, spared=spared, warm_up=warm_up
+        )
         try:
             answer = run_job(
                 job, lambda event: self._event(event, monitor, tell), cancel, 2 * self.profile.limits.seconds + 120
@@ -263,6 +269,7 @@ class Run:
             for key in ("parameters", "mixer_parameters", "ffn_width", "tokens", "tokens_per_second")
         }
         hardware = dict(answer.get("hardware", {}))
+        hardware["deterministic"] = launcher.settings.training.deterministic
         if launcher.settings.training.processes > 1:
             hardware["processes"] = launcher.settings.training.processes
         if profile.train.micro_batch != launcher.profile.train.micro_batch:

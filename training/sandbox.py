@@ -9,7 +9,8 @@ and output, a list of system calls that are refused, and the whole tree killed a
 they do not: the kernel is shared, so a kernel exploit gets out; timing and caches are visible. Where there is no
 cgroup of version 2, a tree of processes may hold more memory than its limit until the host looks, ten times a second;
 so it is with the number of files always. On a GPU there is no address-space limit, since
-CUDA reserves more than the machine has, and the driver's device files are visible. `process` covers the limits only,
+CUDA reserves more than the machine has: the host's look or the cgroup limits memory there, and nothing limits that of
+the card. The driver's device files are visible, and of /sys the devices. `process` covers the limits only,
 which is why it refuses programs that nobody vouches for.
 """
 
@@ -30,7 +31,7 @@ from typing import Literal
 from common.errors import SandboxError
 from common.process import REPOSITORY
 from training import bubblewrap, cgroup, docker_config, docker_sandbox
-from training.bubblewrap import HELD_OUT_PACKAGES
+from training.bubblewrap import HELD_OUT_PACKAGES, driver_folders
 from training.local_job import copy_readable, start_confined, start_limited
 from training.programs import Program
 from training.sandbox_job import Ending, Limits, SandboxedProcess
@@ -43,6 +44,10 @@ _FIRST_UID, _UIDS = 2_000_000_000, 100_000_000
 _START_MB = 8192
 """Address space that importing torch takes before the worker sets the exact limit (measured: 3.1 GB for the CUDA
 build)."""
+_CUDA_MB, _CUDA_PROCESSES, _CUDA_FILES, _CUDA_ENTRIES = 8192, 256, 4096, 100_000
+"""What a job on a GPU may use beyond (memory) or at least: libraries of CUDA count as memory once they are read, the
+driver opens dozens of files a card, and every kernel that Triton compiles leaves about nine files for each way it is
+tried. Estimates: no GPU was at hand."""
 
 
 @dataclass
@@ -108,8 +113,9 @@ class Sandbox:
             SandboxError: it cannot be started.
         """
         limits = limits or Limits()
+        limits = _on_cuda(limits) if self.device == "cuda" else limits
         reads = [Path(path) for path in reads]
-        environment = {**_environment(self.device), **(env or {})}
+        environment = {**_environment(self.device, self.backend), **(env or {})}
         if self.device == "cpu" and limits.memory_mb is not None:
             environment["ASI_MEMORY_MB"] = str(limits.memory_mb)
         start = {"bubblewrap": self._confined, "docker": self._contained, "process": self._limited}[self.backend]
@@ -287,7 +293,7 @@ def _popen(command: list[str], env: Mapping[str, str], inherited: Sequence[int])
     )
 
 
-def _environment(device: str) -> dict[str, str]:
+def _environment(device: str, backend: Backend) -> dict[str, str]:
     env = {
         "HOME": "/tmp",
         "LANG": "C.UTF-8",
@@ -303,7 +309,20 @@ def _environment(device: str) -> dict[str, str]:
         env["CUDA_VISIBLE_DEVICES"] = ""
     else:
         env |= {"PATH": os.defpath, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TRITON_CACHE_DIR": "/tmp/triton"}
+        if backend != "docker":  # which passes on the cards that are visible here, and has libraries of its own
+            env |= {
+                name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER") if name in os.environ
+            }
+            if folders := driver_folders():
+                env["LD_LIBRARY_PATH"] = ":".join(map(str, folders))
     return env
+
+
+def _on_cuda(limits: Limits) -> Limits:
+    """More of what the driver, its threads and the compiled kernels take."""
+    memory = None if limits.memory_mb is None else limits.memory_mb + _CUDA_MB
+    processes, files = max(limits.processes, _CUDA_PROCESSES), max(limits.files, _CUDA_FILES)
+    return replace(limits, memory_mb=memory, processes=processes, files=files, entries=_CUDA_ENTRIES)
 
 
 def _copy_readable(reads: Sequence[Path]) -> tuple[dict[Path, Path], Path | None]:

@@ -12,7 +12,7 @@ from typing import IO, Literal, Protocol, get_args
 
 from training.usage import Usage, own_memory
 
-__all__ = ["MAX_ENTRIES", "REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
+__all__ = ["REASONS", "Ending", "Handle", "Limits", "SandboxedProcess"]
 
 Ending = Literal["finished", "crashed", "timeout", "memory", "output", "disk", "processes", "killed"]
 """How a job ended: by itself with status 0, by itself otherwise, over its limit of time, memory, output, disk or
@@ -23,8 +23,6 @@ _TAIL = 16384
 _POLL = 0.1
 _START_BYTES = 768 << 20
 """Memory that Python and torch themselves hold (measured: 0.6 GB on CPU), beyond the limit of a job."""
-MAX_ENTRIES = 10_000
-"""Files and folders that a job may make: each costs memory of the kernel that nothing else counts."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class Limits:
     Attributes:
         seconds: wall time, enforced by the host.
         cpu_seconds: CPU time of the whole tree, enforced by the host; one process is also stopped by the kernel.
-        memory_mb: memory beyond what the interpreter and torch map at start (CPU only; None: no limit). Of the whole
-            tree where the kernel counts it (cgroup v2, docker); else of each process, and the host, which looks ten
-            times a second, ends a tree that holds more.
+        memory_mb: memory beyond what the interpreter and torch map at start (None: no limit). Of the whole tree where
+            the kernel counts it (cgroup v2, docker); else of each process (on CPU: CUDA reserves more address space
+            than any limit could allow), and the host, which looks ten times a second, ends a tree that holds more.
         file_mb: size of one file; also the size of its temporary folder. The limited process has a folder on disk, at
             whose size the host looks ten times a second.
         output_mb: bytes on standard error.
@@ -44,6 +42,7 @@ class Limits:
             own, or of an ordinary user, enforces it at once; elsewhere the host, which looks ten times a second, ends a
             job that has more.
         files: open files.
+        entries: files and folders that it may make: each costs memory of the kernel that nothing else counts.
     """
 
     seconds: float = 600.0
@@ -53,6 +52,7 @@ class Limits:
     output_mb: int = 4
     processes: int = 64
     files: int = 256
+    entries: int = 10_000
 
     def times(self, world: int) -> Limits:
         """Limits of a job in which `world` processes share the work: memory and tasks for each, the same time."""
@@ -80,8 +80,8 @@ class Handle(Protocol):
         """What it uses now; once it has more than `most` tasks, of which so many may do. `pids` is empty where the
         host cannot see them."""
 
-    def scratch(self, pids: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Bytes and entries of each of its temporary folders."""
+    def scratch(self, pids: tuple[int, ...], enough: int) -> list[tuple[int, int]]:
+        """Bytes and entries of each of its temporary folders, which need not be counted beyond `enough`."""
 
     def starved(self) -> bool:
         """Whether the kernel ended something of it for lack of memory."""
@@ -224,7 +224,7 @@ class SandboxedProcess:
             allowed = (limits.memory_mb << 20) + _START_BYTES
             if usage.held > allowed and (not usage.pids or own_memory(usage.pids) > allowed):
                 return "memory"
-        used = self._handle.scratch(usage.pids)
-        if any(size > limits.file_mb << 20 or entries > MAX_ENTRIES for size, entries in used):
+        used = self._handle.scratch(usage.pids, limits.entries + 1)
+        if any(size > limits.file_mb << 20 or entries > limits.entries for size, entries in used):
             return "disk"
         return None

@@ -41,6 +41,19 @@ def test_an_ordinary_run_is_left_alone() -> None:
     assert feed(watching(peer), {**better}, 0.05) is None
 
 
+def test_the_first_report_may_take_longer_where_kernels_are_compiled() -> None:
+    monitor = watching(stall_seconds=100.0)
+    monitor.warm_up = 900.0
+    clock = monitor.clock
+    assert isinstance(clock, Clock)
+    monitor.started()
+    clock.now = 999.0
+    assert monitor.tick() is None and monitor.report(1, 6.9, 1.0) is None
+    clock.now += 101.0
+    stop = monitor.tick()
+    assert stop is not None and stop.reason == "stalled"
+
+
 def test_nan() -> None:
     stop = feed(watching(), {1: 6.9, 10: None})
     assert stop is not None and stop.reason == "nan" and "step 10" in stop.detail

@@ -35,6 +35,9 @@ FAILS = MEAN.replace(
     "        if self.training and self.calls == 3 and torch.distributed.get_rank() == 1:\n"
     "            raise ValueError('the second one gives up')\n        x = self.proj",
 )
+CHANGES = FAILS.replace(
+    "raise ValueError('the second one gives up')", "\n                with torch.no_grad(): self.out.weight.add_(1e-3)"
+)
 DIES = FAILS.replace("raise ValueError('the second one gives up')", "import os; os._exit(9)")
 
 
@@ -103,6 +106,35 @@ def test_the_same_number_of_processes_gives_the_same_bits(
 
     assert train(two, KEEPS, tmp_path / "three", on_event=stop, cancel=cancel).reason == "interrupted"
     assert train(two, KEEPS, tmp_path / "three").heldout_loss == first.heldout_loss
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_and_with_fewer_processes(
+    flags: dict[str, Any], profile: Profile, tmp_path: Path
+) -> None:
+    whole = train(launcher(flags, profile, 1), KEEPS, tmp_path / "whole")
+    for number, until in ((1, 10), (2, 20), (3, 30)):
+        cancel = threading.Event()
+
+        def stop(event: Event, cancel: threading.Event = cancel, until: int = until) -> None:
+            if (event.step or 0) >= until and until < profile.train.steps:
+                cancel.set()
+
+        record = train(launcher(flags, profile, number), KEEPS, tmp_path / "shared", on_event=stop, cancel=cancel)
+    assert (record.status, record.hardware["processes"]) == ("finished", 3)
+    mine, theirs = (reports(tmp_path / name) for name in ("whole", "shared"))
+    for one, other in zip(mine[:-1], theirs[:-1], strict=True):
+        for key in ("loss", "task_loss", "grad_norm"):
+            assert other[key] == pytest.approx(one[key], rel=1e-4)
+    assert record.heldout_loss is not None and whole.heldout_loss is not None
+    assert record.heldout_loss.value == pytest.approx(whole.heldout_loss.value, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_parameter_changed_in_any_rank_is_forged(flags: dict[str, Any], profile: Profile, tmp_path: Path) -> None:
+    record = train(launcher(flags, profile, 2), CHANGES, tmp_path)
+    assert (record.status, record.reason) == ("failed", "forged")
+    assert "blocks.0.mixer.out.weight" in record.detail and record.heldout_loss is None
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_gpu_is_passed_through_where_the_device_is_cuda(monkeypatch: pytest.Mo
     host = container_config(job, "me")["HostConfig"]
     (request,) = host["DeviceRequests"]
     assert request["Count"] == -1 and "gpu" in request["Capabilities"][0]
-    assert "Memory" not in host and ",exec," in host["Tmpfs"]["/tmp"]
+    assert host["Memory"] == host["MemorySwap"] and host["ShmSize"] == 1 << 30 and ",exec," in host["Tmpfs"]["/tmp"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     (request,) = container_config(job, "me")["HostConfig"]["DeviceRequests"]
     assert request["DeviceIDs"] == ["1", "3"] and request["Count"] == 0

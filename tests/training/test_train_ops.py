@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from common.process import REPOSITORY
 from training.data.packing import row_type, write_stream
 from training.profiles import Profile, load_profile
+from training.worker.batches import batches
 from training.worker.model import LanguageModel, OverBudgetError, fit_width
 from training.worker.optimizer import AdamW, learning_rate
 from training.worker.ranks import Ranks
 from training.worker.state import WorkerState
-from training.worker.train import OPS
+from training.worker.train import OPS, _losses
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
 
@@ -55,7 +56,14 @@ def make(
 ) -> tuple[WorkerState, dict[str, Any]]:
     state = WorkerState(cls=mixer)
     OPS["train.prepare"](
-        state, {"seed": meta.pop("seed", 0), "dtype": meta.pop("dtype", "float32")}, [], lambda _: None
+        state,
+        {
+            "seed": 0,
+            "dtype": "float32",
+            **{key: meta.pop(key) for key in ("seed", "dtype", "deterministic") if key in meta},
+        },
+        [],
+        lambda _: None,
     )
     spec = profile.model
     call = {
@@ -279,6 +287,41 @@ def test_bfloat16_training_uses_autocast(profile: Profile, tmp_path: Path) -> No
     assert fit(profile, make(profile, Casting, dtype="bfloat16")[0], tmp_path)[-1]["loss"] < 6.5
 
 
+def test_losses_are_summed_in_float32_whatever_the_model_computes_in(profile: Profile, tmp_path: Path) -> None:
+    def first(dtype: str) -> tuple[Tensor, Tensor]:
+        state, _ = make(profile, dtype=dtype)
+        meta = write(profile, tmp_path)
+        shape = (profile.train.steps * profile.train.batch, profile.train.seq_len + 1)
+        rows = np.memmap(meta["stream"], dtype=meta["type"], mode="r", shape=shape)
+        (part,) = next(batches(rows, profile.train.batch, profile.train.batch, "cpu"))
+        losses, total = _losses(state, state.instances["model"], part, meta["train"])
+        return total, losses @ part.weights
+
+    for dtype in ("float32", "bfloat16"):
+        total, wanted = first(dtype)
+        assert total.dtype == torch.float32 and total.item() == wanted.item()
+
+
+@pytest.mark.slow
+def test_deterministic_mode_ends_a_run_that_cannot_repeat_and_changes_no_other(
+    profile: Profile, tmp_path: Path
+) -> None:
+    class Scatters(Mixer):
+        def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+            return super().forward(hidden_states)
+
+    plain = fit(profile, make(profile)[0], tmp_path)
+    fit(profile, make(profile, Scatters)[0], tmp_path)
+    try:
+        again = fit(profile, make(profile, deterministic=True)[0], tmp_path)
+        assert [event["loss"] for event in again] == [event["loss"] for event in plain]
+        with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation"):
+            fit(profile, make(profile, Scatters, deterministic=True)[0], tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_logits_at_places_are_those_of_the_whole(profile: Profile) -> None:
     state, _ = make(profile)
     tokens = np.arange(30, dtype=np.int32).reshape(2, 15)
@@ -289,14 +332,15 @@ def test_logits_at_places_are_those_of_the_whole(profile: Profile) -> None:
     np.testing.assert_allclose(some, whole[places[:, 0], places[:, 1]], rtol=1e-5, atol=1e-6)
 
 
-def test_the_optimiser_is_adamw_with_clipping(profile: Profile) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_is_adamw_with_clipping(profile: Profile, fused: bool) -> None:
     torch.manual_seed(0)
     model = LanguageModel([Mixer(hidden_size=16)], 16, 8, 40, True, 1e-5)
     spec = profile.train.model_dump(mode="json")
     one, two = spec["betas"]
     weights = [p.detach().double().clone() for p in model.parameters()]
     first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
-    optimizer = AdamW(model, spec)
+    optimizer = AdamW(model, spec, fused=fused)
     for step in range(1, 6):
         optimizer.gradients.zero_()
         (model(torch.randint(0, 40, (2, 12))).square().mean() * 100).backward()

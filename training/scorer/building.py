@@ -34,7 +34,9 @@ def rebuild(job: dict[str, Any], profile: Profile, parameters: int, worker: Work
 
 def prepare(job: dict[str, Any], worker: Worker) -> dict[str, Any]:
     """Fixes precision and seeds of the process; facts about it."""
-    facts, _ = worker.call("train.prepare", {"seed": job["seed"], "dtype": job["dtype"]})
+    facts, _ = worker.call(
+        "train.prepare", {"seed": job["seed"], "dtype": job["dtype"], "deterministic": job.get("deterministic", False)}
+    )
     return facts
 
 

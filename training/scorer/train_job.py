@@ -48,8 +48,8 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Runs one job.
 
     Args:
-        job: {program, profile, seed, init, device, dtype, processes: that share each batch while it trains, sandbox:
-            {backend, image, disk_mb, memory_mb}, budget}; with
+        job: {program, profile, seed, init, device, dtype, processes: that share each batch while it trains,
+            deterministic, sandbox: {backend, image, disk_mb, memory_mb}, budget}; with
             `measure` only the sizes of the model are returned, else also {stream, heldout, items, tokenizer, end}: the
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
@@ -78,7 +78,10 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     limits = Limits(
         seconds=max(1.0, profile.limits.seconds - (found.seconds if found else 0.0)),
         cpu_seconds=max(1.0, profile.limits.cpu_seconds - (found.cpu_seconds if found else 0.0)),
-        memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])) if job["device"] == "cpu" else None,
+        # The setting is for CPU jobs, many of which may share a machine; on a GPU the profile's own number holds.
+        memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"]))
+        if job["device"] == "cpu"
+        else profile.limits.memory_mb,
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
     world = 1 if job.get("measure") else int(job.get("processes", 1))

@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from training.worker.registers import named_parameters
 
-__all__ = ["Guard", "Pair", "untouched"]
+__all__ = ["NOTHING", "Guard", "Pair", "untouched"]
+
+NOTHING = (-1, 0)
+"""What `Guard.found` says where no parameter was changed."""
 
 _any, _data_ptr, _logical_or, _ne, _nonzero, _view, _where = (
     torch.any,
@@ -51,11 +54,15 @@ class Guard:
 
     Args:
         pairs: of the optimiser; parameters that are in none are compared with their values now.
+
+    Attributes:
+        names: of the parameters, in the same order in every process that builds the same model.
     """
 
     def __init__(self, model: nn.Module, pairs: Sequence[Pair] = ()) -> None:
         self._model = model
         self._held = named_parameters(model)
+        self.names = list(self._held)
         self._at = {name: _data_ptr(parameter) for name, parameter in self._held.items()}
         known = {name for pair in pairs for _, name in pair.names}
         with untouched():
@@ -81,16 +88,17 @@ class Guard:
     def _strays(self, name: str, parameter: nn.Parameter) -> bool:
         return _data_ptr(parameter) != self._at[name]
 
-    def found(self) -> tuple[str, int] | None:
-        """(The first parameter that was seen changed, or standing elsewhere in memory; the `step` at which it was)."""
+    def found(self) -> tuple[int, int]:
+        """(Number in `names` of the first parameter that was seen changed, or standing elsewhere in memory; the `step`
+        at which it was), `NOTHING` where none was."""
         if self._moved is not None:
-            return self._moved
+            return self.names.index(self._moved[0]), self._moved[1]
         with untouched():
             for pair, differ, first in zip(self._pairs, self._differ, self._first, strict=True):
                 if int(first):
                     place = int(_nonzero(differ.reshape(-1))[0]) * pair.live.numel() // differ.numel()
-                    return [name for start, name in pair.names if start <= place][-1], int(first)
-        return None
+                    return self.names.index([name for start, name in pair.names if start <= place][-1]), int(first)
+        return NOTHING
 
     def values(self) -> Mapping[str, Tensor]:
         """What is known of each parameter, by name, in its shape."""

@@ -1,10 +1,10 @@
 """Several processes that train one model: rank 0 speaks with the trusted side and passes its calls on to the others.
 
-Data parallel, as torch's DDP computes it: every rank holds the whole model, takes its share of the rows of each batch,
-and the gradients, one flat vector, are added up before each update. Not DDP itself, whose buckets and hooks buy nothing
-where the gradient is one tensor already (training/worker/optimizer.py), and no sharded weights (FSDP2): the models of
-the shipped profiles fit one card many times over. A checkpoint is written by rank 0 and holds the whole state, so that
-any number of ranks can go on from it.
+Data parallel with a sharded optimiser (ZeRO): every rank holds the whole model and takes its share of the rows of each
+batch; of gradients, moments and the update, which are flat vectors (training/worker/optimizer.py), each has a part.
+Not torch's DDP, whose buckets and hooks buy nothing where the gradient is one tensor already, and not FSDP2, which
+would replace the parameters of code that nobody knows (docs/training.md). A checkpoint is gathered on rank 0 and holds
+the whole state, so that any number of ranks can go on from it.
 
 All ranks are processes of one sandbox. They meet over a file and its private loopback before the candidate is loaded;
 after that none may open another connection (training/worker/syscalls.py). What a rank says is believed as little as
@@ -33,6 +33,10 @@ __all__ = ["FollowerError", "Ranks"]
 
 _SHARED = frozenset({"train.prepare", "load", "train.build", "train.run"})
 """Calls that every rank answers; all others are rank 0's alone."""
+_COLLECTIVES = ("all_reduce", "all_gather_single", "broadcast", "gather", "reduce_scatter_single", "scatter")
+"""Functions of torch.distributed, taken before the candidate is loaded, which may replace them in their module."""
+_ALIGNED = 32
+"""Parts of a vector begin at multiples of so many elements: NCCL is slow where they do not begin at 16 bytes."""
 _PATIENCE = 10.0
 """Seconds to wait for what a follower has to say once rank 0 failed."""
 _MEETING = 300.0
@@ -60,8 +64,8 @@ class Ranks:
     def __init__(self, rank: int = 0, world: int = 1, meet: Path | None = None) -> None:
         self.rank, self.world, self._meet = rank, world, meet
         self._followers: list[tuple[subprocess.Popen[bytes], Channel]] = []
-        self._all_reduce: Callable[..., Any] | None = None
-        self._broadcast: Callable[..., Any] | None = None
+        self._collectives: dict[str, Callable[..., Any]] = {}
+        self._most: Any = None
 
     @classmethod
     def launch(cls) -> Ranks:
@@ -101,7 +105,8 @@ class Ranks:
         from torch import distributed
 
         # No name of this machine can be resolved in a sandbox, so the interface is named.
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+        for backend in ("GLOO", "NCCL"):
+            os.environ[f"{backend}_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
         if device == "cuda":
             torch.cuda.set_device(self.rank)
         distributed.init_process_group(
@@ -112,8 +117,8 @@ class Ranks:
             timeout=_WHOLE_RUN,
         )
         distributed.barrier()
-        # Taken now: a candidate may replace them in their module.
-        self._all_reduce, self._broadcast = distributed.all_reduce, distributed.broadcast
+        self._collectives = {name: getattr(distributed, name) for name in _COLLECTIVES}
+        self._most = distributed.ReduceOp.MAX
         if self.rank == 0 and self._meet is not None:
             with suppress(OSError):
                 self._meet.unlink(missing_ok=True)
@@ -123,22 +128,79 @@ class Ranks:
         """The rows of a batch of `rows` that are this rank's."""
         return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
 
+    def part(self, count: int) -> tuple[slice, int]:
+        """(The part of a vector of `count` elements that is this rank's, what has to be added to make parts equal)."""
+        if self.world == 1:
+            return slice(0, count), 0
+        size = -(-count // (self.world * _ALIGNED)) * _ALIGNED
+        return slice(size * self.rank, size * (self.rank + 1)), size * self.world - count
+
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over all ranks, the same to the last bit on each."""
-        if self._all_reduce is not None:
+        if self.world > 1:
             for tensor in tensors:
-                self._all_reduce(tensor)
+                self._collectives["all_reduce"](tensor)
+
+    def reduce(self, part: Tensor, whole: Tensor) -> None:
+        """Gives `part`, this rank's place in `whole`, the sum over all ranks. The rest of `whole` is lost."""
+        if self.world > 1:
+            self._collectives["reduce_scatter_single"](part, whole)
+
+    def spread(self, whole: Tensor, part: Tensor) -> None:
+        """Gives `whole` every rank's `part` of it; `part` is this rank's place in it."""
+        if self.world > 1:
+            self._collectives["all_gather_single"](whole, part)
+
+    def norm(self, part: Tensor) -> Tensor:
+        """The Euclidean norm of all ranks' parts together, the same to the last bit on each."""
+        norm = part.norm()
+        if self.world == 1:
+            return norm
+        squared = norm.square()
+        self.add([squared])
+        return squared.sqrt_()
+
+    def gather(self, part: Tensor) -> Tensor | None:
+        """All parts as one vector, on rank 0; None on the others. Of one rank `part` itself."""
+        if self.world == 1:
+            return part
+        whole = part.new_empty(self.world * len(part)) if self.rank == 0 else None
+        self._collectives["gather"](part, None if whole is None else list(whole.split(len(part))), dst=0)
+        return whole
+
+    def scatter(self, part: Tensor, whole: Tensor | None) -> None:
+        """Gives each rank's `part` its place in what rank 0 holds, which may lack the padding; None: zeros. Of one rank
+        `part` is `whole` already."""
+        if self.world == 1:
+            return
+        parts = None
+        if self.rank == 0:
+            padded = part.new_zeros(self.world * len(part))
+            if whole is not None:
+                padded[: len(whole)] = whole
+            parts = list(padded.split(len(part)))
+        self._collectives["scatter"](part, parts, src=0)
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """Of each number the largest that a rank says, by way of the CPU: no card is waited for."""
+        if self.world == 1:
+            return list(numbers)
+        import torch
+
+        said = torch.tensor(numbers, dtype=torch.int64)
+        self._collectives["all_reduce"](said, self._most)
+        return said.tolist()
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by that of rank 0, whatever its dtype."""
-        if self._broadcast is None:
+        if self.world == 1:
             return
         import torch
 
         for tensor in tensors:
             # As bytes: the backends do not know every dtype.
             flat = tensor.detach().reshape(-1).contiguous()
-            self._broadcast(flat.view(torch.uint8), 0)
+            self._collectives["broadcast"](flat.view(torch.uint8), 0)
             if self.rank > 0:
                 with torch.no_grad():
                     tensor.copy_(flat.view(tensor.shape))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.worker.batches import Means, Part, batches
-from training.worker.guard import Guard
+from training.worker.guard import NOTHING, Guard
 from training.worker.model import LanguageModel, build_model
 from training.worker.optimizer import AdamW, learning_rate
 from training.worker.registers import all_buffers
@@ -33,16 +33,19 @@ __all__ = ["OPS"]
 def prepare(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Imports this module and fixes precision and seeds before the candidate is loaded. meta: {seed, dtype}."""
+    """Imports this module and fixes precision and seeds before the candidate is loaded. meta: {seed, dtype,
+    deterministic: operations without a deterministic form fail}."""
     torch.manual_seed(int(meta["seed"]))
     state.values["seed"] = int(meta["seed"])
     state.values["dtype"] = str(meta["dtype"])
     versions = {"torch": torch.__version__}
     hardware: dict[str, Any] = {}
-    if state.device == "cuda":
-        # On CPU one thread is deterministic anyway, and the switch would fill every new tensor.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    strict = bool(meta.get("deterministic"))
+    if strict or state.device == "cuda":
+        # On CPU one thread gives the same bits anyway.
+        torch.use_deterministic_algorithms(True, warn_only=not strict)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if state.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         hardware["gpu"] = torch.cuda.get_device_name()
     return {"versions": versions, "hardware": hardware}, []
@@ -103,17 +106,16 @@ def train(
     spec = meta["train"]
     steps, batch, length = int(spec["steps"]), int(spec["batch"]), int(spec["seq_len"])
     micro = min(batch, int(spec["micro_batch"] or batch))
-    optimizer, means = AdamW(model, spec), Means(state.device)
+    ranks = state.ranks
+    optimizer, means = AdamW(model, spec, ranks), Means(state.device)
     rows = np.memmap(meta["stream"], dtype=meta["type"], mode="r", shape=(steps * batch, length + 1))
     torch.manual_seed(state.values["seed"] + 1)
     model.train()
     model.recompute = bool(spec["recompute"])
-    done = _resume(state, meta.get("resume"), optimizer, means, (micro, length))
+    done = _begin(state, meta.get("resume"), optimizer, means, (micro, length))
     if isinstance(done, str):
         return {"refused": done}, []
-    ranks, mine = state.ranks, means if state.ranks.world == 1 else Means(state.device)
-    ranks.copy([*optimizer.vectors.values(), *unheld(model)])
-    optimizer.publish()
+    mine = means if ranks.world == 1 else Means(state.device)
     guard = Guard(model, [optimizer.pair])
     # Rank 0 keeps checkpoints and reports for all.
     sender, every = _Sender((not ranks.rank and meta.get("checkpoint")) or {}, emit), int(spec["report_every"])
@@ -126,31 +128,32 @@ def train(
         optimizer.gradients.zero_()
         _agree(state, model, step)
         for part in parts:
-            with precision(state):
-                losses, total = _losses(model, part, spec)
+            losses, total = _losses(state, model, part, spec)
             total.backward()
             mine.add(losses.detach(), part)
         guard.look(step)
-        ranks.add([optimizer.gradients])
         norm = optimizer.step(rate)
         if mine is not means:
             ranks.add([*mine.state.values()])
             means.absorb(mine)
         validation.look(model, step, steps)
         reports = step % every == 0 or step == steps or step == 1
-        if (reports or state.device == "cpu") and (changed := guard.found()):  # a GPU is not waited for at every step
-            if ranks.rank:
-                # Its end tells rank 0, which waits for its part of the next step.
-                raise RuntimeError(f"parameter {changed[0]} was changed beside the optimiser in step {changed[1]}")
-            return {"changed": {"parameter": changed[0], "step": changed[1]}}, []
+        looked = reports or state.device == "cpu"  # a GPU is not waited for at every step
+        # Every rank has to know what any of them saw, and that a snapshot needs all of them.
+        due, changed, seen = ranks.most([int(sender.due(step, steps)), *(guard.found() if looked else NOTHING)])
+        if seen:
+            return {"changed": {"parameter": guard.names[changed], "step": seen}}, []
         if reports:
             finite = norm.item() if norm.isfinite() else None
             report = {"step": step, **means.take(), "lr": rate, "grad_norm": finite}
             report["memory_mb"] = _memory(state.device)
             if not ranks.rank:  # nobody reads what another rank says before training is over
                 emit(report)
-        if sender.due(step, steps):
-            sender.take(Snapshot(step, state_of(model, {**optimizer.vectors, **means.state}, state.device)))
+        if due:
+            vectors = optimizer.whole()
+            if not ranks.rank:
+                sender.take(Snapshot(step, state_of(model, {**vectors, **means.state}, state.device)))
+            del vectors
         sender.trickle()
     sender.flush()
     model.zero_grad(set_to_none=True)
@@ -170,11 +173,13 @@ def _agree(state: WorkerState, model: LanguageModel, step: int) -> None:
         torch.manual_seed((state.values["seed"] + 1) * 1_000_003 + step * 1_009 + state.ranks.rank)
 
 
-def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _losses(state: WorkerState, model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(Cross entropy of each predicted place [N], what is minimised: its weighted mean and the terms that the profile
-    adds)."""
-    states, auxiliary = model.states(part.tokens)
-    logits = model.head(states.flatten(0, 1)[part.places]).float()
+    adds). Sums over places are outside autocast, which would round them, and with them the gradient, to bfloat16."""
+    with precision(state):
+        states, auxiliary = model.states(part.tokens)
+        logits = model.head(states.flatten(0, 1)[part.places])
+    logits = logits.float()
     losses = F.cross_entropy(logits, part.targets, reduction="none")
     total = losses @ part.weights
     if spec["z_loss"]:
@@ -185,30 +190,35 @@ def _losses(model: LanguageModel, part: Part, spec: Mapping[str, Any]) -> tuple[
     return losses, total
 
 
-def _resume(
+def _begin(
     state: WorkerState, resume: Mapping[str, Any] | None, optimizer: AdamW, means: Means, shape: tuple[int, int]
 ) -> int | str:
-    """Steps that are done, after putting a restored checkpoint in place; or why it does not fit. Where it does not at
-    first, the model runs once on tokens of this `shape`, and so makes what it makes late."""
-    restored: Restored | None = state.values.pop("restored", None)
-    if resume is None:
-        return 0
+    """Steps that are done, after putting a restored checkpoint in place and giving every rank what rank 0 has; or why
+    the checkpoint does not fit. Where it does not at first, the model runs once on tokens of this `shape`, and so makes
+    what it makes late."""
+    model, ranks = state.instances["model"], state.ranks
+    restored: Restored = state.values.pop("restored", Restored())
+    vectors: dict[str, Tensor] = {}
+    if resume is not None:
 
-    def held() -> dict[str, Tensor]:
-        return state_of(state.instances["model"], {**optimizer.vectors, **means.state}, state.device)
+        def others() -> dict[str, Tensor]:
+            return state_of(model, means.state, state.device)
 
-    if sizes_of(held()) != resume["sizes"]:
-        try_once(state, *shape)
-    if state.ranks.rank > 0:
-        # It is given rank 0's state before the first step.
+        def fits() -> bool:
+            return {**optimizer.sizes, **sizes_of(others())} == resume["sizes"]
+
+        if not fits():
+            try_once(state, *shape)
+        if ranks.rank == 0:
+            vectors = optimizer.room()
+            refused = restored.into({**vectors, **others()}, state.device)
+        else:  # it must not wait for rank 0, which refuses
+            refused = None if fits() else "the checkpoint does not fit"
+        if refused is not None:
+            return refused
         optimizer.steps = int(resume["step"])
-        return optimizer.steps if sizes_of(held()) == resume["sizes"] else "the checkpoint does not fit"
-    if restored is None:
-        return 0
-    refused = restored.into(held(), state.device)
-    if refused is not None:
-        return refused
-    optimizer.steps = int(resume["step"])
+    ranks.copy(unheld(model))
+    optimizer.deal(vectors)
     return optimizer.steps
 
 
@@ -269,8 +279,9 @@ def logits(
     guard: Guard | None = state.values.get("guard")
     if guard is not None:
         guard.look(1)
-        if changed := guard.found():
-            return {"changed": changed[0]}, [answer]
+        changed, seen = guard.found()
+        if seen:
+            return {"changed": guard.names[changed]}, [answer]
     return {}, [answer]
 
 
