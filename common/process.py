@@ -16,6 +16,7 @@ from typing import IO
 
 __all__ = [
     "LISTENING",
+    "PARENT",
     "REPOSITORY",
     "announce",
     "end_on_closed_pipe",
@@ -28,7 +29,7 @@ __all__ = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = "listening on "
-_PARENT = "ASI_PARENT_PID"
+PARENT = "ASI_PARENT_PID"
 
 
 def spawn(
@@ -44,7 +45,7 @@ def spawn(
     Its own session keeps a Ctrl-C at the terminal from reaching it: the parent decides when it ends.
     """
     environment = dict(os.environ if env is None else env)
-    environment[_PARENT] = str(os.getpid())
+    environment[PARENT] = str(os.getpid())
     return subprocess.Popen(
         list(argv), env=environment, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, cwd=REPOSITORY
     )
@@ -56,7 +57,7 @@ def exit_with_parent(interval: float = 0.5, before: Callable[[], None] | None = 
     Polling works on every platform and, unlike a parent-death signal, does not fire when only the thread that
     started us ends. Does nothing in a process that was not started by `spawn`.
     """
-    expected = os.environ.get(_PARENT)
+    expected = os.environ.get(PARENT)
     if not expected:
         return
 

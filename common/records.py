@@ -175,6 +175,11 @@ class RunRecord(Record):
     """Of the function that the program computes, equal for equal functions (docs/verifier.md); None where unknown."""
     baseline_key: str
     """(profile, corpus, tokenizer, seed programs, trainer, torch version, device type, dtype) as one hash."""
+    trainer: Literal["own", "command"] = "own"
+    """command: the user's own script trained and scored it (training.command). Its numbers are those it reported; no
+    held-out loss was computed here, and nothing was audited."""
+    reported: dict[str, FiniteFloat | None] = {}
+    """Column of the test row -> value, as the user's script reported it; None for a missing one."""
     heldout_loss: Measurement | None = None
     """Nats a token on held-out text, computed by the scorer."""
     benchmarks: dict[str, BenchmarkScore] = {}
@@ -217,6 +222,19 @@ class RunRecord(Record):
     """Set where the monitor found the run hopeless."""
     design: dict[str, Any] | None = None
     """How the program came about: operator, genome, mechanisms, what changed. Filled by the pipeline."""
+
+    @property
+    def loss(self) -> Measurement | None:
+        """What a design is judged by: the held-out loss; of the user's own script the last training loss that it
+        reported, as the published system has it (n = 1, no standard error)."""
+        if self.trainer == "own" or not self.train_loss:
+            return self.heldout_loss
+        return Measurement(value=self.train_loss[max(self.train_loss, key=int)], n=1)
+
+    @property
+    def loss_name(self) -> str:
+        """What `loss` is, for a person."""
+        return "held-out loss" if self.trainer == "own" else "reported training loss"
 
 
 class Baseline(Record):

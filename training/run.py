@@ -21,6 +21,7 @@ from common.text import printable
 from training import checkpoints
 from training.branch import require_lineage
 from training.checkpoints import Identity
+from training.command_run import command_record
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
@@ -29,7 +30,7 @@ from training.jobs import CANCELLED, run_job
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
-from training.repeat import repeating_command
+from training.repeat import profile_word, repeating_command
 from training.results import benchmark_mean, clear, csv_text, curve_columns, learning_curve
 
 if TYPE_CHECKING:
@@ -313,9 +314,7 @@ class Run:
 
     def _repeating(self) -> str:
         settings = self.launcher.settings
-        given = settings.run.profile
-        name = given if Path(given).stem == self.profile.name else self.profile.name
-        return repeating_command(settings, name, self.program, self.seed)
+        return repeating_command(settings, profile_word(settings, self.profile.name), self.program, self.seed)
 
 
 def _share(program: Program, seed: int) -> float:
@@ -341,12 +340,15 @@ def refused_record(
 ) -> RunRecord:
     """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
     (`report` None)."""
-    corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
+    if launcher.command is not None:
+        return command_record(
+            launcher, program, report or (), ended, seed=seed, run_id=run_id, repeat=command, total=round(wall, 3)
+        )
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, corpus, round(wall, 3))
+    return run._record(ended, launcher.prepare(), round(wall, 3))
 
 
 def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:
