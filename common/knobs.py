@@ -203,6 +203,11 @@ class Training(Section):
     keep_checkpoint: bool = Field(False, description="train.py leaves the last checkpoint in --out after scoring")
     keep_best: int = Field(5, ge=0, description="stored experiments, by score, whose last checkpoint stays")
     tensorboard: bool = Field(False, description="also write TensorBoard files into each run's folder")
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off",
+        description="also write each run for Weights & Biases (pip install wandb): offline into the run's folder, "
+        "online to its servers",
+    )
     command: str | None = Field(
         None,
         description="your own training script in place of ours, such as 'bash train.sh {program} {seed} {out}' "

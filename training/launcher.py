@@ -33,6 +33,7 @@ from training.environment import (
     versions,
 )
 from training.jobs import CANCELLED, run_job
+from training.metric_writers import require_writers
 from training.monitor import Peer, peer_of
 from training.profiles import Profile
 from training.programs import Program, load, to_job
@@ -55,8 +56,8 @@ class Launcher:
         command: the user's own training script, which then trains in place of ours; None: ours.
 
     Raises:
-        UsageError: the device asked for is not there, there are more processes than rows or GPUs, or the user's own
-            training script is not there.
+        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the user's own
+            training script is not there, or a package that writes metrics is not installed.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
@@ -67,6 +68,7 @@ class Launcher:
         self.command = (
             Command(training.command, training.command_seconds or profile.limits.seconds) if training.command else None
         )
+        require_writers(training.tensorboard, training.wandb)
         self.dtype = "bfloat16" if self.device == "cuda" else "float32"
         self.cache = settings.training.cache_dir or default_cache()
         self._lock = threading.Lock()

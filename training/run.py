@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
 from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
+from training.metric_writers import TensorBoard, WandB, Writer
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
@@ -102,7 +104,7 @@ class Run:
         self.validated: list[tuple[int, float]] = []
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
-        self.metrics = Metrics(out, launcher.settings.training.tensorboard)
+        self.metrics = Metrics(out, self._writers())
         self.threshold: float | None = None
         self.origin: Path | None = None
         self.forecast: Forecast | None = None
@@ -128,6 +130,13 @@ class Run:
         if record.reason != "interrupted":
             checkpoints.settle(folder, self.keep and record.status == "finished")
         return record
+
+    def _writers(self) -> list[Callable[[], Writer]]:
+        training = self.launcher.settings.training
+        facts = {"profile": self.profile.name, "seed": self.seed, "program_sha256": self.program.sha256}
+        board, name = partial(TensorBoard, self.out), f"{self.program.name} seed {self.seed}"
+        wandb = partial(WandB, self.out, training.wandb, name, facts)
+        return ([board] if training.tensorboard else []) + ([wandb] if training.wandb != "off" else [])
 
     def _job(self, corpus: Corpus, folder: Path, identity: Identity) -> dict[str, Any]:
         job = {
