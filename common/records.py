@@ -206,7 +206,8 @@ class RunRecord(Record):
     tokens_per_second: FiniteFloat | None = None
     efficiency: Efficiency | None = None
     seconds: dict[str, FiniteFloat] = {}
-    """Wall seconds by phase: start, check, train, score."""
+    """Wall seconds by phase: check, data (the stream of the seed), start, train, score (of which audit), and total of
+    all; train_cpu: CPU seconds of training."""
     checks: list[CheckOutcome] = []
     sandbox: str = ""
     trust: str | None = None

@@ -23,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 
 from common.errors import AsiError
-from common.process import exit_with_parent
+from common.process import exit_with_parent, leave
 from common.settings import Settings, parse
 from common.text import printable
 from pipeline.session import run_session
@@ -48,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -56,6 +56,8 @@ def run_session(settings: Settings) -> int:
     workspace = Workspace(settings.run.data_dir, settings)
     console = Console()
     cancelled = threading.Event()
+    for note in workspace.notes:
+        console.note(note)
     try:
         with _interruptible(cancelled, console):
             status = _session(settings, profile, workspace, console, cancelled)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import UsageError
+from common.errors import JobError, UsageError
 from common.files import sha256_text, write_atomic, write_json
 from common.records import BenchmarkScore, CheckOutcome, CheckReport, Efficiency, Forecast, Measurement, RunRecord
 from common.text import printable
@@ -48,8 +48,8 @@ class Event:
     """Something to show while it happens. Missing numbers are None.
 
     Attributes:
-        kind: "stage" (name: corpus, size, check, start, train, score), "progress" (of training) or "note" (text to
-        show).
+        kind: "stage" (name: corpus, size, check, data, start, train, score), "progress" (of training) or "note" (text
+        to show).
     """
 
     kind: Literal["stage", "progress", "note"]
@@ -63,6 +63,9 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+_INTERRUPTED = {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
 
 
 class _StoppedError(Exception):
@@ -125,7 +128,17 @@ class Run:
         clear(self.out)
         started = time.perf_counter()
         with self.metrics:
-            answer = self._tried(self._job(corpus, folder, identity), peers, tell, cancel)
+            tell(Event("stage", "data"))
+            try:
+                stream = corpus.stream(self.profile, self.seed, cancel)
+            except JobError:
+                if cancel is None or not cancel.is_set():
+                    raise
+                answer: Mapping[str, Any] = _INTERRUPTED
+            else:
+                data = time.perf_counter() - started
+                answer = self._tried(self._job(corpus, stream, folder, identity), peers, tell, cancel)
+                answer = {**answer, "seconds": {"data": data, **answer.get("seconds", {})}}
             record = self._finish(answer, corpus, time.perf_counter() - started)
         if record.reason != "interrupted":
             checkpoints.settle(folder, self.keep and record.status == "finished")
@@ -138,10 +151,10 @@ class Run:
         wandb = partial(WandB, self.out, training.wandb, name, facts)
         return ([board] if training.tensorboard else []) + ([wandb] if training.wandb != "off" else [])
 
-    def _job(self, corpus: Corpus, folder: Path, identity: Identity) -> dict[str, Any]:
+    def _job(self, corpus: Corpus, stream: Path, folder: Path, identity: Identity) -> dict[str, Any]:
         job = {
             **self.launcher.job(self.program, self.seed, self.dtype),
-            "stream": str(corpus.stream(self.profile, self.seed)),
+            "stream": str(stream),
             "heldout": str(corpus.heldout),
             "items": str(corpus.items),
             "tokenizer": str(corpus.tokenizer),
@@ -199,7 +212,7 @@ class Run:
         finally:
             self.forecast = monitor.forecast
         if answer == CANCELLED:
-            return {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
+            return _INTERRUPTED
         return answer
 
     def _event(self, event: dict[str, Any], monitor: Monitor, tell: OnEvent) -> None:
@@ -265,7 +278,8 @@ class Run:
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
-        seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {}), "total": wall}
+        seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {})}
+        seconds["total"] = wall + checked
         if "train_cpu_seconds" in answer:
             seconds["train_cpu"] = answer["train_cpu_seconds"]
         sizes = {
@@ -357,7 +371,8 @@ def refused_record(
             launcher, program, report or (), ended, seed=seed, run_id=run_id, repeat=command, total=round(wall, 3)
         )
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, launcher.prepare(), round(wall, 3))
+    checked = sum(check.seconds or 0.0 for check in run.checks)
+    return run._record(ended, launcher.prepare(), max(0.0, round(wall - checked, 3)))
 
 
 def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import AsiError, JobError, UsageError
 from common.files import sha256_text, write_json
-from common.process import exit_with_parent
+from common.process import exit_with_parent, leave
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
     if record is None:
         print("stopped, interrupted: the corpus was not ready, so there is no result.json", file=sys.stderr)
-        return INTERRUPTED
+        leave(INTERRUPTED)
     display.summary(record, arguments.out)
     return exit_status(record)
 
