@@ -203,6 +203,11 @@ class Training(Section):
     keep_checkpoint: bool = Field(False, description="train.py leaves the last checkpoint in --out after scoring")
     keep_best: int = Field(5, ge=0, description="stored experiments, by score, whose last checkpoint stays")
     tensorboard: bool = Field(False, description="also write TensorBoard files into each run's folder")
+    benchmarks: Literal["profile", "own"] = Field(
+        "profile",
+        description="score the benchmarks that the profile names, or the project's own tasks alone, which need no data "
+        "of the Hugging Face hub",
+    )
     wandb: Literal["off", "offline", "online"] = Field(
         "off",
         description="also write each run for Weights & Biases (pip install wandb): offline into the run's folder, "

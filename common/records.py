@@ -184,6 +184,9 @@ class RunRecord(Record):
     """Nats a token on held-out text, computed by the scorer."""
     benchmarks: dict[str, BenchmarkScore] = {}
     benchmark_mean: Measurement | None = None
+    perplexities: dict[str, Measurement] = {}
+    """Task -> perplexity a word of its text (wikitext) or of its answers (lambada); no part of the mean. n counts
+    documents or items."""
     train_loss: dict[str, FiniteFloat] = {}
     """Step (as text) -> mean training loss since the previous step listed."""
     validation_loss: dict[str, FiniteFloat] = {}

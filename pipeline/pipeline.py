@@ -28,7 +28,15 @@ from common.settings import Settings, parse
 from common.text import printable
 from pipeline.session import run_session
 
-SHORT = ("run.data_dir", "run.profile", "run.experiments", "run.seed", "run.parallel", "run.seed_program")
+SHORT = (
+    "run.data_dir",
+    "run.profile",
+    "run.experiments",
+    "run.seed",
+    "run.parallel",
+    "run.seed_program",
+    "training.benchmarks",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import JobError, StoreError
+from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
@@ -35,7 +35,7 @@ from training.environment import (
 from training.jobs import CANCELLED, run_job
 from training.metric_writers import require_writers
 from training.monitor import Peer, peer_of
-from training.profiles import Profile
+from training.profiles import Profile, own_benchmarks
 from training.programs import Program, load, to_job
 from training.run import Event, OnEvent, Run, refused_record
 
@@ -61,7 +61,8 @@ class Launcher:
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
-        self.settings, self.profile = settings, profile
+        self.settings = settings
+        self.profile = profile = own_benchmarks(profile) if settings.training.benchmarks == "own" else profile
         self.device = find_device(settings.training.device)
         require_processes(settings.training.processes, profile, self.device)
         training = settings.training
@@ -257,8 +258,19 @@ class Launcher:
         answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
             raise JobError("measuring the baseline's size was cancelled")
+        if answer.get("reason") == "memory":
+            most = min(self.profile.limits.memory_mb, self.settings.sandbox.memory_mb)
+            raise UsageError(
+                f"profile {self.profile.name} does not fit: its baseline alone needs more memory than {most:,} MB",
+                "raise limits.memory_mb of the profile and --sandbox.memory_mb where the machine has more, or take a "
+                "smaller profile",
+            )
         if answer.get("reason") is not None:
-            raise JobError(f"the baseline cannot be built at profile {self.profile.name}: {answer['detail']}")
+            why = str(answer["detail"]).splitlines()[0]
+            raise UsageError(
+                f"the baseline cannot be built at profile {self.profile.name}: {why}",
+                "correct [model] of the profile: docs/training.md says what its keys mean",
+            )
         write_json(file, {"program": baseline.sha256, "profile": self.profile.name, "parameters": answer["parameters"]})
         return int(answer["parameters"])
 

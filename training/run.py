@@ -33,7 +33,7 @@ from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
 from training.repeat import profile_word, repeating_command
-from training.results import benchmark_mean, clear, csv_text, curve_columns, learning_curve
+from training.results import benchmark_mean, clear, csv_text, curve_columns, element_result, learning_curve
 
 if TYPE_CHECKING:
     import threading
@@ -257,10 +257,9 @@ class Run:
             held = record.heldout_loss
             self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
         write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
-        scores = {name: score.value for name, score in record.benchmarks.items()}
-        write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        write_atomic(self.out / "test.csv", element_result(record)["test"])
         if record.benchmarks:
-            items = {name: score["items"] for name, score in answer["benchmarks"].items()}
+            items = {name: answer["benchmarks"][name]["items"] for name in record.benchmarks}
             write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))
         if answer.get("stderr"):
             write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
@@ -271,10 +270,16 @@ class Run:
         launcher, profile = self.launcher, self.profile
         benchmarks = {
             name: BenchmarkScore(
-                **{key: value for key, value in score.items() if key != "items"},
+                **{key: value for key, value in score.items() if key not in ("items", "perplexity")},
                 counted=self.counted is None or name in self.counted,
             )
             for name, score in answer.get("benchmarks", {}).items()
+            if "value" in score
+        }
+        perplexities = {
+            name: Measurement(**score["perplexity"])
+            for name, score in answer.get("benchmarks", {}).items()
+            if "perplexity" in score
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
@@ -308,6 +313,7 @@ class Run:
             heldout_loss=Measurement(**heldout) if heldout else None,
             benchmarks=benchmarks,
             benchmark_mean=benchmark_mean(benchmarks),
+            perplexities=perplexities,
             train_loss=curve_columns(self.reports, profile.train.steps),
             validation_loss={str(step): loss for step, loss in self.validated},
             learning_curve=learning_curve(self.validated),

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
     )
-    short = ("run.profile", "run.seed", "training.text")
+    short = ("run.profile", "run.seed", "training.text", "training.benchmarks")
     try:
         sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
@@ -292,6 +292,8 @@ class _Display:
             chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
+        for name, found in record.perplexities.items():
+            table.add_row(f"{name} perplexity", f"{found.value:.2f}", _number(found.se, 2), str(found.n))
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -277,7 +278,7 @@ def _build(
         if profile.data.source == "fineweb" and not text:
             from training.data.fineweb import build as build_fineweb
 
-            facts = build_fineweb(profile, temporary, say)
+            facts = build_fineweb(profile, temporary, say, partial(_items, profile))
         elif profile.data.source == "shards" and not text:
             facts = _build_shards(profile, temporary, say)
         else:
