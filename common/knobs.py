@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from common.command_words import from_here
 from common.strict import StrictModel, types_in
 from common.text import encodes
 
@@ -204,6 +206,33 @@ class Training(Section):
     keep_checkpoint: bool = Field(False, description="train.py leaves the last checkpoint in --out after scoring")
     keep_best: int = Field(5, ge=0, description="stored experiments, by score, whose last checkpoint stays")
     tensorboard: bool = Field(False, description="also write TensorBoard files into each run's folder")
+    benchmarks: Literal["profile", "own"] = Field(
+        "profile",
+        description="score the benchmarks that the profile names, or the project's own tasks alone, which need no data "
+        "of the Hugging Face hub",
+    )
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off",
+        description="also write each run for Weights & Biases (pip install wandb): offline into the run's folder, "
+        "online to its servers",
+    )
+    command: str | None = Field(
+        None,
+        description="your own training script in place of ours, such as 'bash train.sh {program} {seed} {out}' "
+        "(docs/training.md). DANGER: it runs every candidate's code WITHOUT a sandbox, with your rights, and its "
+        "numbers are taken as it reports them, unaudited",
+    )
+    command_seconds: float | None = Field(
+        None, gt=0, description="wall seconds that training.command may take; unset: those of the profile's limits"
+    )
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _as_words(cls, value: Any) -> Any:
+        """A list of words, as a TOML file may give it, is the same as one text."""
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            value = shlex.join(value)
+        return from_here(value) if isinstance(value, str) else value
 
 
 class Monitor(Section):

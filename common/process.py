@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 __all__ = [
     "LISTENING",
+    "PARENT",
     "REPOSITORY",
     "announce",
     "end_on_closed_pipe",
     "end_on_interrupt",
     "exit_with_parent",
+    "leave",
     "raise_on_interrupt",
     "spawn",
     "terminate",
@@ -28,7 +30,7 @@ __all__ = [
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = "listening on "
-_PARENT = "ASI_PARENT_PID"
+PARENT = "ASI_PARENT_PID"
 
 
 def spawn(
@@ -44,7 +46,7 @@ def spawn(
     Its own session keeps a Ctrl-C at the terminal from reaching it: the parent decides when it ends.
     """
     environment = dict(os.environ if env is None else env)
-    environment[_PARENT] = str(os.getpid())
+    environment[PARENT] = str(os.getpid())
     return subprocess.Popen(
         list(argv), env=environment, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, cwd=REPOSITORY
     )
@@ -56,7 +58,7 @@ def exit_with_parent(interval: float = 0.5, before: Callable[[], None] | None = 
     Polling works on every platform and, unlike a parent-death signal, does not fire when only the thread that
     started us ends. Does nothing in a process that was not started by `spawn`.
     """
-    expected = os.environ.get(_PARENT)
+    expected = os.environ.get(PARENT)
     if not expected:
         return
 
@@ -91,6 +93,13 @@ def raise_on_interrupt() -> None:
     """Ctrl-C is a KeyboardInterrupt again: what has been begun is ended by its own clean-up."""
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process with `status`, without waiting for a thread that was left behind in foreign code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def end_on_closed_pipe() -> int:

@@ -175,10 +175,18 @@ class RunRecord(Record):
     """Of the function that the program computes, equal for equal functions (docs/verifier.md); None where unknown."""
     baseline_key: str
     """(profile, corpus, tokenizer, seed programs, trainer, torch version, device type, dtype) as one hash."""
+    trainer: Literal["own", "command"] = "own"
+    """command: the user's own script trained and scored it (training.command). Its numbers are those it reported; no
+    held-out loss was computed here, and nothing was audited."""
+    reported: dict[str, FiniteFloat | None] = {}
+    """Column of the test row -> value, as the user's script reported it; None for a missing one."""
     heldout_loss: Measurement | None = None
     """Nats a token on held-out text, computed by the scorer."""
     benchmarks: dict[str, BenchmarkScore] = {}
     benchmark_mean: Measurement | None = None
+    perplexities: dict[str, Measurement] = {}
+    """Task -> perplexity a word of its text (wikitext) or of its answers (lambada); no part of the mean. n counts
+    documents or items."""
     train_loss: dict[str, FiniteFloat] = {}
     """Step (as text) -> mean training loss since the previous step listed."""
     validation_loss: dict[str, FiniteFloat] = {}
@@ -201,7 +209,8 @@ class RunRecord(Record):
     tokens_per_second: FiniteFloat | None = None
     efficiency: Efficiency | None = None
     seconds: dict[str, FiniteFloat] = {}
-    """Wall seconds by phase: start, check, train, score."""
+    """Wall seconds by phase: check, data (the stream of the seed), start, train, score (of which audit), and total of
+    all; train_cpu: CPU seconds of training."""
     checks: list[CheckOutcome] = []
     sandbox: str = ""
     trust: str | None = None
@@ -217,6 +226,19 @@ class RunRecord(Record):
     """Set where the monitor found the run hopeless."""
     design: dict[str, Any] | None = None
     """How the program came about: operator, genome, mechanisms, what changed. Filled by the pipeline."""
+
+    @property
+    def loss(self) -> Measurement | None:
+        """What a design is judged by: the held-out loss; of the user's own script the last training loss that it
+        reported, as the published system has it (n = 1, no standard error)."""
+        if self.trainer == "own" or not self.train_loss:
+            return self.heldout_loss
+        return Measurement(value=self.train_loss[max(self.train_loss, key=int)], n=1)
+
+    @property
+    def loss_name(self) -> str:
+        """What `loss` is, for a person."""
+        return "held-out loss" if self.trainer == "own" else "reported training loss"
 
 
 class Baseline(Record):

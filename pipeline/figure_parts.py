@@ -23,6 +23,7 @@ __all__ = [
     "ReportRow",
     "best_rows",
     "experiments",
+    "loss_title",
     "new_figure",
     "put_legend",
     "short_name",
@@ -53,7 +54,12 @@ class ReportRow:
 
     @property
     def loss(self) -> Measurement | None:
-        return self.run.heldout_loss if self.run else None
+        return self.run.loss if self.run else None
+
+
+def loss_title(rows: Sequence[ReportRow]) -> str:
+    """What the losses of a run are: all of them come from one trainer."""
+    return next((row.run.loss_name for row in rows if row.run is not None), "held-out loss")
 
 
 def new_figure(width: float, height: float, title: str, **grid: Any) -> tuple[Figure, list[Axes]]:

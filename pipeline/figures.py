@@ -25,6 +25,7 @@ from pipeline.figure_parts import (
     ReportRow,
     best_rows,
     experiments,
+    loss_title,
     new_figure,
     put_legend,
     short_name,
@@ -95,7 +96,7 @@ def _progress(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
             linewidth=0,
             label="± SD over seeds",
         )
-    top.set_ylabel("held-out loss (nats a token)")
+    top.set_ylabel(f"{loss_title(rows)} (nats a token)")
     scores = [(number, row.score) for number, row in found if row.score is not None]
     if scores:
         at, points = [number for number, _ in scores], [score for _, score in scores]
@@ -252,7 +253,7 @@ def _mechanisms(rows: Sequence[ReportRow], baseline: Baseline) -> Figure | None:
         if differences:
             right.plot(statistics.fmean(differences), place, "|", color=PALETTE[1], markersize=13, markeredgewidth=2)
     right.axvline(0, color=BLACK, linewidth=1)
-    right.set_xlabel("held-out loss minus baseline's: each, and mean (left is better)", fontsize=9)
+    right.set_xlabel(f"{loss_title(rows)} minus baseline's: each, and mean (left is better)", fontsize=9)
     for panel in (left, right):
         panel.grid(axis="y", visible=False)
         panel.grid(axis="x", color="#eeeeee", linewidth=0.8)

@@ -145,9 +145,9 @@ def _gain(lab: Lab, score: float | None, parent: Relative) -> float | None:
 
 
 def _measured(run: RunRecord) -> str:
-    loss = f"held-out loss {run.heldout_loss.value:.4f}" if run.heldout_loss else "no held-out loss"
+    loss = f"{run.loss_name} {run.loss.value:.4f}" if run.loss else "no loss"
     mean = f", benchmark mean {run.benchmark_mean.value:.3f}" if run.benchmark_mean else ""
-    return f"{loss}{mean}, {run.parameters or 0:,} parameters"
+    return f"{loss}{mean}" + (f", {run.parameters:,} parameters" if run.parameters else "")
 
 
 class Loop:

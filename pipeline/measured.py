@@ -80,6 +80,7 @@ def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
         update={
             "heldout_loss": _mean(losses) if losses else None,
             "benchmarks": {task: _mean_score(scores) for task, scores in tasks.items()},
+            "reported": {column: _mean_reported(runs, column) for column in first.reported},
             "train_loss": {
                 step: statistics.fmean(run.train_loss[step] for run in runs if step in run.train_loss)
                 for step in first.train_loss
@@ -87,6 +88,11 @@ def mean_run(runs: Sequence[RunRecord]) -> RunRecord:
             "design": {**(first.design or {}), "seeds": [run.seed for run in runs]},
         }
     )
+
+
+def _mean_reported(runs: Sequence[RunRecord], column: str) -> float | None:
+    values = [value for run in runs if (value := run.reported.get(column)) is not None]
+    return statistics.fmean(values) if len(values) == len(runs) else None
 
 
 def _mean_score(scores: Sequence[BenchmarkScore]) -> BenchmarkScore:

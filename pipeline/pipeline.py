@@ -23,12 +23,20 @@ import argparse
 from collections.abc import Sequence
 
 from common.errors import AsiError
-from common.process import exit_with_parent
+from common.process import exit_with_parent, leave
 from common.settings import Settings, parse
 from common.text import printable
 from pipeline.session import run_session
 
-SHORT = ("run.data_dir", "run.profile", "run.experiments", "run.seed", "run.parallel", "run.seed_program")
+SHORT = (
+    "run.data_dir",
+    "run.profile",
+    "run.experiments",
+    "run.seed",
+    "run.parallel",
+    "run.seed_program",
+    "training.benchmarks",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -33,6 +33,7 @@ from pipeline.services import Services, note_other_constants, refuse_contradicti
 from pipeline.summary import print_summary
 from pipeline.workspace import Workspace
 from training.baseline import build_baseline
+from training.command import WARNING
 from training.launcher import Launcher, find_device
 from training.profiles import Profile, load_profile
 from training.programs import load
@@ -55,6 +56,8 @@ def run_session(settings: Settings) -> int:
     workspace = Workspace(settings.run.data_dir, settings)
     console = Console()
     cancelled = threading.Event()
+    for note in workspace.notes:
+        console.note(note)
     try:
         with _interruptible(cancelled, console):
             status = _session(settings, profile, workspace, console, cancelled)
@@ -148,7 +151,7 @@ def _prepare(
         starting = beside.submit(start_services)
         began = time.monotonic()
         try:
-            corpus = launcher.prepare(lambda event: console.progress("corpus", event), cancelled)
+            corpus = launcher.ready(lambda event: console.progress("corpus", event), cancelled)
             seconds = time.monotonic() - began
         except JobError:
             if cancelled.is_set():
@@ -157,10 +160,11 @@ def _prepare(
         finally:
             console.done("corpus")
     starting.result()
-    workspace.record_time("corpus", seconds)
-    sources = ", ".join(corpus.sources)
-    size = f"{corpus.train_tokens:,} tokens to train on, {corpus.heldout_tokens:,} held out, from {sources}"
-    console.line("corpus", "ready", size, seconds)
+    if corpus is not None:
+        workspace.record_time("corpus", seconds)
+        sources = ", ".join(corpus.sources)
+        size = f"{corpus.train_tokens:,} tokens to train on, {corpus.heldout_tokens:,} held out, from {sources}"
+        console.line("corpus", "ready", size, seconds)
     if cancelled.is_set():
         raise Cancelled
 
@@ -199,7 +203,7 @@ def _baseline(
 
     def finished(who: str, run: RunRecord) -> None:
         console.done(who)
-        loss = f"held-out loss {run.heldout_loss.value:.4f}" if run.heldout_loss else f"{run.status}, {run.reason}"
+        loss = f"{run.loss_name} {run.loss.value:.4f}" if run.loss else f"{run.status}, {run.reason}"
         console.line(who, "baseline", loss, run.seconds.get("total"))
 
     show = Progress(console.progress, finished, cancelled)
@@ -230,6 +234,8 @@ def _show_sandbox(settings: Settings, console: Console) -> None:
     own = [path for path in settings.run.seed_program if load(path).trust is None]
     sandbox = choose(settings.sandbox.backend, find_device(settings.training.device), settings.sandbox.image)
     console.line("sandbox", "ready", f"{sandbox.backend}{f'; {sandbox.note}' if sandbox.note else ''}")
+    if settings.training.command is not None:
+        console.line("sandbox", "WARNING", f"for the checks only: {WARNING}")
     if sandbox.backend != "process":
         return
     needs = "programs of a language model run" if settings.llm.backend != "offline" else ""

@@ -29,6 +29,7 @@ from pipeline.measured import Measured, load_baseline, seeds_of
 from pipeline.verdict import against_baseline, verdict
 from pipeline.workspace import read_timings
 from training.baseline import tasks_with_signal
+from training.command import WARNING
 
 __all__ = ["Row", "load_rows", "print_summary"]
 
@@ -197,7 +198,7 @@ def _cell(text: str) -> str:
 
 
 def _numbers(run: RunRecord, baseline: Baseline, score: float | None) -> tuple[str, ...]:
-    loss, bench = run.heldout_loss, run.benchmark_mean
+    loss, bench = run.loss, run.benchmark_mean
     dloss, dbench = against_baseline(run, baseline), against_baseline(run, baseline, "benchmark")
     return (
         f"{loss.value:.4f}" if loss else "-",
@@ -218,13 +219,16 @@ def _notes(measured: Measured) -> str:
     dof = baseline.sd_dof if baseline.loss_sd else None
     band = t95(dof) * math.sqrt(1 + 1 / seeds) if dof else None
     sure = f"; beyond {band:.1f} SD (95 % band, {dof} degrees of freedom) it is better or worse" if band else ""
+    own = all(run.trainer == "own" for group in measured.runs.values() for run in group)
+    text = "Loss is nats a token on held-out text" if own else f"{WARNING}. Loss is the last training loss"
     return (
-        f"Base: mean of {baseline.program} over seeds {baseline.seeds}: held-out loss {baseline.loss:.4f} "
+        f"Base: mean of {baseline.program} over seeds {baseline.seeds}: {'held-out' if own else 'reported'} loss "
+        f"{baseline.loss:.4f} "
         f"(seed SD {sd}, pooled over the seed architectures), "
         f"benchmark mean {mean} (seed SD {bench_sd}) over {_tasks(measured)}.\n"
         f"One seed a candidate; + SD is better, a lower loss. Up to 2 SD is a tie, more is perhaps better or "
         f"worse{sure}.\n"
-        "Loss is nats a token on held-out text (lower is better); score runs from 0 to 3."
+        f"{text} (lower is better); score runs from 0 to 3."
     )
 
 
@@ -232,6 +236,8 @@ def _tasks(measured: Measured) -> str:
     """The tasks of the benchmark mean, and those left out because no seed architecture is above chance on them."""
     counted = measured.baseline.tasks
     runs = [run for group in measured.runs.values() for run in group]
+    if any(run.trainer == "command" for run in runs):
+        return f"{', '.join(counted)}, each with the same weight: their n and their chance level are not reported"
     if runs and not tasks_with_signal(runs):
         return f"{', '.join(counted)}; no task is above chance: all count, and the mean is close to coin flips"
     left = [task for task in dict.fromkeys(task for run in runs for task in run.benchmarks) if task not in counted]

@@ -59,7 +59,7 @@ def against_baseline(run: RunRecord, baseline: Baseline, quantity: str = "loss")
     Args:
         quantity: "loss" (nats a token, held out) or "benchmark" (mean accuracy of the counted tasks).
     """
-    measured = run.heldout_loss if quantity == "loss" else run.benchmark_mean
+    measured = run.loss if quantity == "loss" else run.benchmark_mean
     mean, sd = (baseline.loss, baseline.loss_sd) if quantity == "loss" else (baseline.benchmark, baseline.benchmark_sd)
     if measured is None or mean is None or run.baseline_key != baseline.key:
         return None
@@ -71,9 +71,7 @@ def against_baseline(run: RunRecord, baseline: Baseline, quantity: str = "loss")
 
 def between_runs(run: RunRecord, other: RunRecord, baseline: Baseline, quantity: str = "loss") -> Difference | None:
     """One run, or the mean of a root's calibration runs, against another of the same profile."""
-    first, second = (
-        (run.heldout_loss, other.heldout_loss) if quantity == "loss" else (run.benchmark_mean, other.benchmark_mean)
-    )
+    first, second = (run.loss, other.loss) if quantity == "loss" else (run.benchmark_mean, other.benchmark_mean)
     if first is None or second is None or run.baseline_key != other.baseline_key:
         return None
     sd = baseline.loss_sd if quantity == "loss" else baseline.benchmark_sd
@@ -93,8 +91,9 @@ def verdict(run: RunRecord, baseline: Baseline) -> str:
     """The table's last column: what a run says about held-out loss, and how sure that is."""
     difference = against_baseline(run, baseline)
     if difference is None:
-        return "not comparable" if run.heldout_loss is not None else "no loss"
+        return "not comparable" if run.loss is not None else "no loss"
     size = f"{difference.sds:+.1f} SD" if difference.sds is not None else "no seed SD"
     # On CPU the baseline runs in float32, and a program runs in bfloat16 only where it cannot do otherwise.
     coarse = ", in bfloat16" if run.device == "cpu" and run.dtype == "bfloat16" else ""
-    return f"{difference.word} ({size}){coarse}"
+    unaudited = ", unaudited" if run.trainer == "command" else ""
+    return f"{difference.word} ({size}){coarse}{unaudited}"

@@ -40,10 +40,13 @@ class Workspace:
     Args:
         root: the folder; made if it is not there.
 
+    Attributes:
+        notes: what a person should know of what was found, a line each.
+
     Raises:
         UsageError: the folder cannot be made or written.
         BusyError: another pipeline holds it.
-        JournalError: run.json or timings.json is damaged.
+        JournalError: run.json is damaged.
         UsageError: run.json belongs to another profile or seed.
     """
 
@@ -61,7 +64,7 @@ class Workspace:
         self._timings_lock = threading.Lock()
         try:
             self.run_id = self._identify(settings)
-            read_timings(self.root)
+            self.notes = self._set_damaged_times_aside()
             write_atomic(self.root / "settings.toml", dump_toml(settings))
         except BaseException:
             self.close()
@@ -134,6 +137,16 @@ class Workspace:
                     f"repeat --{key} {found.get(key)}, or use another --data-dir",
                 )
         return str(found["run_id"])
+
+    def _set_damaged_times_aside(self) -> list[str]:
+        """Times are for the table at the end alone: no reason to stop."""
+        try:
+            read_timings(self.root)
+        except JournalError as error:
+            aside = self.root / f"timings.damaged-{uuid.uuid4().hex[:8]}.json"
+            (self.root / "timings.json").rename(aside)
+            return [f"{error.message}. It is kept as {aside.name}; the table will lack the times of earlier starts."]
+        return []
 
     def experiment(self, number: int) -> Experiment:
         """Number `number` of this run; its folder appears with its first stage."""

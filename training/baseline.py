@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 from common.errors import JobError
 from common.records import Baseline, BenchmarkScore, RunRecord
+from common.result_table import is_accuracy
 from training.profiles import Profile
-from training.results import benchmark_mean
+from training.results import benchmark_mean, reported_mean
 
 __all__ = ["PROGRAM", "build_baseline", "candidate_threshold", "counted_tasks", "recount", "tasks_with_signal"]
 
@@ -25,6 +26,10 @@ SPREADS = 8
 def counted_tasks(records: Sequence[RunRecord]) -> list[str]:
     """`tasks_with_signal`, or all tasks where there are none: a mean of coin flips under a wide clip is honest, no mean
     is not comparable."""
+    if any(record.trainer == "command" for record in records):
+        # The user's script reports no n and no chance: every accuracy that all runs have counts.
+        common = [name for name in records[0].reported if is_accuracy(name)]
+        return [name for name in common if all(record.reported.get(name) is not None for record in records)]
     return tasks_with_signal(records) or list(dict.fromkeys(name for record in records for name in record.benchmarks))
 
 
@@ -59,6 +64,8 @@ def _off_chance(scores: Sequence[BenchmarkScore]) -> bool:
 
 def recount(record: RunRecord, tasks: Collection[str]) -> RunRecord:
     """`record` with its benchmark mean over `tasks` alone, and every other task marked as not counted."""
+    if record.trainer == "command":
+        return record.model_copy(update={"benchmark_mean": reported_mean(record.reported, tasks)})
     benchmarks = {
         name: score.model_copy(update={"counted": name in tasks}) for name, score in record.benchmarks.items()
     }
@@ -76,7 +83,7 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
     Raises:
         JobError: there is no finished run of DeltaNet, or a run has another key.
     """
-    finished = [record for record in records if record.status == "finished" and record.heldout_loss is not None]
+    finished = [record for record in records if record.status == "finished" and record.loss is not None]
     if any(record.baseline_key != key for record in finished):
         raise JobError("a calibration run was made under another baseline key", "train the baselines again")
     tasks = counted_tasks(finished)
@@ -89,7 +96,7 @@ def build_baseline(records: Sequence[RunRecord], key: str, profile: Profile) -> 
     groups: dict[str, list[RunRecord]] = {}
     for record in finished:
         groups.setdefault(record.name, []).append(recount(record, tasks))
-    losses = {name: [r.heldout_loss.value for r in runs if r.heldout_loss] for name, runs in groups.items()}
+    losses = {name: [r.loss.value for r in runs if r.loss] for name, runs in groups.items()}
     scores = {name: [r.benchmark_mean.value for r in runs if r.benchmark_mean] for name, runs in groups.items()}
     own = groups[PROGRAM]
     loss, loss_sd = statistics.fmean(losses[PROGRAM]), pooled_sd(losses.values())

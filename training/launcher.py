@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import JobError, StoreError
+from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
 from common.settings import Settings
 from training.checking import run_checks
+from training.command import Command
+from training.command_run import run_command
 from training.data.corpus import Corpus, default_cache, prepare_corpus
 from training.environment import (
     MODEL_SOURCE,
@@ -31,8 +33,9 @@ from training.environment import (
     versions,
 )
 from training.jobs import CANCELLED, run_job
+from training.metric_writers import require_writers
 from training.monitor import Peer, peer_of
-from training.profiles import Profile
+from training.profiles import Profile, own_benchmarks
 from training.programs import Program, load, to_job
 from training.run import Event, OnEvent, Run, refused_record
 
@@ -49,14 +52,24 @@ class Launcher:
     Args:
         settings: the sections sandbox, training and monitor are read.
 
+    Attributes:
+        command: the user's own training script, which then trains in place of ours; None: ours.
+
     Raises:
-        UsageError: the device asked for is not there, or there are more processes than rows or GPUs.
+        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the user's own
+            training script is not there, or a package that writes metrics is not installed.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
-        self.settings, self.profile = settings, profile
+        self.settings = settings
+        self.profile = profile = own_benchmarks(profile) if settings.training.benchmarks == "own" else profile
         self.device = find_device(settings.training.device)
         require_processes(settings.training.processes, profile, self.device)
+        training = settings.training
+        self.command = (
+            Command(training.command, training.command_seconds or profile.limits.seconds) if training.command else None
+        )
+        require_writers(training.tensorboard, training.wandb)
         self.dtype = "bfloat16" if self.device == "cuda" else "float32"
         self.cache = settings.training.cache_dir or default_cache()
         self._lock = threading.Lock()
@@ -85,15 +98,26 @@ class Launcher:
                 self._corpus = corpus
             return self._corpus
 
+    def ready(self, on_event: OnEvent | None = None, cancel: threading.Event | None = None) -> Corpus | None:
+        """Prepares what a run needs: the corpus; nothing (None) where the user's own script trains. Raises as
+        `prepare`."""
+        return self.prepare(on_event, cancel) if self.command is None else None
+
     def baseline_key(self) -> str:
         """Hash of all that must be equal for two scores to be compared. Prepares the corpus when that is not done.
 
         Taken once: a source file that changes while a pipeline runs must not split its results over two keys.
         """
-        corpus = self.prepare()
+        corpus = self.ready()
         if self._key is None:
-            self._key = self._baseline_key(corpus)
+            self._key = self._baseline_key(corpus) if corpus is not None else self._command_key()
         return self._key
+
+    def _command_key(self) -> str:
+        """Of the user's own script: never that of our trainer."""
+        assert self.command is not None
+        facts = {"profile": self.profile.fingerprint(), "seeds": seed_programs(), **self.command.facts()}
+        return sha256_text(json.dumps(facts, sort_keys=True))
 
     def lineage(self) -> str:
         """Hash of all that training depends on but the schedule."""
@@ -188,7 +212,9 @@ class Launcher:
         origin: Path | None = None,
     ) -> RunRecord:
         """Trains and scores one program, without checking it, and writes metrics.jsonl, train.csv, test.csv,
-        stderr.log (where the program printed something and was not stopped) and result.json.
+        stderr.log (where the program printed something and was not stopped) and result.json. Where the user's own
+        script trains (`command`), see training/command_run.py; peers, threshold, keep, foreign and origin mean nothing
+        there.
 
         Where the profile asks for checkpoints and this run left some in `out`, it goes on from the last.
 
@@ -211,6 +237,11 @@ class Launcher:
             UsageError: `out` holds checkpoints of another run, and they are to be refused; or `origin` does not fit.
             JobError, SandboxError: a fault of ours. StoreError: `out` cannot be written.
         """
+        if self.command is not None:
+            return run_command(
+                self, self.command, program, seed=seed, out=out, run_id=run_id, checks=checks,
+                on_event=on_event or _ignore, cancel=cancel, repeat=command,
+            )  # fmt: skip
         corpus = self.prepare(on_event, cancel)
         run = Run(self, program, seed, out, run_id, checks, counted_tasks, command, keep, foreign)
         run.threshold, run.origin = threshold, origin
@@ -227,8 +258,19 @@ class Launcher:
         answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
             raise JobError("measuring the baseline's size was cancelled")
+        if answer.get("reason") == "memory":
+            most = min(self.profile.limits.memory_mb, self.settings.sandbox.memory_mb)
+            raise UsageError(
+                f"profile {self.profile.name} does not fit: its baseline alone needs more memory than {most:,} MB",
+                "raise limits.memory_mb of the profile and --sandbox.memory_mb where the machine has more, or take a "
+                "smaller profile",
+            )
         if answer.get("reason") is not None:
-            raise JobError(f"the baseline cannot be built at profile {self.profile.name}: {answer['detail']}")
+            why = str(answer["detail"]).splitlines()[0]
+            raise UsageError(
+                f"the baseline cannot be built at profile {self.profile.name}: {why}",
+                "correct [model] of the profile: docs/training.md says what its keys mean",
+            )
         write_json(file, {"program": baseline.sha256, "profile": self.profile.name, "parameters": answer["parameters"]})
         return int(answer["parameters"])
 

@@ -1,44 +1,38 @@
 """The one stream of a run's metrics: metrics.jsonl, one object a line, written as the run goes on.
 
-The monitor, plots and the optional TensorBoard files are fed from the same objects.
+The monitor, plots and optional other writers (training/metric_writers.py) are fed from the same objects.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import StoreError, UsageError
+from common.errors import StoreError
+from training.metric_writers import Writer
 
-__all__ = ["FILE", "Metrics", "require_tensorboard"]
+__all__ = ["FILE", "Metrics"]
 
 FILE = "metrics.jsonl"
-_TAGS = {
-    "loss": "train/loss",
-    "task_loss": "train/task_loss",
-    "val_loss": "validation/loss",
-    "heldout_loss": "heldout/loss",
-    "lr": "optimiser/lr",
-    "grad_norm": "optimiser/grad_norm",
-    "tokens_per_second": "speed/tokens_per_second",
-    "mfu": "speed/mfu",
-    "memory_mb": "memory/mb",
-}
+Opener = Callable[[], Writer]
 
 
 class Metrics:
     """Writes into `folder`; a context manager. An object's None values are kept: a missing number is no number.
 
+    Args:
+        openers: each makes one more writer, which gets the same objects.
+
     Raises:
         StoreError: from every method, when the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
-        self._path, self._board, self._folder = folder / FILE, tensorboard, folder
+    def __init__(self, folder: Path, openers: Sequence[Opener] = ()) -> None:
+        self._path, self._openers = folder / FILE, openers
         self._file: IO[str] | None = None
-        self._events: Any = None
+        self._writers: list[Writer] = []
 
     def begin(self) -> None:
         """Starts over with an empty stream."""
@@ -46,10 +40,8 @@ class Metrics:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("w", encoding="utf-8", buffering=1)
-            if self._board:
-                for old in (self._folder / "tensorboard").glob("events.*"):
-                    old.unlink()
-                self._events = _writer()(str(self._folder / "tensorboard"))
+            for opened in self._openers:
+                self._writers.append(opened())
         except OSError as error:
             raise self._failed(error) from error
 
@@ -57,10 +49,8 @@ class Metrics:
         try:
             if self._file is not None:
                 self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            if self._events is not None:
-                for name, tag in _TAGS.items():
-                    if line.get(name) is not None:
-                        self._events.add_scalar(tag, line[name], line["step"])
+            for writer in self._writers:
+                writer.add(line)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -68,12 +58,12 @@ class Metrics:
         try:
             if self._file is not None:
                 self._file.close()
-            if self._events is not None:
-                self._events.close()
+            for writer in self._writers:
+                writer.close()
         except OSError as error:
             raise self._failed(error) from error
         finally:
-            self._file = self._events = None
+            self._file, self._writers = None, []
 
     def _failed(self, error: OSError) -> StoreError:
         return StoreError(
@@ -85,21 +75,3 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def require_tensorboard() -> None:
-    """Raises:
-    UsageError: TensorBoard files are asked for and the package that writes them is not installed.
-    """
-    _writer()
-
-
-def _writer() -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UsageError(
-            "training.tensorboard needs the package tensorboardX, which is not installed",
-            "pip install tensorboardX, or leave the setting off",
-        ) from error
-    return SummaryWriter

@@ -30,6 +30,7 @@ __all__ = [
     "TaskSpec",
     "TrainSpec",
     "load_profile",
+    "own_benchmarks",
     "profile_names",
 ]
 
@@ -52,6 +53,8 @@ LONGER_TASKS = ("needle_2x", "needle_4x")
 """Scored at multiples of the training length; learnt as `needle`."""
 OWN_TASKS = (*STREAM_TASKS, *LONGER_TASKS, "cloze")
 """Benchmarks of this project; all others are names of lm-eval's own task library."""
+OWN_SHARE = 0.1
+"""Share of the rows that hold task sequences where --benchmarks own adds them to a profile without any."""
 LONGEST_CONTEXT = 2048
 """Tokens of a context that scoring keeps."""
 
@@ -83,6 +86,12 @@ class ModelSpec(Spec):
     tolerance: float = Field(
         0.005, gt=0, lt=0.2, description="largest relative difference of total parameters to the baseline"
     )
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> ModelSpec:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"model.heads must divide model.hidden_size, got {self.heads} and {self.hidden_size}")
+        return self
 
     def mixer_arguments(self, layer: int) -> dict[str, Any]:
         """Keywords that the block passes to the mixer of layer `layer`, in the published contract."""
@@ -282,8 +291,8 @@ class Profile(Spec):
         if self.tasks.share > 0 and self.data.tokenizer != "bpe":
             raise ValueError("tasks.share > 0 needs data.tokenizer = 'bpe': the task symbols are in its vocabulary")
         own = [name for name in self.eval.benchmarks if name in OWN_TASKS]
-        if own and self.data.tokenizer != "bpe":
-            raise ValueError(f"eval.benchmarks {own} need data.tokenizer = 'bpe'")
+        if set(own) - {"cloze"} and self.data.tokenizer != "bpe":
+            raise ValueError(f"eval.benchmarks {own} need data.tokenizer = 'bpe': their symbols are in its vocabulary")
         absent = [name for name in own if _learnt_as(name) not in (*self.tasks.names, "cloze")]
         if absent:
             raise ValueError(f"eval.benchmarks {absent} need these tasks in tasks.names, got {self.tasks.names}")
@@ -317,6 +326,19 @@ class Profile(Spec):
         """Steps at which a checkpoint ends a share of the stable phase (warm-up counted in it)."""
         end = self.train.steps - self.train.decay
         return sorted({max(1, round(share * end)) for share in self.checkpoint.stable})
+
+
+def own_benchmarks(profile: Profile) -> Profile:
+    """`profile` with the project's own tasks as its only benchmarks (--benchmarks own): those that it names; where it
+    names none, the first ones and cloze, learnt in `OWN_SHARE` of the rows, or cloze alone where the tokenizer has no
+    symbols for the others."""
+    own = [name for name in profile.eval.benchmarks if name in OWN_TASKS]
+    tasks = profile.tasks
+    if not own and profile.data.tokenizer == "bpe":
+        own = [*FIRST_TASKS, "cloze"]
+        tasks = tasks.model_copy(update={"share": tasks.share or OWN_SHARE, "names": list(FIRST_TASKS)})
+    scored = profile.eval.model_copy(update={"benchmarks": own or ["cloze"]})
+    return Profile.model_validate({**dict(profile), "eval": scored, "tasks": tasks})
 
 
 def _learnt_as(task: str) -> str:

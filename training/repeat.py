@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.settings import Settings, flags_of
 from training.programs import Program
 
-__all__ = ["repeating_command"]
+__all__ = ["profile_word", "repeating_command"]
+
+
+def profile_word(settings: Settings, profile: str) -> str:
+    """What --profile takes for the profile of this name: the path that was given, or the name."""
+    given = settings.run.profile
+    return given if Path(given).stem == profile else profile
 
 
 def repeating_command(

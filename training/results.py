@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from common import result_table
 from common.errors import StoreError
 from common.files import read_json
 from common.records import BenchmarkScore, Measurement, RunRecord
@@ -25,6 +26,7 @@ __all__ = [
     "element_result",
     "finished_run",
     "learning_curve",
+    "reported_mean",
 ]
 
 COLUMNS = 20
@@ -109,18 +111,33 @@ def benchmark_mean(scores: Mapping[str, BenchmarkScore]) -> Measurement | None:
     )
 
 
-def csv_text(label: str, name: str, columns: Mapping[str, float]) -> str:
-    """A header row and one data row; the first column is the row's label."""
+def reported_mean(reported: Mapping[str, float | None], tasks: Collection[str] | None = None) -> Measurement | None:
+    """Mean accuracy over the columns that a user's own script reported, as the published database takes it: n is the
+    number of tasks, the standard error that between them.
+
+    Args:
+        tasks: that count; None: every accuracy. None is returned where one of them is missing.
+    """
+    counted = {name: reported.get(name) for name in (reported if tasks is None else tasks)}
+    return result_table.benchmark_mean(csv_text("Model", "", counted))[0]
+
+
+def csv_text(label: str, name: str, columns: Mapping[str, float] | Mapping[str, float | None]) -> str:
+    """A header row and one data row; the first column is the row's label. A missing number is nan."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([label, *columns])
-    writer.writerow([name, *(f"{value:.6g}" for value in columns.values())])
+    writer.writerow([name, *("nan" if value is None else f"{value:.6g}" for value in columns.values())])
     return text.getvalue()
 
 
 def element_result(record: RunRecord) -> dict[str, str]:
-    """The `result` of an element: train holds the training curve, test the accuracy of each benchmark."""
+    """The `result` of an element: train holds the training curve, test the accuracy of each benchmark and, beside them,
+    perplexities; or what the
+    user's own script reported."""
+    scores = {name: score.value for name, score in record.benchmarks.items()}
+    scores |= {f"{name}_perplexity": perplexity.value for name, perplexity in record.perplexities.items()}
     return {
         "train": csv_text("step", record.name, record.train_loss),
-        "test": csv_text("Model", record.name, {name: score.value for name, score in record.benchmarks.items()}),
+        "test": csv_text("Model", record.name, record.reported if record.trainer == "command" else scores),
     }

@@ -11,26 +11,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import UsageError
+from common.errors import JobError, UsageError
 from common.files import sha256_text, write_atomic, write_json
 from common.records import BenchmarkScore, CheckOutcome, CheckReport, Efficiency, Forecast, Measurement, RunRecord
 from common.text import printable
 from training import checkpoints
 from training.branch import require_lineage
 from training.checkpoints import Identity
+from training.command_run import command_record
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
 from training.flops import gpu_name, mfu, training_flops
 from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
+from training.metric_writers import TensorBoard, WandB, Writer
 from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
-from training.repeat import repeating_command
-from training.results import benchmark_mean, clear, csv_text, curve_columns, learning_curve
+from training.repeat import profile_word, repeating_command
+from training.results import benchmark_mean, clear, csv_text, curve_columns, element_result, learning_curve
 
 if TYPE_CHECKING:
     import threading
@@ -48,8 +51,8 @@ class Event:
     """Something to show while it happens. Missing numbers are None.
 
     Attributes:
-        kind: "stage" (name: corpus, size, check, start, train, score), "progress" (of training) or "note" (text to
-        show).
+        kind: "stage" (name: corpus, size, check, data, start, train, score), "progress" (of training) or "note" (text
+        to show).
     """
 
     kind: Literal["stage", "progress", "note"]
@@ -63,6 +66,9 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+_INTERRUPTED = {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
 
 
 class _StoppedError(Exception):
@@ -104,7 +110,7 @@ class Run:
         self.validated: list[tuple[int, float]] = []
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
-        self.metrics = Metrics(out, launcher.settings.training.tensorboard)
+        self.metrics = Metrics(out, self._writers())
         self.threshold: float | None = None
         self.origin: Path | None = None
         self.forecast: Forecast | None = None
@@ -125,16 +131,33 @@ class Run:
         clear(self.out)
         started = time.perf_counter()
         with self.metrics:
-            answer = self._tried(self._job(corpus, folder, identity), peers, tell, cancel)
+            tell(Event("stage", "data"))
+            try:
+                stream = corpus.stream(self.profile, self.seed, cancel)
+            except JobError:
+                if cancel is None or not cancel.is_set():
+                    raise
+                answer: Mapping[str, Any] = _INTERRUPTED
+            else:
+                data = time.perf_counter() - started
+                answer = self._tried(self._job(corpus, stream, folder, identity), peers, tell, cancel)
+                answer = {**answer, "seconds": {"data": data, **answer.get("seconds", {})}}
             record = self._finish(answer, corpus, time.perf_counter() - started)
         if record.reason != "interrupted":
             checkpoints.settle(folder, self.keep and record.status == "finished")
         return record
 
-    def _job(self, corpus: Corpus, folder: Path, identity: Identity) -> dict[str, Any]:
+    def _writers(self) -> list[Callable[[], Writer]]:
+        training = self.launcher.settings.training
+        facts = {"profile": self.profile.name, "seed": self.seed, "program_sha256": self.program.sha256}
+        board, name = partial(TensorBoard, self.out), f"{self.program.name} seed {self.seed}"
+        wandb = partial(WandB, self.out, training.wandb, name, facts)
+        return ([board] if training.tensorboard else []) + ([wandb] if training.wandb != "off" else [])
+
+    def _job(self, corpus: Corpus, stream: Path, folder: Path, identity: Identity) -> dict[str, Any]:
         job = {
             **self.launcher.job(self.program, self.seed, self.dtype),
-            "stream": str(corpus.stream(self.profile, self.seed)),
+            "stream": str(stream),
             "heldout": str(corpus.heldout),
             "items": str(corpus.items),
             "tokenizer": str(corpus.tokenizer),
@@ -195,7 +218,7 @@ class Run:
         finally:
             self.forecast = monitor.forecast
         if answer == CANCELLED:
-            return {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
+            return _INTERRUPTED
         return answer
 
     def _event(self, event: dict[str, Any], monitor: Monitor, tell: OnEvent) -> None:
@@ -240,10 +263,9 @@ class Run:
             held = record.heldout_loss
             self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
         write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
-        scores = {name: score.value for name, score in record.benchmarks.items()}
-        write_atomic(self.out / "test.csv", csv_text("Model", record.name, scores))
+        write_atomic(self.out / "test.csv", element_result(record)["test"])
         if record.benchmarks:
-            items = {name: score["items"] for name, score in answer["benchmarks"].items()}
+            items = {name: answer["benchmarks"][name]["items"] for name in record.benchmarks}
             write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))
         if answer.get("stderr"):
             write_atomic(self.out / "stderr.log", printable(str(answer["stderr"])))
@@ -254,14 +276,21 @@ class Run:
         launcher, profile = self.launcher, self.profile
         benchmarks = {
             name: BenchmarkScore(
-                **{key: value for key, value in score.items() if key != "items"},
+                **{key: value for key, value in score.items() if key not in ("items", "perplexity")},
                 counted=self.counted is None or name in self.counted,
             )
             for name, score in answer.get("benchmarks", {}).items()
+            if "value" in score
+        }
+        perplexities = {
+            name: Measurement(**score["perplexity"])
+            for name, score in answer.get("benchmarks", {}).items()
+            if "perplexity" in score
         }
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
-        seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {}), "total": wall}
+        seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {})}
+        seconds["total"] = wall + checked
         if "train_cpu_seconds" in answer:
             seconds["train_cpu"] = answer["train_cpu_seconds"]
         sizes = {
@@ -291,6 +320,7 @@ class Run:
             heldout_loss=Measurement(**heldout) if heldout else None,
             benchmarks=benchmarks,
             benchmark_mean=benchmark_mean(benchmarks),
+            perplexities=perplexities,
             train_loss=curve_columns(self.reports, profile.train.steps),
             validation_loss={str(step): loss for step, loss in self.validated},
             learning_curve=learning_curve(self.validated),
@@ -320,9 +350,7 @@ class Run:
 
     def _repeating(self) -> str:
         settings = self.launcher.settings
-        given = settings.run.profile
-        name = given if Path(given).stem == self.profile.name else self.profile.name
-        return repeating_command(settings, name, self.program, self.seed)
+        return repeating_command(settings, profile_word(settings, self.profile.name), self.program, self.seed)
 
 
 def _share(program: Program, seed: int) -> float:
@@ -348,12 +376,16 @@ def refused_record(
 ) -> RunRecord:
     """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
     (`report` None)."""
-    corpus = launcher.prepare()
     ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
     if report is not None:
         ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
+    if launcher.command is not None:
+        return command_record(
+            launcher, program, report or (), ended, seed=seed, run_id=run_id, repeat=command, total=round(wall, 3)
+        )
     run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    return run._record(ended, corpus, round(wall, 3))
+    checked = sum(check.seconds or 0.0 for check in run.checks)
+    return run._record(ended, launcher.prepare(), max(0.0, round(wall - checked, 3)))
 
 
 def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING
 
 from common.errors import AsiError, JobError, UsageError
 from common.files import sha256_text, write_json
-from common.process import exit_with_parent
+from common.process import exit_with_parent, leave
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
 from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
+from training.command import WARNING
 from training.launcher import Event, Launcher, refused_record
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--decay-steps", type=int, metavar="N", help="with --start-from: decay over N steps from there, and end"
     )
-    short = ("run.profile", "run.seed", "training.text")
+    short = ("run.profile", "run.seed", "training.text", "training.benchmarks")
     try:
         sections = ("run.profile", "run.seed", "sandbox", "check", "training", "monitor")
         settings, arguments = parse(parser, argv, sections=sections, short=short)
@@ -93,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.decay_steps is not None:
             raise UsageError("--decay-steps says how to go on from a checkpoint", "name it with --start-from FILE")
         name = arguments.file.stem
+        if arguments.start_from is not None and settings.training.command is not None:
+            raise UsageError("--start-from goes on from a checkpoint of our trainer", "leave out training.command")
         program = load(arguments.file, trust=arguments.trust, reference=arguments.reference, name=name)
         arguments.out.mkdir(parents=True, exist_ok=True)
         launcher = Launcher(settings, profile)
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
     if record is None:
         print("stopped, interrupted: the corpus was not ready, so there is no result.json", file=sys.stderr)
-        return INTERRUPTED
+        leave(INTERRUPTED)
     display.summary(record, arguments.out)
     return exit_status(record)
 
@@ -163,15 +166,18 @@ def _run(
     try:
         clear(out)
         try:
-            launcher.prepare(display.show, cancel)
+            launcher.ready(display.show, cancel)
         except JobError:
             if cancel.is_set():
                 return None
             raise
-        identity = run_identity(launcher, program, seed)
-        refuse_foreign(out / FOLDER, identity)
-        if origin is not None:
-            require_lineage(origin, identity)
+        if launcher.command is None:
+            identity = run_identity(launcher, program, seed)
+            refuse_foreign(out / FOLDER, identity)
+            if origin is not None:
+                require_lineage(origin, identity)
+        else:
+            display.line(f"warning: {WARNING}", error=True)
         report: CheckReport | None = None
         began = time.monotonic()
         try:
@@ -275,6 +281,10 @@ class _Display:
         if record.heldout_loss is not None:
             loss = record.heldout_loss
             table.add_row("held-out loss", f"{loss.value:.4f}", _number(loss.se, 4), f"{loss.n:,}")
+        elif record.loss is not None:
+            table.add_row(record.loss_name, f"{record.loss.value:.4f}")
+        for column, value in record.reported.items():
+            table.add_row(f"{printable(column)}, reported", "none" if value is None else f"{value:.4f}")
         if record.learning_curve is not None:
             area = record.learning_curve
             table.add_row("mean validation loss", f"{area.value:.4f}", "", f"{area.n} points")
@@ -282,14 +292,18 @@ class _Display:
             chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
+        for name, found in record.perplexities.items():
+            table.add_row(f"{name} perplexity", f"{found.value:.2f}", _number(found.se, 2), str(found.n))
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]
             lost = sum(score.at_chance for score in counted)
-            named = f"mean of {len(counted)}" + (f", {lost} at chance" if lost else "")
+            named = f"mean of {len(counted) or mean.n}" + (f", {lost} at chance" if lost else "")
             table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
+        if record.trainer == "command" and record.status == "finished":
+            self.line("unaudited: reported by training.command")
         if table.row_count:
             self._console.print(table)
         if record.parameters is not None:

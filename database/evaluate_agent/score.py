@@ -7,16 +7,13 @@ A term that cannot be computed makes the score None: missing is never good.
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
 import math
-import re
 from typing import Literal
 
 from pydantic import BaseModel, FiniteFloat
 
 from common.records import Baseline, Measurement, RunRecord
+from common.result_table import Table, benchmark_mean, finite_number, is_accuracy, parse_table
 from database.evaluate_agent.rubric import Judgement, Novelty, judge
 from database.evaluate_agent.verdict import Verdict, basis_of, judgement_of
 
@@ -56,21 +53,6 @@ PUBLISHED = Baseline(
 """DeltaNet at 20M parameters as published; the benchmark SD is the standard error of its 12-task mean at 500 samples
 a task."""
 
-_NO_ACCURACY = re.compile(
-    r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
-)
-
-
-class Table(BaseModel, frozen=True):
-    """One result CSV: columns and the cells of its data row, without the row label.
-
-    `complete` is False when the row is missing or a cell of it is empty. "nan" is a missing number, not an empty cell.
-    """
-
-    columns: list[str] = []
-    cells: list[str] = []
-    complete: bool = False
-
 
 class Evidence(BaseModel):
     """What is known of an element, before any judgement."""
@@ -109,80 +91,27 @@ class Evaluation(BaseModel):
     missing: list[str] = []
 
 
-@functools.lru_cache(maxsize=64)
-def parse_table(text: str) -> Table:
-    """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
-    try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"), newline="")) if any(c.strip() for c in row)
-        ]
-    except csv.Error:
-        return Table()
-    if not rows:
-        return Table()
-    columns = [cell.strip() for cell in rows[0][1:]]
-    cells = [cell.strip() for cell in rows[1][1:]] if len(rows) > 1 else []
-    return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
-
-
-@functools.lru_cache(maxsize=1024)
-def is_accuracy(column: str) -> bool:
-    """Whether a test column is an accuracy-like task, by its name alone ("ARC Challenge", "piqa", a task of our
-    own)."""
-    name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
-    return bool(name) and _NO_ACCURACY.search(name) is None
-
-
 def last_loss(text: str) -> Measurement | None:
     """The last cell of the train row, when it is a number."""
     table = parse_table(text)
     if not table.cells or len(table.cells) != len(table.columns):
         return None
-    value = _number(table.cells[-1])
+    value = finite_number(table.cells[-1])
     return None if value is None else Measurement(value=value, n=1)
-
-
-def benchmark_mean(text: str) -> tuple[Measurement | None, list[str]]:
-    """Mean over the accuracy-like columns of the test row.
-
-    Returns:
-        The mean with n = number of tasks, and why it is None: a scored column that is missing, no number, or not in
-        [0, 1].
-    """
-    table = parse_table(text)
-    scored = [position for position, column in enumerate(table.columns) if is_accuracy(column)]
-    if not scored or not table.cells:
-        return None, ["the test row has no accuracy column"]
-    values: list[float] = []
-    wrong: list[str] = []
-    for position in scored:
-        cell = table.cells[position] if position < len(table.cells) else ""
-        value = _number(cell)
-        if value is None or not 0 <= value <= 1:
-            wrong.append(f"{table.columns[position]}: expected an accuracy in [0, 1], got {cell[:40]!r}")
-        else:
-            values.append(value)
-    if wrong:
-        return None, wrong
-    mean = math.fsum(values) / len(values)
-    se = None
-    if len(values) > 1:
-        se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return Measurement(value=mean, n=len(values), se=se), []
 
 
 def evidence_of(train: str, test: str, run: RunRecord | None) -> Evidence:
     """The evidence of an element: from its run record, or, without one, from its CSV texts."""
     if run is not None:
         missing = []
-        if run.heldout_loss is None:
+        if run.loss is None:
             missing.append("the run has no held-out loss")
         if run.benchmark_mean is None:
             missing.append("the run has no benchmark mean")
         return Evidence(
             source="run",
             baseline_key=run.baseline_key,
-            loss=run.heldout_loss,
+            loss=run.loss,
             benchmark=run.benchmark_mean,
             flops_per_token=run.flops_per_token,
             work_exponent=run.work_exponent,
@@ -276,13 +205,3 @@ def _why_unjudged(evidence: Evidence, model: str | None) -> str:
     if evidence.novelty is None:
         return "not judged yet: its motivation could not be embedded"
     return "not judged" if model is None else f"not judged yet by {model}"
-
-
-def _number(cell: str) -> float | None:
-    if "_" in cell:
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

@@ -140,7 +140,8 @@ def measurements(subject: AnalysisSubject) -> str:
     def row(name: str, standard: str, value: Callable[[RunRecord], str]) -> None:
         rows.append([name, standard, *(value(run) for _, run in runs)])
 
-    row("held-out loss (nats a token)", _seeds(base, base.loss, base.loss_sd), lambda run: _measured(run.heldout_loss))
+    title = f"{subject.run.loss_name} (nats a token)"
+    row(title, _seeds(base, base.loss, base.loss_sd), lambda run: _measured(run.loss))
     if base.benchmark is not None or any(run.benchmark_mean for _, run in runs):
         standard = "-" if base.benchmark is None else _seeds(base, base.benchmark, base.benchmark_sd)
         row("benchmark mean (accuracy)", standard, lambda run: _measured(run.benchmark_mean))

@@ -75,7 +75,7 @@ def _design(subject: AnalysisSubject) -> str:
 
 def _results(subject: AnalysisSubject) -> str:
     run, baseline = subject.run, subject.baseline
-    parts = [_against(run, baseline, "loss", "Held-out loss", "nats a token")]
+    parts = [_against(run, baseline, "loss", run.loss_name.capitalize(), "nats a token")]
     parts.append(_against(run, baseline, "benchmark", "Benchmark mean", "accuracy"))
     if subject.parent is not None and subject.parent.run is not None:
         difference = between_runs(run, subject.parent.run, baseline)
@@ -88,7 +88,7 @@ def _results(subject: AnalysisSubject) -> str:
 
 
 def _against(run: RunRecord, baseline: Baseline, quantity: str, title: str, unit: str) -> str:
-    measured = run.heldout_loss if quantity == "loss" else run.benchmark_mean
+    measured = run.loss if quantity == "loss" else run.benchmark_mean
     mean = baseline.loss if quantity == "loss" else baseline.benchmark
     difference = against_baseline(run, baseline, quantity)
     if measured is None:
@@ -209,7 +209,7 @@ def _relatives(subject: AnalysisSubject) -> list[tuple[Kin, str]]:
 
 
 def _evidence(subject: AnalysisSubject, kin: Kin, title: str) -> str:
-    if kin.run is None or kin.run.heldout_loss is None:
+    if kin.run is None or kin.run.loss is None:
         return ""
     mine = set(subject.proposal.mechanisms)
     theirs = set((kin.run.design or {}).get("mechanisms", []))
@@ -219,7 +219,7 @@ def _evidence(subject: AnalysisSubject, kin: Kin, title: str) -> str:
     )
     difference = between_runs(subject.run, kin.run, subject.baseline)
     told = f"; this design is {_words(difference, 'nats')}" if difference is not None else ""
-    return f"{title} {kin.element.name} ({contrast}) reached {kin.run.heldout_loss.value:.4f}{told}."
+    return f"{title} {kin.element.name} ({contrast}) reached {kin.run.loss.value:.4f}{told}."
 
 
 def _synthesis(subject: AnalysisSubject) -> str:

@@ -97,7 +97,7 @@ def test_no_error_of_the_thread_that_starts_the_services_is_lost(tmp_path: Path)
         raise RuntimeError("out of threads")
 
     workspace = Workspace(tmp_path, load(None, {"run": {"data_dir": tmp_path}}))
-    services, launcher = SimpleNamespace(start=start), SimpleNamespace(prepare=lambda tell, cancel: None)
+    services, launcher = SimpleNamespace(start=start), SimpleNamespace(ready=lambda tell, cancel: None)
     with pytest.raises(RuntimeError, match="out of threads"):
         _prepare(workspace, Console(), cast(Any, launcher), cast(Any, services), threading.Event())
     workspace.close()

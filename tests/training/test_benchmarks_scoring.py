@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from common.errors import JobError
 from common.records import BenchmarkScore, RunRecord
@@ -20,7 +21,7 @@ from training.data import tokenizer
 from training.data.tasks import SEPARATOR, Item, generate_items
 from training.profiles import TaskSpec, load_profile
 from training.results import benchmark_mean, csv_text, curve_columns, element_result
-from training.scorer.benchmarks import WorkerLM, run_benchmarks
+from training.scorer.benchmarks import WorkerLM, require_official, run_benchmarks
 from training.scorer.heldout import heldout_loss, log_softmax
 from training.scorer.items import item_scores
 
@@ -164,6 +165,62 @@ def test_greedy_generation_stops_where_it_is_told(codec: tokenizer.Codec) -> Non
     assert WorkerLM(Says(), codec).generate_until([Request()]) == ["a layer"]
 
 
+def test_whole_texts_are_scored_in_windows_that_follow_each_other(
+    codec: tokenizer.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scorer.benchmarks.LONGEST", 8)
+    model, text = Hashed(vocab=VOCAB), "The state of a layer is a matrix, and a token writes into it. So it does."
+
+    class Request:
+        args = (text,)
+
+    ids = codec.encode_text([text]).tolist()[:-1]
+    assert len(ids) > 20
+    expected = 0.0
+    for at, token in enumerate(ids):
+        start = at // 8 * 8
+        # A full window knows the token before it; there is room for the end token only where it is short.
+        before = [ids[start - 1]] if start and start + 8 <= len(ids) else [codec.end, *ids[max(0, start - 1) : start]]
+        seen = np.array([*before, *ids[start:at]], dtype=np.int32)
+        expected += float(log_softmax(model.next(seen))[token])
+    assert WorkerLM(model, codec).loglikelihood_rolling([Request()]) == [pytest.approx(expected, abs=1e-3)]
+
+
+def test_perplexities_of_words_and_of_answers_come_with_their_error(codec: tokenizer.Codec) -> None:
+    """Tasks of lm-eval's two forms over a model that gives every token the same probability."""
+    from training.scorer import benchmarks
+
+    texts = ["a layer is", "a matrix and a token is", "it writes"]
+    documents = Dataset.from_list([{"page": text} for text in texts])
+    common = {
+        "custom_dataset": lambda **_: {"test": documents}, "test_split": "test", "doc_to_target": "{{page}}",
+    }  # fmt: skip
+    rolling = {
+        **common, "task": "wiki", "output_type": "loglikelihood_rolling", "doc_to_text": "",
+        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    }  # fmt: skip
+    answers = {
+        **common, "task": "lambada", "output_type": "loglikelihood", "doc_to_text": "The",
+        "metric_list": [
+            {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+        ],
+    }  # fmt: skip
+    manager, model = benchmarks.TaskManager(include_defaults=False), Model(VOCAB)
+    scores = benchmarks._evaluate(WorkerLM(model, codec), manager, [rolling], None)
+    sizes = [len(codec.encode_text([text])) - 1 for text in texts]
+    words = [len(text.split()) for text in texts]
+    found = scores["wiki"].pop("perplexity")
+    assert scores["wiki"] == {} and found["n"] == 3 and found["se"] > 0
+    assert found["value"] == pytest.approx(VOCAB ** (sum(sizes) / sum(words)), rel=1e-4)
+    model.calls.clear()
+    told = benchmarks._evaluate(WorkerLM(model, codec), manager, [answers], None)["lambada"]
+    assert told["value"] == 0 and told["n"] == 3 and len(told["items"]["right"]) == 3
+    asked = sum(len(call.places) for call in model.calls if call.places is not None)
+    assert told["perplexity"]["value"] == pytest.approx(VOCAB ** (asked / 3), rel=1e-4)
+    assert told["perplexity"]["se"] > 0
+
+
 def test_an_official_task_without_its_data_names_the_task(
     codec: tokenizer.Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +228,9 @@ def test_an_official_task_without_its_data_names_the_task(
     monkeypatch.setattr("training.scorer.benchmarks.TaskManager", _OnlyPiqa)
     with pytest.raises(JobError, match="piqa"):
         run_benchmarks(Model(), codec, ["piqa"], {}, 10)
+    # And so before a run begins, which costs nothing then.
+    with pytest.raises(JobError, match=r"piqa[^$]*--benchmarks own"):
+        require_official(["cloze", "piqa"])
 
 
 class _OnlyPiqa:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from common.process import REPOSITORY
 from training.data import extract, tokenizer
 from training.data.corpus import Corpus, load_items, prepare_corpus
 from training.data.dedup import LINE, Deduplicator, shingles
+from training.data.tokenizer import Codec
 from training.profiles import Profile, load_profile
 from training.scorer.scoring import heldout_windows
 
@@ -205,3 +209,39 @@ def test_the_default_corpus_comes_from_installed_packages(profile: Profile, tmp_
     assert any("docstrings of sklearn" in line for line in said)
     said.clear()
     assert prepare_corpus(profile, tmp_path, report=said.append) == corpus and said == []
+
+
+def test_a_cancelled_preparation_ends_at_once_even_while_text_is_encoded(
+    profile: Profile, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding is foreign code that hears no signal: it is left behind, with nothing half-made in the cache."""
+    cancel, begun = threading.Event(), time.monotonic()
+
+    def slow(self: Codec, documents: Sequence[str]) -> np.ndarray:
+        cancel.set()
+        time.sleep(3)
+        raise AssertionError("nobody waits for this")
+
+    monkeypatch.setattr(Codec, "encode_text", slow)
+    with pytest.raises(JobError, match="was cancelled"):
+        prepare_corpus(profile, tmp_path, [text_file], cancel=cancel)
+    assert time.monotonic() - begun < 2.5 and not list((tmp_path / "corpus").glob(".building-*"))
+
+
+def test_a_cancelled_stream_leaves_no_file(corpus: Corpus, profile: Profile) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(JobError, match="was cancelled"):
+        corpus.stream(profile, 4711, cancel)
+    assert not list((corpus.folder / "streams").glob("*4711*")) and not list((corpus.folder / "streams").glob(".*"))
+
+
+def test_a_dataset_of_the_hub_gives_cloze_items_where_they_are_asked_for(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.fineweb._ONE_IN", 3)
+    monkeypatch.setattr("training.data.fineweb.documents", lambda name: iter([prose(n, 400) for n in range(200)]))
+    streamed = profile.data.model_copy(update={"source": "fineweb", "dataset": "a/b:c", "train_chars": 150_000})
+    made = prepare_corpus(profile.model_copy(update={"data": streamed}), tmp_path)
+    items = load_items(made.items)
+    assert list(items) == list(profile.eval.benchmarks) and len(items["cloze"]) >= 8

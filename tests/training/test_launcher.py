@@ -60,6 +60,30 @@ HUGE = HEAD.format(width="8000") + "        return self.out(x), None, None\n"
 SLEEPS = HEAD.format(width="hidden_size") + (
     "        import time\n        time.sleep(0.3)\n        return self.out(x), None, None\n"
 )
+WANDB = """
+import json, os, types
+from pathlib import Path
+
+assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+
+def Settings(**quiet):
+    assert quiet["console"] == "off" and quiet["save_code"] is False
+
+def tell(said):
+    with (Path(__file__).parent / "calls").open("a") as calls:
+        calls.write(json.dumps(said) + "\\n")
+
+class Run:
+    def log(self, values, step):
+        tell([values, step])
+    def finish(self):
+        tell("finished")
+
+def init(settings, **given):
+    tell(given)
+    return Run()
+"""
 
 
 def program(text: str, name: str = "sample") -> Program:
@@ -439,3 +463,32 @@ def test_tensorboard_files_are_written_by_setting(launcher: Launcher, tmp_path: 
     (events,) = (tmp_path / "tensorboard").glob("events.*")
     content = events.read_bytes()
     assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm"))
+
+
+def test_a_missing_package_is_told_at_the_start(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    training = launcher.settings.training.model_copy(update={"wandb": "offline"})
+    with pytest.raises(UsageError, match="needs the package wandb, which is not installed"):
+        Launcher(launcher.settings.model_copy(update={"training": training}), launcher.profile)
+
+
+def test_a_writer_gets_every_line(tmp_path: Path) -> None:
+    """Weights & Biases is no requirement: a module with the calls that we make stands for it, over a process's end."""
+    (tmp_path / "wandb.py").write_text(WANDB)
+    (tmp_path / "o" / "wandb" / "offline-run-of-before").mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path; from functools import partial; sys.path.insert(0, sys.argv[1]);"
+        "from training.metrics import Metrics; from training.metric_writers import WandB;"
+        "out = Path(sys.argv[1]) / 'o'; wandb = partial(WandB, out, 'offline', 'net seed 1', {'seed': 1});"
+        "metrics = Metrics(out, [wandb, wandb]); metrics.begin();"
+        "metrics.add({'step': 5, 'loss': 4.5, 'mfu': None}); metrics.add({'step': 5, 'heldout_loss': 4.0, 'n': 9});"
+        "metrics.close()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=60)
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    begun = calls.pop(0)
+    assert (begun["mode"], begun["dir"], begun["name"]) == ("offline", str(tmp_path / "o"), "net seed 1")
+    assert calls.pop(0) == begun
+    told = [[{"train/loss": 4.5}, 5], [{"heldout/loss": 4.0}, 5], "finished"]
+    assert calls == [one for one in told for _ in range(2)]
+    assert list((tmp_path / "o" / "wandb").iterdir()) == []

@@ -10,12 +10,14 @@ from common.errors import UsageError
 from common.knobs import Check, Monitor
 from common.process import REPOSITORY
 from training.profiles import (
+    OWN_SHARE,
     OWN_TASKS,
     CheckpointSpec,
     DataSpec,
     ModelSpec,
     TrainSpec,
     load_profile,
+    own_benchmarks,
     profile_names,
 )
 
@@ -43,7 +45,11 @@ def test_published_scales_have_the_published_numbers() -> None:
     assert (large.model.hidden_size, large.model.layers, large.model.ffn, large.model.tied) == (1024, 24, 2816, False)
     for profile in (small, large):
         assert profile.train.tokens_per_step == 524_288 and profile.train.steps == 2000
-        assert len(profile.eval.benchmarks) == 12 and not profile.search.measured_clip
+        assert (
+            len(profile.eval.benchmarks) == 13
+            and profile.eval.benchmarks[-1] == "wikitext"
+            and not profile.search.measured_clip
+        )
         assert (profile.search.cold_start, profile.search.update_batch) == (200, 50)
 
 
@@ -102,3 +108,12 @@ def test_scales_of_20_tokens_a_parameter() -> None:
     assert long.steps * long.tokens_per_step == pytest.approx(15e9, rel=1e-3) and long.schedule == "cosine"
     assert long.warmup * long.tokens_per_step == pytest.approx(0.5e9, rel=1e-3)
     assert load_profile("20m-v16k").stable_steps() == [400, 800, 1600]
+
+
+def test_own_benchmarks_take_the_place_of_those_of_the_hub() -> None:
+    assert own_benchmarks(load_profile("cpu")) == load_profile("cpu")
+    small = own_benchmarks(load_profile("20m-v16k"))
+    assert small.eval.benchmarks == ["recall", "copying", "induction", "cloze"] and small.tasks.share == OWN_SHARE
+    published = own_benchmarks(load_profile("20m"))  # its tokenizer has no symbols for generated tasks
+    assert published.eval.benchmarks == ["cloze"] and published.tasks.share == 0
+    assert published.fingerprint() != load_profile("20m").fingerprint()

@@ -6,6 +6,7 @@ user's files and the code of this package. A folder appears whole (renamed into 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -17,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +84,13 @@ class Corpus:
     def tokenizer(self) -> Path:
         return self.folder / "tokenizer.json"
 
-    def stream(self, profile: Profile, seed: int) -> Path:
-        """The packed training stream of one run, made on first use. Any number of processes may ask at once."""
+    def stream(self, profile: Profile, seed: int, cancel: threading.Event | None = None) -> Path:
+        """The packed training stream of one run, made on first use. Any number of processes may ask at once.
+
+        Raises:
+            JobError: `cancel` was set before it was made.
+        """
+        ended = cancel or threading.Event()
         code = _code_hash(("packing.py", *_TASKS))
         identity = sha256_text(f"{profile.train.seq_len} {profile.tasks.model_dump_json()} {code}")[:12]
         rows = profile.train.steps * profile.train.batch
@@ -91,7 +98,7 @@ class Corpus:
         size = rows * (profile.train.seq_len + 1) * row_type(profile.model.vocab).itemsize
         if path.is_file() and path.stat().st_size == size:
             return path
-        with _writing(path.parent), _locked(self.folder / "streams.lock", lambda line: None):
+        with _writing(path.parent), _locked(self.folder / "streams.lock", lambda line: None, ended):
             if path.is_file() and path.stat().st_size == size:
                 return path
             for left in path.parent.glob(".stream-*"):
@@ -99,7 +106,7 @@ class Corpus:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".stream-")
             os.close(handle)
             try:
-                write_stream(profile, TokenFiles(self.train), seed, Path(name), self.end)
+                write_stream(profile, TokenFiles(self.train), seed, Path(name), self.end, lambda: _go_on(ended))
                 Path(name).chmod(0o644)
                 Path(name).replace(path)
             finally:
@@ -125,20 +132,45 @@ def prepare_corpus(
     Args:
         text: the user's own files, which replace the docstrings.
         report: told in one line what is being done.
-        cancel: once set, it ends at the next phase, and within about 0.2 s while it reads packages or waits.
+        cancel: once set, it ends within about a second; nothing half-made stays.
 
     Raises:
         UsageError: the user's files are unreadable or too short.
         JobError: a package, dataset or tokenizer is not there, or it was cancelled.
         StoreError: the cache cannot be written.
     """
-    root = cache or default_cache()
-    tell, ended = report or (lambda line: None), cancel or threading.Event()
+    root, ended = cache or default_cache(), cancel or threading.Event()
+    tell = report or (lambda line: None)
 
     def say(line: str) -> None:
         _go_on(ended)
         tell(line)
 
+    made: Future[Corpus] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(_prepared(profile, root, text, say, ended))
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread: raised again below
+            made.set_exception(error)
+
+    # Tokenising, hashing and a dataset's server cannot be interrupted, but they can be left behind: this thread, which
+    # may be the one that hears signals, only waits.
+    threading.Thread(target=make, name="corpus", daemon=True).start()
+    while True:
+        try:
+            return made.result(0.1)
+        except TimeoutError:
+            if ended.is_set():
+                break
+    with contextlib.suppress(TimeoutError):
+        return made.result(0.5)
+    for left in (root / "corpus").glob(f".building-*-{os.getpid()}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    raise _cancelled()
+
+
+def _prepared(profile: Profile, root: Path, text: Sequence[Path], say: Report, ended: threading.Event) -> Corpus:
     _go_on(ended)
     folder = root / "corpus" / _key(profile, text)
     if not (folder / "corpus.json").is_file():
@@ -211,7 +243,11 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _go_on(cancel: threading.Event) -> None:
     if cancel.is_set():
-        raise JobError("preparing the corpus was cancelled")
+        raise _cancelled()
+
+
+def _cancelled() -> JobError:
+    return JobError("preparing the corpus was cancelled")
 
 
 @contextmanager
@@ -236,13 +272,13 @@ def _locked(path: Path, say: Report, cancel: threading.Event | None = None) -> I
 def _build(
     profile: Profile, root: Path, folder: Path, text: Sequence[Path], say: Report, cancel: threading.Event
 ) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-{os.getpid()}-"))
     try:
         temporary.chmod(0o755)
         if profile.data.source == "fineweb" and not text:
             from training.data.fineweb import build as build_fineweb
 
-            facts = build_fineweb(profile, temporary, say)
+            facts = build_fineweb(profile, temporary, say, partial(_items, profile))
         elif profile.data.source == "shards" and not text:
             facts = _build_shards(profile, temporary, say)
         else:
@@ -299,7 +335,9 @@ def _build_text(
             f"set model.vocab of profile {profile.name} to at least {codec.size}",
         )
     say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
-    counts = {side: _encode(codec, documents, folder / f"{side}.bin") for side, documents in _sides(train, heldout)}
+    counts = {
+        side: _encode(codec, documents, folder / f"{side}.bin", cancel) for side, documents in _sides(train, heldout)
+    }
     _refuse_short(profile, counts)
     write_json(folder / "items.json", _items(profile, heldout))
     return {
@@ -317,10 +355,11 @@ def _sides(train: list[str], heldout: list[str]) -> tuple[tuple[str, list[str]],
     return ("train", train), ("heldout", heldout)
 
 
-def _encode(codec: tokenizer.Codec, documents: list[str], target: Path) -> int:
+def _encode(codec: tokenizer.Codec, documents: list[str], target: Path, cancel: threading.Event) -> int:
     total = 0
     with target.open("wb") as handle:
         for start in range(0, len(documents), 2000):
+            _go_on(cancel)
             tokens = codec.encode_text(documents[start : start + 2000])
             tokens.tofile(handle)
             total += len(tokens)

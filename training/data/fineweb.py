@@ -21,19 +21,27 @@ _BATCH = 1000
 _ONE_IN = 1000
 
 
-def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[str, object]:
+def build(
+    profile: Profile, folder: Path, say: Callable[[str], None], items: Callable[[list[str]], object]
+) -> dict[str, object]:
     """Writes tokenizer.json, train.bin, heldout.bin and items.json into `folder`; returns the corpus facts.
+
+    Args:
+        items: makes the scored items of the project's own tasks from the held-out documents.
 
     Raises:
         JobError: the dataset or the tokenizer can be reached neither on the hub nor in the local cache.
     """
     if profile.data.tokenizer == "bpe":
-        made = tokenizer.train(documents(profile.data.dataset), profile.model.vocab, profile.tasks.symbols)
+        made = tokenizer.train(
+            documents(profile.data.dataset), profile.model.vocab, profile.tasks.symbols, profile.tasks.wider
+        )
     else:
         made = tokenizer.fetch(profile.data.tokenizer)
     made.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
     digest = hashlib.sha256()
+    kept: list[str] = []
     counts = {"train": 0, "heldout": 0}
     characters = dict(counts)
     limits = {"train": profile.data.train_chars, "heldout": profile.data.heldout_chars}
@@ -47,6 +55,7 @@ def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[st
                 if characters[side] < limits[side]:
                     characters[side] += len(text)
                     sides[side].append(text)
+            kept += sides["heldout"]
             for side, handle in (("train", train), ("heldout", heldout)):
                 tokens = codec.encode_text(sides[side])
                 tokens.tofile(handle)
@@ -54,7 +63,7 @@ def build(profile: Profile, folder: Path, say: Callable[[str], None]) -> dict[st
             say(f"{profile.data.dataset}: {counts['train'] / 1e6:.0f}M training tokens")
             if characters["train"] >= limits["train"]:
                 break
-    write_json(folder / "items.json", {})
+    write_json(folder / "items.json", items(kept))
     return {
         "sha256": digest.hexdigest(),
         "tokenizer_sha256": sha256_text((folder / "tokenizer.json").read_text(encoding="utf-8")),

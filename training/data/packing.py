@@ -10,6 +10,7 @@ function of the seed alone, so a candidate can neither choose nor skip what it t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,20 @@ def row_type(vocab: int) -> np.dtype:
     return np.dtype(np.int16 if vocab < 2**15 else np.uint16)
 
 
-def write_stream(profile: Profile, tokens: np.ndarray | TokenFiles, seed: int, target: Path, end: int = 0) -> None:
+def write_stream(
+    profile: Profile,
+    tokens: np.ndarray | TokenFiles,
+    seed: int,
+    target: Path,
+    end: int = 0,
+    go_on: Callable[[], None] | None = None,
+) -> None:
     """Writes the stream of one run to `target`.
 
     Args:
         tokens: uint16 [n], the training tokens, at least seq_len + 1 of them; or the files that hold them.
         end: id of the end token.
+        go_on: called now and then; what it raises ends the writing.
     """
     length = profile.train.seq_len + 1
     rows = profile.train.steps * profile.train.batch
@@ -44,6 +53,8 @@ def write_stream(profile: Profile, tokens: np.ndarray | TokenFiles, seed: int, t
     generated = np.random.default_rng([seed, 3])
     with target.open("wb") as handle:
         for start in range(0, rows, _BLOCK):
+            if go_on is not None:
+                go_on()
             count = min(_BLOCK, rows - start)
             starts = places.integers(0, len(tokens) - length + 1, count)
             block = _windows(tokens, starts, length).astype(kind)

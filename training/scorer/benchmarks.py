@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from lm_eval.tasks import TaskManager
 from common.errors import JobError
 from training.data.tasks import Item
 from training.data.tokenizer import Codec
-from training.profiles import LONGEST_CONTEXT
+from training.profiles import LONGEST_CONTEXT, OWN_TASKS
 from training.scorer.heldout import LogitServer, log_softmax
-from training.scorer.items import item_scores
+from training.scorer.items import item_scores, perplexity_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["WorkerLM", "run_benchmarks"]
+__all__ = ["WorkerLM", "require_official", "run_benchmarks"]
 
 MOST_TOKENS = 8192
 """Tokens of one padded batch."""
@@ -114,12 +115,15 @@ class WorkerLM(TemplateLM):
                 results[index] = (total, bool((scores[picked].argmax(-1) == continuation).all()))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in consecutive windows of LONGEST tokens."""
+        """Log-likelihood of whole texts, in consecutive windows of LONGEST tokens; each knows the last token before
+        it."""
         totals = []
         for request in requests:
             ids = self._codec.encode_text([str(request.args[0])]).tolist()[:-1]
-            windows = [ids[at : at + LONGEST - 1] for at in range(0, len(ids), LONGEST - 1)]
-            scored = self._loglikelihood_tokens([(("", ""), [], window) for window in windows])
+            starts = range(0, len(ids), LONGEST)
+            scored = self._loglikelihood_tokens(
+                [(("", ""), ids[max(0, at - 1) : at], ids[at : at + LONGEST]) for at in starts]
+            )
             totals.append(math.fsum(score for score, _ in scored))
         return totals
 
@@ -180,6 +184,10 @@ def run_benchmarks(
         names: tasks; those in `items` are the project's own, the others lm-eval's.
         limit: samples a task of lm-eval's own library.
 
+    Returns:
+        Scores of each task that counts right and wrong; of wikitext, and of lambada beside them, perplexity: {value, n,
+        se}.
+
     Raises:
         JobError: the data of a task cannot be had here.
     """
@@ -213,20 +221,45 @@ def _own_task(name: str, items: list[Item]) -> dict[str, Any]:
     }
 
 
+def require_official(names: Sequence[str]) -> None:
+    """Loads the data of those tasks that are lm-eval's own, so that they are at hand when a run is scored.
+
+    Raises:
+        JobError: the data of one cannot be had here.
+    """
+    for name in names:
+        if name not in OWN_TASKS:
+            with _told(name):
+                _manager().load([name])
+
+
 def _official(model: WorkerLM, names: Sequence[str], limit: int) -> dict[str, dict[str, Any]]:
-    manager = TaskManager()
     scores: dict[str, dict[str, Any]] = {}
     for name in names:
-        try:
-            scores |= _evaluate(model, manager, [name], limit)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise JobError(
-                f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
-                "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or list only "
-                "the project's own tasks in the profile's eval.benchmarks: recall, copying, induction, cloze ...",
-            ) from error
-        scores[name]["chance"] = _CHANCE.get(name)
+        with _told(name):
+            scores |= _evaluate(model, _manager(), [name], limit)
+        if "value" in scores[name]:
+            scores[name]["chance"] = _CHANCE.get(name)
     return scores
+
+
+@functools.cache
+def _manager() -> TaskManager:
+    """lm-eval's own tasks: half a minute to index."""
+    return TaskManager()
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """A task that cannot be loaded or run, as one clear error."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise JobError(
+            f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
+            "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or score the "
+            "project's own tasks alone with --benchmarks own",
+        ) from error
 
 
 def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: int | None) -> dict[str, dict[str, Any]]:
@@ -242,10 +275,13 @@ def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: in
     for name, result in answer["results"].items():
         n = int(answer["n-samples"][name]["effective"])
         metrics = ("acc_norm", *_METRICS) if name in _NORMED else _METRICS
-        metric = next(metric for metric in metrics if f"{metric},none" in result)
+        scores[name] = perplexity_of(answer["samples"][name])
+        metric = next((metric for metric in metrics if f"{metric},none" in result), None)
+        if metric is None:
+            continue
         value = float(result[f"{metric},none"])
         # Every item counts 0 or 1, so the standard error follows from the mean.
         se = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 and metric != "f1" else None
         kind = str(loaded["tasks"][name].get_config("output_type"))
-        scores[name] = {"value": value, "n": n, "se": se, **item_scores(answer["samples"][name], metric, kind)}
+        scores[name] |= {"value": value, "n": n, "se": se, **item_scores(answer["samples"][name], metric, kind)}
     return scores

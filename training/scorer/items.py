@@ -15,7 +15,7 @@ import numpy as np
 
 from training.items import packed
 
-__all__ = ["item_scores"]
+__all__ = ["item_scores", "perplexity_of"]
 
 
 def item_scores(samples: Sequence[Mapping[str, Any]], metric: str, output_type: str) -> dict[str, Any]:
@@ -37,6 +37,24 @@ def item_scores(samples: Sequence[Mapping[str, Any]], metric: str, output_type: 
     se = float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
     mean = {"value": math.fsum(known) / len(known), "n": len(known), "se": se}
     return {"items": packed(scores, known), "bits_per_byte": mean}
+
+
+def perplexity_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{perplexity: {value, n: documents or items, se}} where a task logs log-likelihoods: exp of minus their sum over
+    the number of words (word_perplexity), or over the items (perplexity); {} for any other task.
+
+    The standard error is that of a ratio of sums over documents, carried through exp.
+    """
+    for metric in ("word_perplexity", "perplexity"):
+        logged = [sample[metric] for sample in samples if metric in sample]
+        if logged:
+            pairs = np.array([one if isinstance(one, tuple | list) else (one, 1) for one in logged], dtype=np.float64)
+            mean, n = float(pairs[:, 0].sum() / pairs[:, 1].sum()), len(pairs)
+            value = math.exp(-mean)
+            spread = pairs[:, 0] - mean * pairs[:, 1]
+            se = value * float(np.sqrt((spread**2).sum() * n / (n - 1))) / float(pairs[:, 1].sum()) if n > 1 else None
+            return {"perplexity": {"value": value, "n": n, "se": se}} if math.isfinite(value) else {}
+    return {}
 
 
 def _bits_per_byte(sample: Mapping[str, Any]) -> float | None:

@@ -22,7 +22,7 @@ import numpy as np
 from training import checkpoints
 from training.checkpoints import Checkpoint, Identity
 from training.data.packing import row_type
-from training.profiles import Profile, TrainSpec
+from training.profiles import OWN_TASKS, Profile, TrainSpec
 from training.programs import from_job
 from training.sandbox import Limits, choose
 from training.scorer import answers
@@ -86,6 +86,12 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     )
     world = 1 if job.get("measure") else int(job.get("processes", 1))
     program = from_job([job["program"]])[0]
+    if not job.get("measure") and any(name not in OWN_TASKS for name in profile.eval.benchmarks):
+        emit({"event": "stage", "name": "benchmarks"})
+        _import_benchmarks()
+        from training.scorer.benchmarks import require_official
+
+        require_official(profile.eval.benchmarks)  # a run that could not be scored is not begun
     emit({"event": "stage", "name": "start"})
     started = time.perf_counter()
     reads = [] if job.get("measure") else [Path(job["stream"])]

@@ -1,0 +1,94 @@
+"""The result CSVs of published elements: a header row, one data row; and which test columns are accuracies."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+import re
+
+from pydantic import BaseModel
+
+from common.records import Measurement
+
+__all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_table"]
+
+_NO_ACCURACY = re.compile(
+    r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
+)
+
+
+class Table(BaseModel, frozen=True):
+    """One result CSV: columns and the cells of its data row, without the row label.
+
+    `complete` is False when the row is missing or a cell of it is empty. "nan" is a missing number, not an empty cell.
+    """
+
+    columns: list[str] = []
+    cells: list[str] = []
+    complete: bool = False
+
+
+@functools.lru_cache(maxsize=64)
+def parse_table(text: str) -> Table:
+    """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
+    try:
+        rows = [
+            row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"), newline="")) if any(c.strip() for c in row)
+        ]
+    except csv.Error:
+        return Table()
+    if not rows:
+        return Table()
+    columns = [cell.strip() for cell in rows[0][1:]]
+    cells = [cell.strip() for cell in rows[1][1:]] if len(rows) > 1 else []
+    return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
+
+
+@functools.lru_cache(maxsize=1024)
+def is_accuracy(column: str) -> bool:
+    """Whether a test column is an accuracy-like task, by its name alone ("ARC Challenge", "piqa", a task of our
+    own)."""
+    name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+    return bool(name) and _NO_ACCURACY.search(name) is None
+
+
+def benchmark_mean(text: str) -> tuple[Measurement | None, list[str]]:
+    """Mean over the accuracy-like columns of the test row.
+
+    Returns:
+        The mean with n = number of tasks, and why it is None: a scored column that is missing, no number, or not in
+        [0, 1].
+    """
+    table = parse_table(text)
+    scored = [position for position, column in enumerate(table.columns) if is_accuracy(column)]
+    if not scored or not table.cells:
+        return None, ["the test row has no accuracy column"]
+    values: list[float] = []
+    wrong: list[str] = []
+    for position in scored:
+        cell = table.cells[position] if position < len(table.cells) else ""
+        value = finite_number(cell)
+        if value is None or not 0 <= value <= 1:
+            wrong.append(f"{table.columns[position]}: expected an accuracy in [0, 1], got {cell[:40]!r}")
+        else:
+            values.append(value)
+    if wrong:
+        return None, wrong
+    mean = math.fsum(values) / len(values)
+    se = None
+    if len(values) > 1:
+        se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return Measurement(value=mean, n=len(values), se=se), []
+
+
+def finite_number(cell: str) -> float | None:
+    """The number in a cell, None where there is none; "nan" is none."""
+    if "_" in cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
