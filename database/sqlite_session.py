@@ -73,6 +73,13 @@ class SqliteSession:
         rows = self._run(f"SELECT {COLUMNS} FROM elements e WHERE e.key = ?", key).fetchall()
         return facts_of(rows[0]) if rows else None
 
+    def keys(self, indices: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for chunk in chunks(indices):
+            query = f"SELECT idx, key FROM elements WHERE idx IN ({marks(chunk)}) AND key IS NOT NULL"
+            found.update(self._run(query, *chunk).fetchall())
+        return found
+
     def facts(
         self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
