@@ -117,8 +117,8 @@ class Database(Section):
     retry_seconds: float = Field(
         2.0,
         gt=0,
-        description="seconds until an embedding server or a judge's endpoint that failed is asked again; a judge's that "
-        "fails on, less and less often",
+        description="seconds until an embedding server or a judge's endpoint that failed is asked again; a judge's that"
+        " fails on, less and less often",
     )
     events_kept: int = Field(1_000_000, ge=1000, description="newest events kept for those who follow the database")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -25,10 +24,13 @@ class StrictModel(BaseModel):
 
 def refuse_boolean(model: type[BaseModel], value: Any, info: ValidationInfo) -> None:
     """Refuses a boolean in a field of `model` that holds numbers: to Python true is 1."""
-    given: Iterable[Any] = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, list | tuple | dict):
-        given = [value]
-    if any(isinstance(item, bool) for item in given):
+    if isinstance(value, dict):
+        found = any(isinstance(item, bool) for item in value.values())
+    elif isinstance(value, list | tuple):
+        found = any(isinstance(item, bool) for item in value)
+    else:
+        found = isinstance(value, bool)
+    if found:
         allowed = types_in(model.model_fields[info.field_name or ""].annotation)
         if allowed & {int, float} and bool not in allowed:
             raise PydanticCustomError("boolean_for_number", "Input should be a number")

@@ -171,7 +171,7 @@ class Memory:
             evaluation = self.scores.evaluate(session, evidence)
             session.set_evaluation(index, evidence, evaluation)
             score = evaluation.score
-        self.candidates.after_insert(session)
+        self.candidates.after_insert(session, index)
         return StoredExperiment(index=index, name=entry.element.name, score=score, created=True)
 
     def once(

@@ -13,6 +13,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from common.files import sha256_text
 from database.answers import ApiResponse
 from database.memory import Memory
+from database.routers.route import LONGEST_KEY
 from database.store import Session
 
 __all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "body_hash"]
@@ -49,7 +50,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        max_length=200,
+        max_length=LONGEST_KEY,
         description="a repeated key is answered as the first request was, with another body it is refused (409)",
     ),
 ]

@@ -14,7 +14,7 @@ from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, NewElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash
-from database.routers.route import ThreadRoute
+from database.routers.route import ThreadRoute, reads_body
 from database.store import Session, Where
 
 __all__ = ["check_range", "router"]
@@ -24,6 +24,7 @@ Count = Annotated[Whole, PathArgument(ge=1, le=1000)]
 
 
 @router.post("/elements")
+@reads_body(NewElement)
 async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
     """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
     if key is None:
