@@ -291,9 +291,11 @@ class Memory:
         Raises:
             ServiceError: the embedding server cannot be asked now.
         """
-        if not self.store.read(lambda session: session.count(limit=1)):
+        pending = Where(pending=True)
+        some, waiting = self.store.read(lambda session: (session.count(limit=1), session.count(pending, limit=1)))
+        if not some:
             return [], 0
-        remaining = self.settling.settle()
+        remaining = self.settling.settle() if waiting else 0
         answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
             raise ServiceError(

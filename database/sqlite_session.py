@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
@@ -98,7 +99,7 @@ class SqliteSession:
         for chunk in chunks(indices):
             for index, body, parent in self._run(f"{query} ({marks(chunk)})", *chunk):
                 with readable(f"element {index}"):
-                    found[index] = Element.model_validate(json.loads(body) | {"parent": parent, "index": index})
+                    found[index] = Element.model_validate(from_json(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
 
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
