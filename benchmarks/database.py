@@ -46,6 +46,8 @@ from database.vectors import Vectors, approximate
 from tests.database.db_service import Service, mongodb_server
 
 _KEPT_SECONDS = 2.0
+PATIENCE = 20.0
+"""Seconds after which a question is not repeated any more: a store that is slow at one must not take hours."""
 LIMITS = {
     "sample candidates": 10, "sample parent": 10, "sample element": 10, "by index": 5, "top 10": 20, "context": 10,
     "children": 10, "path": 10, "uct select": 20, "similar": 5,
@@ -64,6 +66,8 @@ class Answer:
     ratio: float
     limit: float | None
     note: str = ""
+    times: int = 0
+    """How often it was asked."""
 
 
 @dataclass
@@ -137,9 +141,12 @@ def measure(size: int, client: Client, naive: Naive, requests: int) -> list[Answ
     for name, path, question, over in questions:
         times = []
         used = client.cpu()
+        until = time.perf_counter() + PATIENCE
         for asked in over or [0] * requests:
             spent, answer = client.get(path.format(asked))
             times.append(spent)
+            if time.perf_counter() > until:
+                break
         used = 1000 * (client.cpu() - used) / len(times)
         arguments = [asked] if over else [10] if question == "top_k" else []
         seconds, expected = naive.timed(question, *arguments)
@@ -158,7 +165,10 @@ def measure_similar(block: np.ndarray, client: Client, naive: Naive, requests: i
     rng = random.Random(len(block))
     times, bare = [], []
     used = client.cpu()
+    until = time.perf_counter() + PATIENCE
     for number in [rng.randrange(len(block)) for _ in range(requests)]:
+        if time.perf_counter() > until:
+            break
         path = f"/elements/search-similar?top_k=5&motivation={quote(f'vector {number} again')}"
         client.get(path)
         spent, answer = client.get(path)
@@ -178,7 +188,7 @@ def measure_similar(block: np.ndarray, client: Client, naive: Naive, requests: i
 
 def answer_of(name: str, times: list[float], cpu: float, scan: float, limit: float | None, note: str = "") -> Answer:
     middle = statistics.median(times)
-    return Answer(name, middle, p99(times), cpu, 1000 * scan / middle, limit, note)
+    return Answer(name, middle, p99(times), cpu, 1000 * scan / middle, limit, note, len(times))
 
 
 def p99(times: list[float]) -> float:
@@ -261,7 +271,14 @@ def show(reports: list[Report]) -> str:
         for name, cell in rows:
             lines.append(f"{name:20}" + "".join(f"{cell(report):>36}" for report in ours))
         for report in ours:
+            seldom = [f"{one.question} {one.times}" for one in report.answers if one.times < 100]
+            if seldom:
+                lines.append(
+                    f"at {report.size:,} asked fewer than 100 times, so that p99 is the worst: {', '.join(seldom)}"
+                )
             lines.append(f"similar at {report.size:,}: {report.answers[-1].note}")
+            if report.inserts is not None:
+                lines.append(f"inserts at {report.size:,}: {report.inserts.limit_shown()}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from database.candidate_manager import Candidates
 from database.evaluate_agent.rubric import Novelty
@@ -63,7 +64,9 @@ def element_of(number: int, parent: int | None, rng: random.Random) -> NewElemen
 
 def fill(settings: DatabaseSettings, size: int) -> None:
     """Fills a new store with `size` elements, their vectors, scores and candidates."""
-    store = open_store(settings)
+    mongodb = settings.store.startswith("mongodb")
+    # Without the events around it, which would be one a document.
+    store = MongoStore(settings.store, settings.lock_timeout) if mongodb else open_store(settings)
     scores = Scores()
     store.write(scores.begin)
     revision = store.read(lambda session: scores.revision(session, None))
@@ -140,6 +143,7 @@ def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int) -> None:
         document["asi"] |= {
             "pending": False,
             "revision": revision,
+            "program_sha256": sha256_text(entry.element.program),
             "evaluation": evaluation.model_copy(update={"revision": revision}).model_dump_json(),
             "sketch": entry.sketch,
             "sketch_sequence": index,

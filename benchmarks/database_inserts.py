@@ -32,7 +32,20 @@ class Inserts:
     limit: float
 
     def shown(self) -> str:
-        return f"{self.rate:,.0f} of {self.limit:,.0f} ({self.p50:.0f} / {self.p99:.0f} ms) {self.cpu_ms:.2f} cpu"
+        mark = "!" if self.rate < self.limit else ""
+        return f"{self.rate:,.0f}{mark} ({self.p50:.0f} / {self.p99:.0f} ms) {self.cpu_ms:.2f} cpu"
+
+    def limit_shown(self) -> str:
+        """Which of the two limits applies, and why."""
+        disk = f"0.6 x {_CLIENTS} / fsync of {self.fsync_ms:.2f} ms = {_disk_limit(self.fsync_ms / 1000):,.0f}"
+        if self.limit < _WANTED:
+            return f"{self.rate:,.0f} a second; the limit is {disk}, less than {_WANTED:,.0f}"
+        return f"{self.rate:,.0f} a second; the limit is {_WANTED:,.0f}, less than {disk}"
+
+
+def _disk_limit(fsync: float) -> float:
+    """What is asked for of a disk that takes so many seconds for an fsync."""
+    return 0.6 * _CLIENTS / fsync
 
 
 def cpu_seconds(process: int) -> float:
@@ -70,7 +83,7 @@ def measure_inserts(url: str, server: int, folder: Path, seconds: float) -> Inse
         p99=1000 * found[int(0.99 * len(found))],
         cpu_ms=1000 * used / len(found),
         fsync_ms=1000 * fsync,
-        limit=min(_WANTED, 0.6 * _CLIENTS / fsync),
+        limit=min(_WANTED, _disk_limit(fsync)),
     )
 
 

@@ -116,6 +116,12 @@ class Database(Section):
     judge: Literal["rubric", "llm"] = Field(
         "rubric", description="who judges a design: a rubric over measured facts, or the model of the llm settings"
     )
+    retry_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="seconds until an embedding server or a judge's endpoint that failed is asked again; a judge's that"
+        " fails on, less and less often",
+    )
     events_kept: int = Field(1_000_000, ge=1000, description="newest events kept for those who follow the database")
 
     @field_validator("api_key", "read_key")

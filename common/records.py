@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
+
+from common.strict import refuse_boolean
 
 __all__ = [
     "Baseline",
@@ -46,9 +48,10 @@ class Record(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_text(cls, value: Any) -> Any:
+    def _as_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Programs write into errors and details what they like: what UTF-8 cannot hold is replaced, as no file could
-        take it."""
+        take it. A boolean is no number."""
+        refuse_boolean(cls, value, info)
         return _storable(value)
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["StrictModel", "types_in"]
+__all__ = ["StrictModel", "refuse_boolean", "types_in"]
 
 
 class StrictModel(BaseModel):
@@ -18,11 +18,22 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        allowed = types_in(cls.model_fields[info.field_name or ""].annotation)
-        given = value if isinstance(value, list | tuple) else [value]
-        if allowed & {int, float} and bool not in allowed and any(isinstance(item, bool) for item in given):
-            raise PydanticCustomError("boolean_for_number", "Input should be a number")
+        refuse_boolean(cls, value, info)
         return value
+
+
+def refuse_boolean(model: type[BaseModel], value: Any, info: ValidationInfo) -> None:
+    """Refuses a boolean in a field of `model` that holds numbers: to Python true is 1."""
+    if isinstance(value, dict):
+        found = any(isinstance(item, bool) for item in value.values())
+    elif isinstance(value, list | tuple):
+        found = any(isinstance(item, bool) for item in value)
+    else:
+        found = isinstance(value, bool)
+    if found:
+        allowed = types_in(model.model_fields[info.field_name or ""].annotation)
+        if allowed & {int, float} and bool not in allowed:
+            raise PydanticCustomError("boolean_for_number", "Input should be a number")
 
 
 def types_in(annotation: Any) -> set[Any]:

@@ -32,6 +32,7 @@ from database.bulk import Importer, export_lines
 from database.invariants import broken
 from database.memory import Memory
 from database.published import read_published
+from database.sqlite_database import open_read_only
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.store import open_store
 
@@ -97,7 +98,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
         print(f"{target}: every element, run, baseline and the candidate set as JSON Lines")
         return 0
     _require_ours(file)
-    with _translated(file, target), contextlib.closing(_read_only(file)) as source:
+    with _translated(file, target), contextlib.closing(open_read_only(file)) as source:
         partial.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(partial)) as copy:
             source.backup(copy, pages=1000)
@@ -125,7 +126,7 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
             raise UsageError(f"{file} holds a database", "add --replace, or name another --store")
         _require_unused(file)
     partial = file.with_name(f"{file.name}.partial")
-    with _translated(source, file), contextlib.closing(_read_only(source)) as opened:
+    with _translated(source, file), contextlib.closing(open_read_only(source)) as opened:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(partial)) as copy:
@@ -140,11 +141,11 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
 
 
 def verify(settings: DatabaseSettings) -> int:
-    """Prints every invariant that does not hold; 1 when there is one."""
+    """Prints every invariant that does not hold; 1 when there is one. Changes nothing, and needs no right to."""
     file = _sqlite_file(settings)
     if file is not None:
         _require_ours(file)
-    store = open_store(settings)
+    store = open_store(settings, read_only=True)
     try:
         found = broken(store, settings.candidate_capacity)
         count = store.read(lambda session: session.count())
@@ -163,7 +164,7 @@ def migrate(settings: DatabaseSettings) -> int:
     file = _sqlite_file(settings)
     if file is not None:
         _require_ours(file)
-        with _translated(file, file), contextlib.closing(_read_only(file)) as opened:
+        with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
             before = opened.execute("PRAGMA user_version").fetchone()[0]
     open_store(settings).close()
     if file is None:
@@ -227,10 +228,6 @@ def _sqlite_file(settings: DatabaseSettings) -> Path | None:
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
-def _read_only(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
-
-
 def _require_ours(file: Path) -> int:
     """The number of elements in a sound file of ours.
 
@@ -239,7 +236,7 @@ def _require_ours(file: Path) -> int:
     """
     if not file.exists():
         raise StoreError(f"there is no file {file}", "name an existing one")
-    with _translated(file, file), contextlib.closing(_read_only(file)) as opened:
+    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
         if opened.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(f"{file} is an SQLite database of another program", "name a database of this one")
         found = opened.execute("PRAGMA quick_check(3)").fetchall()

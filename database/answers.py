@@ -121,8 +121,8 @@ class CandidateState(CandidateNumbers):
 
 
 class JudgeState(TypedDict):
-    """Who judges. `failed` counts the elements about which the model gave no usable answer; they are asked about
-    again. `error` is the last thing that went wrong."""
+    """Who judges. `failed` counts the elements that the model was asked about in vain, whether its answer was of no use
+    or its endpoint failed; they are asked about again. `error` is the last thing that went wrong."""
 
     backend: Literal["rubric", "llm"]
     model: str | None

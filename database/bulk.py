@@ -15,17 +15,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from common.records import Baseline, RunRecord
+from common.records import Baseline
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.memory import Memory
 from database.models import NewElement, StoredExperiment
+from database.possible import NewBaseline, NewRun
 from database.scores import BASELINES
 from database.store import Session, Where
 
 __all__ = ["Importer", "Refusal", "export_lines"]
 
+_RUNS, _BASELINES = TypeAdapter(NewRun), TypeAdapter(NewBaseline)
 _PAGE = 50
 _OPEN = 64
 _HIGHEST_KEPT = 2**31
@@ -119,7 +121,7 @@ class Importer:
             if not isinstance(value, dict):
                 raise RefusedError(f"expected an object, got {type(value).__name__}")
             if "baseline" in value:
-                self.memory.put_baseline(Baseline.model_validate(value["baseline"]))
+                self.memory.put_baseline(_BASELINES.validate_python(value["baseline"]))
                 self.stored += 1
             elif "candidates" in value:
                 self._candidates(number, value["candidates"])
@@ -146,10 +148,10 @@ class Importer:
         if not isinstance(given, dict) or not isinstance(runs, list) or len(runs) > 1:
             raise RefusedError("expected an element, an object, with at most one run in a list")
         source = given.get("index")
-        if source is not None and (not isinstance(source, int) or source < 1 or source in self._known):
+        if source is not None and (not _is_integer(source) or source < 1 or source in self._known):
             raise RefusedError(f"expected an index of its own, a positive integer, got {str(source)[:40]}")
         element = NewElement.model_validate({**given, "parent": None})
-        run = RunRecord.model_validate(runs[0]) if runs else None
+        run = _RUNS.validate_python(runs[0]) if runs else None
         parent = given.get("parent")
         if parent is not None:
             element = element.model_copy(update={"parent": self._index(parent)})
@@ -167,7 +169,7 @@ class Importer:
 
     def _index(self, source: Any) -> int:
         """The index here of an element that the file calls `source`."""
-        future = self._known.get(source) if isinstance(source, int) else None
+        future = self._known.get(source) if _is_integer(source) else None
         if future is None:
             raise RefusedError(f"its parent {str(source)[:40]} is not among the lines before it")
         try:
@@ -197,3 +199,8 @@ class Importer:
                 self.memory.store.write(partial(self._admit, self._index(member)))
             except (RefusedError, NotFoundError) as error:
                 self.refuse(number, f"candidate {str(member)[:40]}: {error}")
+
+
+def _is_integer(value: Any) -> bool:
+    """True is an int to Python, and would be element 1."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -70,20 +70,25 @@ class Candidates:
         """Elements stored since the last merge."""
         return session.count(Where(after=self._merged(session)))
 
-    def due(self, session: Session) -> bool:
-        """Whether the cold start is over and a batch is full."""
+    def due(self, session: Session, newest: int | None = None) -> bool:
+        """Whether the cold start is over and a batch is full.
+
+        Args:
+            newest: the highest index stored, where it is known.
+        """
         merged = self._merged(session)
+        if newest is None:
+            newest = next(iter(session.ranked("newest", limit=1)), 0)
         # An index is given once, so that no more elements can have come than indices.
-        newest = session.ranked("newest", limit=1)
-        if not newest or newest[0] - merged < self.batch:
+        if newest - merged < self.batch:
             return False
         if session.count(Where(after=merged), limit=self.batch) < self.batch:
             return False
         return session.count(Where(explored=True), limit=self.cold_start) >= self.cold_start
 
-    def after_insert(self, session: Session) -> Merged | None:
-        """Merges the newest elements when they are due. Part of the transaction that stored the last of them."""
-        if not self.due(session):
+    def after_insert(self, session: Session, index: int) -> Merged | None:
+        """Merges the newest elements when they are due. Part of the transaction that stored `index`, the last one."""
+        if not self.due(session, index):
             return None
         return self.merge(session, session.facts(Where(after=self._merged(session))))
 

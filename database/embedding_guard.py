@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
@@ -21,17 +21,24 @@ __all__ = ["EmbeddingGuard"]
 
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 12.0
-_REST_SECONDS = 2.0
 _REMEMBERED = 256
+_AT_ONCE = 4
 
 
 class EmbeddingGuard:
-    """Asks the embedder in a thread of its own and gives up after 12 s; then rests 2 s, so that each request does not
-    wait again. The queries asked last are remembered."""
+    """Asks the embedder in a thread of its own and gives up after 12 s; then rests, so that each request does not wait
+    again. The queries asked last are remembered.
 
-    def __init__(self, embedder: Embedder) -> None:
+    The threads are daemons: the end of the process waits for none of them.
+
+    Args:
+        rest: seconds until an embedder that failed is asked again.
+    """
+
+    def __init__(self, embedder: Embedder, rest: float = 2.0) -> None:
         self._embedder = embedder
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="embedding")
+        self._rest_seconds = rest
+        self._places = threading.Semaphore(_AT_ONCE)
         self._lock = threading.Lock()
         self._rest_until = 0.0
         self._closed: Future[Any] = Future()
@@ -48,10 +55,8 @@ class EmbeddingGuard:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
         if self.resting:
             return None
-        try:
-            future = self._pool.submit(self._ask, list(texts))
-        except RuntimeError:  # closed a moment ago
-            return None
+        future: Future[tuple[str, list[np.ndarray]]] = Future()
+        threading.Thread(target=self._answer, args=(future, list(texts)), name="embedding", daemon=True).start()
         both: list[Future[Any]] = [future, self._closed]
         wait(both, _WAIT_SECONDS, FIRST_COMPLETED)
         if self._closed.done():
@@ -87,15 +92,20 @@ class EmbeddingGuard:
         """Whoever waits for an answer gets none, at once."""
         if not self._closed.done():
             self._closed.set_result(None)
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, texts: list[str]) -> tuple[str, list[np.ndarray]]:
-        found = self._embedder.windows(texts)
+    def _answer(self, future: Future[tuple[str, list[np.ndarray]]], texts: list[str]) -> None:
+        try:
+            with self._places:
+                found = self._embedder.windows(texts)
+                model = self._embedder.model
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread: whoever waits gets it
+            future.set_exception(error)
+            return
         self.last_error = None
-        return self._embedder.model, found
+        future.set_result((model, found))
 
     def _rest(self, why: str) -> None:
         self.last_error = why
         _LOG.warning("motivations stay pending, the embedding server cannot be asked: %s", why)
         with self._lock:
-            self._rest_until = time.monotonic() + _REST_SECONDS
+            self._rest_until = time.monotonic() + self._rest_seconds

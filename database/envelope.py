@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Literal
 
 from fastapi import FastAPI, Request, Response
@@ -15,12 +16,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError
 
-__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer"]
+__all__ = ["REASONS", "EnvelopeProtocol", "ErrorBody", "answer_errors", "error_answer"]
 
 _LOG = logging.getLogger("database")
 
@@ -94,9 +96,26 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return error_answer(422, "an argument is malformed", text)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_answer(error.status_code, str(error.detail), str(error.detail), dict(error.headers or {}))
+    message = detail = str(error.detail)
+    if detail == HTTPStatus(error.status_code).phrase and error.status_code in (404, 405):
+        # The router's own: no route of this path, or none of this method.
+        message = f"there is no route {request.method} {request.url.path}"
+        detail = f"{message}\n  fix: see /docs for the paths and methods there are"
+    return error_answer(error.status_code, message, detail, dict(error.headers or {}))
+
+
+class EnvelopeProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which says in the envelope too that something is no HTTP, or has a method that nobody
+    knows."""
+
+    def send_400_response(self, msg: str) -> None:
+        detail = f"{msg}\n  fix: send HTTP/1.1 with one of the methods in /docs"
+        body = ErrorBody(message=msg, detail=detail).model_dump_json().encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + body)
+        self.transport.close()
 
 
 async def _left(_: Request, __: Exception) -> Response:

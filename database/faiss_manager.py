@@ -174,7 +174,7 @@ class VectorIndex:
             rows = session.windows(int(vectors.sequences[position]) - 1, 1)
             if not rows or rows[0].sequence != vectors.sequences[position] or rows[0].index != vectors.owners[position]:
                 return False
-            if position >= vectors.listed:
+            if position >= vectors.listed and vectors.flat is not None:
                 stored = vectors.flat.reconstruct(position - vectors.listed)
                 if not any(np.array_equal(stored, window) for window in rows[0].windows):
                     return False

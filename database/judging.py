@@ -29,7 +29,6 @@ _LOG = logging.getLogger(__name__)
 _AT_ONCE = 4
 _PAGE = 200
 _ELEMENT_REST = 60.0
-_ENDPOINT_REST = 5.0
 _LONGEST_REST = 3600.0
 _LOOK_SECONDS = 0.1
 
@@ -59,10 +58,16 @@ class Judging:
     """Gives every element that lacks only its judgement one. Thread-safe.
 
     Two servers over one store may ask about the same element at the same time; the first verdict is kept.
+
+    Args:
+        rest: seconds until an endpoint that failed is asked again; twice as many each time that it fails again.
     """
 
-    def __init__(self, store: Store, judger: ModelJudger, scores: Scores, candidates: Candidates) -> None:
+    def __init__(
+        self, store: Store, judger: ModelJudger, scores: Scores, candidates: Candidates, rest: float = 2.0
+    ) -> None:
         self._store = store
+        self._rest = rest
         self._judger = judger
         self._scores = scores
         self._candidates = candidates
@@ -70,6 +75,8 @@ class Judging:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._failed: dict[int, _Rest] = {}
+        self._unanswered: set[int] = set()
+        """Elements whose last question the endpoint did not answer. They are asked about again with the others."""
         self._endpoint = _Rest()
         self._untaken: deque[_Said] = deque()
         self.last_error: str | None = None
@@ -80,9 +87,9 @@ class Judging:
 
     @property
     def failed(self) -> int:
-        """Elements about which no usable answer came so far."""
+        """Elements that were asked about in vain so far: no usable answer came, or none at all."""
         with self._lock:
-            return len(self._failed)
+            return len(self._failed.keys() | self._unanswered)
 
     def step(self) -> bool:
         """Asks about some elements at the same time; whether more can be asked about at once."""
@@ -106,9 +113,13 @@ class Judging:
                 return
             time.sleep(_LOOK_SECONDS)
 
+    def hurry(self) -> None:
+        """Asks nothing more, and lets nobody wait."""
+        self._closed.set()
+
     def close(self) -> None:
         """Ends the questions under way."""
-        self._closed.set()
+        self.hurry()
         self._judger.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -118,8 +129,10 @@ class Judging:
             return []
         now = time.monotonic()
         with self._lock:
-            for index in [index for index in self._failed if self._subject(session, index) is None]:
-                del self._failed[index]
+            known = self._failed.keys() | self._unanswered
+            for index in [index for index in known if self._subject(session, index) is None]:
+                self._failed.pop(index, None)
+                self._unanswered.discard(index)
             resting = {index for index, rest in self._failed.items() if now < rest.until}
         found: list[int] = []
         after = 0
@@ -162,7 +175,7 @@ class Judging:
         except NoUsableAnswerError as error:
             self._told(error, index)
         except AsiError as error:
-            self._told(error, None)
+            self._told(error, index, endpoint=True)
         return self._take(_Said(subject, verdict, calls)) and verdict is not None
 
     def _taken(self) -> bool:
@@ -189,8 +202,9 @@ class Judging:
         if said.verdict is not None:
             with self._lock:
                 self._failed.pop(index, None)
+                self._unanswered.discard(index)
                 self._endpoint = _Rest()
-                self.last_error = None if not self._failed else self.last_error
+                self.last_error = None if not (self._failed or self._unanswered) else self.last_error
         return True
 
     def _keep(self, session: Session, said: _Said) -> None:
@@ -209,19 +223,21 @@ class Judging:
         session.set_evaluation(index, evidence, self._scores.evaluate(session, evidence))
         self._candidates.reconsider(session, [index])
 
-    def _told(self, error: AsiError, index: int | None) -> None:
-        """Notes a failure, of one element or of the endpoint."""
+    def _told(self, error: AsiError, index: int, endpoint: bool = False) -> None:
+        """Notes a failure: the answer about one element, or the whole `endpoint`."""
         if self._closed.is_set():
             return
         with self._lock:
-            if index is None:
+            if endpoint:
+                self._unanswered.add(index)
                 # Those asked at the same time fail together.
                 if time.monotonic() >= self._endpoint.until:
-                    self._endpoint.fail(_ENDPOINT_REST)
+                    self._endpoint.fail(self._rest)
             else:
+                self._unanswered.discard(index)
                 self._failed.setdefault(index, _Rest()).fail(_ELEMENT_REST)
             self.last_error = error.message
-        _LOG.warning("%s: %s", "the judge rests" if index is None else f"element {index} is not judged", error)
+        _LOG.warning("element %d is not judged%s: %s", index, ", the judge rests" if endpoint else "", error)
 
 
 def _lacks_judgement(evaluation: Evaluation | None) -> bool:

@@ -17,7 +17,7 @@ from common.errors import ServiceError
 from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord, Usage
-from database import tree
+from database import keys, tree
 from database.background import Background
 from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
@@ -35,9 +35,7 @@ from database.store import NewEntry, Session, Store, Where
 
 __all__ = ["Memory"]
 
-_BODIES = "body of"
 _REQUEST = "request_sha256"
-_REST_SECONDS = 2.0
 _KEEP_SECONDS = 10.0
 _RESCORED_AT_ONCE = 50
 _SCORE_SECONDS = 12.0
@@ -62,13 +60,14 @@ class Memory:
         self.scores = Scores()
         self.candidates = Candidates(settings, self.scores)
         self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows)
-        self.guard = EmbeddingGuard(embedder)
+        self.guard = EmbeddingGuard(embedder, settings.retry_seconds)
         self.settling = Settling(store, self.guard, self.index, self.scores, self.candidates)
-        self.judging = None if judger is None else Judging(store, judger, self.scores, self.candidates)
-        self._settler = Background("settling", self._settle_some, _REST_SECONDS)
-        self._rescorer = Background("scoring", self._rescore_some, _REST_SECONDS)
+        rest = settings.retry_seconds
+        self.judging = None if judger is None else Judging(store, judger, self.scores, self.candidates, rest)
+        self._settler = Background("settling", self._settle_some, rest)
+        self._rescorer = Background("scoring", self._rescore_some, rest)
         self._keeper = Background("vector index", lambda: self.index.maintain(store.read), _KEEP_SECONDS)
-        self._judge = None if self.judging is None else Background("judging", self.judging.step, _REST_SECONDS)
+        self._judge = None if self.judging is None else Background("judging", self.judging.step, rest)
         store.write(self.scores.begin)
         if settings.candidate_file is not None:
             indices, new_count = read_candidate_file(settings.candidate_file)
@@ -84,8 +83,14 @@ class Memory:
         self._rescorer.start()
         self._keeper.start()
 
-    def close(self) -> None:
+    def hurry(self) -> None:
+        """Nothing waits for an embedding or a verdict from now on: what lacks one is settled after the next start."""
         self.guard.close()
+        if self.judging is not None:
+            self.judging.hurry()
+
+    def close(self) -> None:
+        self.hurry()
         if self.judging is not None:
             self.judging.close()
         if self._judge is not None:
@@ -150,7 +155,7 @@ class Memory:
             return stored
 
     def _insert(self, session: Session, entry: NewEntry, body: str | None, usage: Sequence[Usage]) -> StoredExperiment:
-        known = self._repeat(session, entry.key, entry.element, body)
+        known = None if entry.key is None else keys.first_answer(session, entry.key, entry.element, body)
         if known is not None:
             return known
         _refuse_unknown_parent(session, entry.element.parent)
@@ -158,7 +163,7 @@ class Memory:
         if usage:
             session.ledger.put_usage([record.model_copy(update={"index": index}) for record in usage])
         if entry.key is not None and body is not None:
-            session.put_answer(_BODIES, entry.key, {_REQUEST: body})
+            keys.keep_body(session, entry.key, body)
         score = None
         if index == 1 and entry.element.parent is None:
             # The standard: nothing earlier is needed to judge it.
@@ -166,21 +171,8 @@ class Memory:
             evaluation = self.scores.evaluate(session, evidence)
             session.set_evaluation(index, evidence, evaluation)
             score = evaluation.score
-        self.candidates.after_insert(session)
+        self.candidates.after_insert(session, index)
         return StoredExperiment(index=index, name=entry.element.name, score=score, created=True)
-
-    def _repeat(
-        self, session: Session, key: str | None, wanted: NewElement, body: str | None
-    ) -> StoredExperiment | None:
-        facts = None if key is None else session.find_key(key)
-        if key is None or facts is None:
-            return None
-        before, named = session.answer(_BODIES, key), key.partition(":")[2]
-        if tree.element_of(session, facts.index).program != wanted.program:
-            raise key_used(named, f"element {facts.index} ({facts.name}), which is another program")
-        if before is not None and before[_REQUEST] != body:
-            raise key_used(named, f"element {facts.index} ({facts.name}), with another body")
-        return StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
 
     def once(
         self, route: str, key: str | None, work: Callable[[Session], dict[str, Any]], body: str = ""
@@ -299,9 +291,11 @@ class Memory:
         Raises:
             ServiceError: the embedding server cannot be asked now.
         """
-        if not self.store.read(lambda session: session.count(limit=1)):
+        pending = Where(pending=True)
+        some, waiting = self.store.read(lambda session: (session.count(limit=1), session.count(pending, limit=1)))
+        if not some:
             return [], 0
-        remaining = self.settling.settle()
+        remaining = self.settling.settle() if waiting else 0
         answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
             raise ServiceError(
@@ -316,17 +310,7 @@ class Memory:
 
         return self.store.read(work), remaining
 
-    # Removing and mending
-
-    def delete(self, session: Session, indices: Sequence[int]) -> int:
-        """Removes elements with all that belongs to them; their children go to the nearest ancestor that stays.
-
-        Returns:
-            How many children moved.
-        """
-        moved = tree.detach(session, indices)
-        session.delete(indices)
-        return moved
+    # Mending
 
     def repair(self) -> dict[str, Any]:
         """See `database.repair`; every score follows in the background."""

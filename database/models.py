@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from common.records import RunRecord, Usage
+from common.records import Usage
+from database.possible import NewRun
 
 __all__ = [
     "Context",
@@ -36,6 +37,15 @@ def _storable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_storable)]
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected an integer, got {str(value).lower()}")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_no_boolean)]
+
+
 class Result(BaseModel):
     """Two CSV texts, each a header row and one data row; the first column is a row label."""
 
@@ -56,7 +66,7 @@ class NewElement(BaseModel):
     analysis: Text
     cognition: Text
     log: Text
-    parent: int | None = Field(None, examples=[1])
+    parent: WholeNumber | None = Field(None, examples=[1])
     summary: Annotated[Text, BeforeValidator(lambda value: "" if value is None else value)] = ""
 
     def stored(self) -> NewElement:
@@ -95,7 +105,7 @@ class ElementPage(BaseModel):
 
 
 class ParentChange(BaseModel):
-    parent_index: int | None
+    parent_index: WholeNumber | None
 
 
 class NewExperiment(BaseModel):
@@ -105,7 +115,7 @@ class NewExperiment(BaseModel):
 
     idempotency_key: Annotated[Text, Field(min_length=1, max_length=200)]
     element: NewElement
-    run: RunRecord
+    run: NewRun
     usage: list[Usage] = Field([], max_length=1000, description="what calls of language models took on the way")
 
     @model_validator(mode="after")

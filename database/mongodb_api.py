@@ -17,6 +17,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import gc
 import signal
 import socket
 import threading
@@ -33,8 +34,9 @@ from common.errors import AsiError, UsageError, cannot_listen
 from common.process import announce, exit_with_parent
 from common.settings import Settings, parse, usage_exit
 from database.access import Access, Keys, require_key
-from database.envelope import answer_errors
+from database.envelope import EnvelopeProtocol, answer_errors
 from database.evaluate_agent.model_judger import ModelJudger, open_judger
+from database.head import HeadAsGet
 from database.memory import Memory
 from database.openapi import describe_api
 from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
@@ -42,6 +44,12 @@ from database.store import open_store
 from database.telemetry import Metrics, Telemetry, log_to_stderr
 
 __all__ = ["create_app", "main", "serve"]
+
+_SWITCH_SECONDS = 0.001
+"""How long a thread keeps the interpreter while another waits for it. The default, 5 ms, is longer than a request
+takes: whoever commits or reads would wait that long for the loop, and the loop for them."""
+_COLLECT_EVERY = 50_000
+"""Objects more than before until the collector looks for cycles among new ones."""
 
 
 def create_app(memory: Memory, port: int = 8001) -> FastAPI:
@@ -72,6 +80,7 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
     # Streams end when it is set, so that a stop need not wait for their clients.
     app.state.closing = threading.Event()
     # The last one added sees a request first.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         Access,
         Keys.of(settings),
@@ -101,14 +110,24 @@ class _Server(uvicorn.Server):
 
     url = ""
     closing = threading.Event()
+    memory: Memory | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is loaded by now stays: the collector need not look at it again, nor every few requests at what they
+        # leave behind, which is free of cycles. It would hold every request for up to a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_EVERY)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         if self.started:
             announce(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.closing.set()
+        if self.memory is not None:
+            # Requests that wait for a score are answered without it, instead of being cut off.
+            self.memory.hurry()
         await super().shutdown(sockets)
 
 
@@ -133,14 +152,13 @@ def serve(settings: Settings, embedder: Embedder) -> None:
         app = create_app(memory, port)
         config = uvicorn.Config(
             app,
+            http=EnvelopeProtocol,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=5,
-            # A motivation comes in the query string of /elements/search-similar.
-            h11_max_incomplete_event_size=1 << 20,
         )
         server = _Server(config)
-        server.closing = app.state.closing
+        server.closing, server.memory = app.state.closing, memory
         server.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         # uvicorn raises the signal again after an orderly end; that end is what was asked for.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -55,13 +55,15 @@ class MongoStore:
     Args:
         url: mongodb://HOST:PORT/DATABASE; without a database "myapp", the published one.
         lock_timeout: seconds to wait for another process that writes.
+        read_only: changes nothing, and needs no right to; every write is refused.
 
     Raises:
         StoreError: the server does not answer, refuses us, or holds two elements of one index.
     """
 
-    def __init__(self, url: str, lock_timeout: float = 10.0) -> None:
+    def __init__(self, url: str, lock_timeout: float = 10.0, read_only: bool = False) -> None:
         self._lock_timeout = lock_timeout
+        self._read_only = read_only
         self._owner = uuid.uuid4().hex
         with _translated(url):
             self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
@@ -78,19 +80,21 @@ class MongoStore:
             transactions = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
             # One for all writes, which one thread does: its name lets the next holder of the lease end what it left.
             self._writer = self._client.start_session() if transactions else None
-            self._prepare()
+            if not read_only:
+                self._prepare()
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
         """Repeats `work` where an element that it saw is gone: reads here are no snapshot."""
-        for _ in range(_VANISHINGS):
+        vanished = 0
+        while True:
             try:
                 with _translated(self._shown):
                     return work(MongoSession(self._database))
             except VanishedError:
-                continue
-        with _translated(self._shown):
-            return work(MongoSession(self._database))
+                vanished += 1
+                if vanished > _VANISHINGS:
+                    raise
 
     def write(self, work: Callable[[MongoSession], T]) -> T:
         return self.submit(work).result()
@@ -106,6 +110,8 @@ class MongoStore:
 
     def _commit(self, group: Sequence[Write[MongoSession]]) -> None:
         """Does a group of writes one by one under one lease, which is given up in between when it runs short."""
+        if self._read_only:
+            raise StoreError(f"{self._shown} was opened to be read only", "see what wrote to it")
         waiting = list(group)
         while waiting:
             with _translated(self._shown), self._lease(self._lock_timeout) as until:

@@ -77,6 +77,12 @@ class MongoSession:
         found = self._elements.find_one({"asi.key": key}, SMALL, session=self._session)
         return None if found is None else facts_of(found)
 
+    def keys(self, indices: Sequence[int]) -> dict[int, str]:
+        known = [index for index in indices if 0 < index <= MAX_INDEX]
+        wanted = {"index": {"$in": known}, "asi.key": {"$exists": True}}
+        found = self._elements.find(wanted, {"_id": 0, "index": 1, "asi.key": 1}, session=self._session)
+        return {document["index"]: document["asi"]["key"] for document in found}
+
     def facts(
         self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:

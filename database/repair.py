@@ -1,19 +1,34 @@
-"""Mending a store: what can be derived is derived again, what is incomplete is removed."""
+"""Removing elements, and mending a store: what can be derived is derived again, what is incomplete is removed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from database import tree
 from database.candidate_manager import Candidates
 from database.evaluate_agent.score import parse_table
+from database.keys import note_removal
 from database.scores import Scores
 from database.store import Session, Store, Where
 
-__all__ = ["clean_invalid", "repair"]
+__all__ = ["clean_invalid", "remove", "repair"]
 
 _PAGE = 100
+
+
+def remove(session: Session, indices: Sequence[int]) -> int:
+    """Removes elements with all that belongs to them; their children go to the nearest ancestor that stays. Their
+    idempotency keys are remembered.
+
+    Returns:
+        How many children moved.
+    """
+    moved = tree.detach(session, indices)
+    note_removal(session, indices)
+    session.delete(indices)
+    return moved
 
 
 def clean_invalid(session: Session) -> dict[str, Any]:
@@ -21,8 +36,7 @@ def clean_invalid(session: Session) -> dict[str, Any]:
     ancestor that stays."""
     before = session.count()
     gone = [facts.index for facts in session.facts(Where(incomplete=True))]
-    moved = tree.detach(session, gone)
-    session.delete(gone)
+    moved = remove(session, gone)
     data = {
         "count_before": before,
         "cleaned_count": len(gone),

@@ -22,7 +22,7 @@ from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.sqlite_session import SqliteSession
 from database.store import StoreBusyError, StoreFullError
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteStore", "open_read_only"]
 
 T = TypeVar("T")
 
@@ -36,15 +36,40 @@ class SqliteStore:
     Args:
         file: path of the database; its folder is created when missing.
         lock_timeout: seconds to wait for another process that holds it.
+        read_only: changes nothing, and needs no right to: a copy on a read-only disk can be read so. Every write is
+            refused.
 
     Raises:
-        StoreError: the folder cannot be written, the file is no database of ours, it is locked, or the disk is full.
+        StoreError: the folder cannot be written, the file is no database of ours, it is locked, or the disk is full;
+            to read only: it is missing, or of an earlier schema.
     """
 
-    def __init__(self, file: str, lock_timeout: float = 10.0) -> None:
+    def __init__(self, file: str, lock_timeout: float = 10.0, read_only: bool = False) -> None:
         self.path = Path(file).absolute()
         self._lock_timeout = lock_timeout
+        self._read_only = read_only
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        # None after one that is not to be used again; the next transaction opens another.
+        self._writer: sqlite3.Connection | None = None
+        with _translated(self.path):
+            if read_only:
+                self._open_to_read()
+            else:
+                self._open()
+            self._place = self._found()
+        self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
+
+    def _open_to_read(self) -> None:
+        connection = self._connect()
+        version = self._version(connection)
+        self._readers.put(connection)
+        if version < len(MIGRATIONS):
+            raise StoreError(
+                f"expected schema {len(MIGRATIONS)} of {self.path}, got {version}: an earlier release wrote it",
+                "take the steps that it lacks, on a copy if it must stay: database/admin.py migrate",
+            )
+
+    def _open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -52,13 +77,8 @@ class SqliteStore:
                 f"cannot create the folder {self.path.parent} of the database: {error.strerror}",
                 "name a file in a folder you can write to in --store sqlite:///FILE",
             ) from error
-        with _translated(self.path):
-            writer = self._connect("rwc")
-            self._prepare(writer)
-            # None after one that is not to be used again; the next transaction opens another.
-            self._writer: sqlite3.Connection | None = writer
-            self._place = self._found()
-        self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
+        self._writer = self._connect("rwc")
+        self._prepare(self._writer)
 
     def read(self, work: Callable[[SqliteSession], T]) -> T:
         with _translated(self.path):
@@ -122,6 +142,8 @@ class SqliteStore:
         Raises:
             sqlite3.Error, StoreError: nothing of the group was kept.
         """
+        if self._read_only:
+            raise StoreError(f"{self.path} was opened to be read only", "see what wrote to it")
         if self._found() != self._place:
             # What is still open would take the write, and nobody would ever find it.
             raise StoreError(
@@ -186,6 +208,8 @@ class SqliteStore:
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         """A connection to a file that is there; `mode` rwc creates it."""
+        if self._read_only:
+            return open_read_only(self.path, self._lock_timeout)
         connection = sqlite3.connect(
             f"{self.path.as_uri()}?mode={mode}",
             uri=True,
@@ -204,18 +228,7 @@ class SqliteStore:
     def _prepare(self, writer: sqlite3.Connection) -> None:
         """Creates the schema in a new file, or makes sure that an existing one is ours; proves that it can be
         written."""
-        application = writer.execute("PRAGMA application_id").fetchone()[0]
-        version = writer.execute("PRAGMA user_version").fetchone()[0]
-        tables = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise StoreError(
-                f"{self.path} is an SQLite database of another program", "name another file in --store sqlite:///FILE"
-            )
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"expected schema {len(MIGRATIONS)} of {self.path}, got {version}: a newer release wrote it",
-                "use that release, or name another file in --store sqlite:///FILE",
-            )
+        self._version(writer)
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("BEGIN IMMEDIATE")
         # Asked again under the lock: another process may have been quicker.
@@ -228,6 +241,55 @@ class SqliteStore:
         # A write that changes something is what finds a read-only folder or a full disk now rather than later.
         writer.execute("INSERT OR REPLACE INTO state VALUES ('opened', json_quote(datetime('now')))")
         writer.execute("COMMIT")
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """The schema of a file of ours; 0 of an empty one.
+
+        Raises:
+            StoreError: another program, or a newer release, wrote it.
+        """
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise StoreError(
+                f"{self.path} is an SQLite database of another program", "name another file in --store sqlite:///FILE"
+            )
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"expected schema {len(MIGRATIONS)} of {self.path}, got {version}: a newer release wrote it",
+                "use that release, or name another file in --store sqlite:///FILE",
+            )
+        return version
+
+
+def open_read_only(path: Path, timeout: float = 10.0) -> sqlite3.Connection:
+    """A connection that only reads, also where nothing beside the file can be written.
+
+    Raises:
+        sqlite3.Error: it is no database, or it is missing.
+        StoreError: what was committed last lies in a log that cannot be read there.
+    """
+    place = path.absolute()
+    for extra in ("", "&immutable=1"):
+        connection = sqlite3.connect(
+            f"{place.as_uri()}?mode=ro{extra}", uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            # SQLite shares what it knows of the log through a file beside it, which it cannot make on a read-only disk.
+            if error.sqlite_errorname != "SQLITE_CANTOPEN" or extra or not place.exists():
+                raise
+            log = place.with_name(place.name + "-wal")
+            if log.exists() and log.stat().st_size:
+                raise StoreError(
+                    f"{place} cannot be read without writing beside it: {log.name} holds its last changes",
+                    "copy both files to a folder you can write to",
+                ) from error
+    raise AssertionError("the second way returned or raised")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
@@ -73,6 +74,13 @@ class SqliteSession:
         rows = self._run(f"SELECT {COLUMNS} FROM elements e WHERE e.key = ?", key).fetchall()
         return facts_of(rows[0]) if rows else None
 
+    def keys(self, indices: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for chunk in chunks(indices):
+            query = f"SELECT idx, key FROM elements WHERE idx IN ({marks(chunk)}) AND key IS NOT NULL"
+            found.update(self._run(query, *chunk).fetchall())
+        return found
+
     def facts(
         self, where: Where = _EVERYTHING, order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
@@ -91,7 +99,7 @@ class SqliteSession:
         for chunk in chunks(indices):
             for index, body, parent in self._run(f"{query} ({marks(chunk)})", *chunk):
                 with readable(f"element {index}"):
-                    found[index] = Element.model_validate(json.loads(body) | {"parent": parent, "index": index})
+                    found[index] = Element.model_validate(from_json(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
 
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:

@@ -154,6 +154,10 @@ class Session(Protocol):
         """The element stored under this idempotency key."""
         ...
 
+    def keys(self, indices: Sequence[int]) -> dict[int, str]:
+        """The idempotency keys of those of `indices` that have one."""
+        ...
+
     def facts(
         self, where: Where = ..., order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
@@ -313,8 +317,9 @@ class Store(Protocol):
         ...
 
 
-def open_store(settings: DatabaseSettings) -> Store:
-    """Opens `settings.store`: sqlite:///relative, sqlite:////absolute, or mongodb://HOST:PORT/DATABASE.
+def open_store(settings: DatabaseSettings, read_only: bool = False) -> Store:
+    """Opens `settings.store`: sqlite:///relative, sqlite:////absolute, or mongodb://HOST:PORT/DATABASE; `read_only`
+    changes nothing in it and needs no right to.
 
     Raises:
         UsageError: the URL is none of these.
@@ -326,12 +331,12 @@ def open_store(settings: DatabaseSettings) -> Store:
     if url.startswith("sqlite:///") and url.removeprefix("sqlite:///") not in ("", ":memory:"):
         from database.sqlite_database import SqliteStore
 
-        store: Store = SqliteStore(url.removeprefix("sqlite:///"), settings.lock_timeout)
+        store: Store = SqliteStore(url.removeprefix("sqlite:///"), settings.lock_timeout, read_only)
         return Recorded(store, settings.events_kept)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from database.mongodb_database import MongoStore
 
-        return Recorded(MongoStore(url, settings.lock_timeout), settings.events_kept)
+        return Recorded(MongoStore(url, settings.lock_timeout, read_only), settings.events_kept)
     raise UsageError(
         f"expected a store such as sqlite:///database.sqlite or mongodb://127.0.0.1:27018/myapp, got {url!r}",
         "three slashes name a file relative to this folder, four an absolute one: sqlite:////var/lib/asi/database.sqlite",

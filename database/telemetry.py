@@ -6,11 +6,16 @@ Lines hold no query, no body and no key: motivations, programs and secrets stay 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import functools
 import logging
 import random
 import re
 import sys
+import threading
 import time
+from collections import deque
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -29,12 +34,13 @@ _OWN_SCRIPTS = (
     "worker-src 'self' blob:; frame-ancestors 'none'"
 )
 """The pages of the API's description load nothing from anywhere else."""
+_GATHER_SECONDS = 0.05
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 30.0)
 
 
 def log_to_stderr(form: Literal["text", "json"]) -> None:
     """Sends the log of this process to stderr: a text a line, or one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = GatheredLines()
     if form == "json":
         fields = "%(asctime)s %(name)s %(levelname)s %(message)s"
         renamed = {"asctime": "time", "name": "logger", "levelname": "level"}
@@ -44,6 +50,46 @@ def log_to_stderr(form: Literal["text", "json"]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("httpx", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class GatheredLines(logging.Handler):
+    """Writes to stderr what came within a moment with one call, in a thread of its own; at once what is a warning or
+    worse, and the rest at the end of the process.
+
+    A line by line costs each request a system call, in the loop that all requests share, and with it the interpreter's
+    lock, which the thread that commits may then hold for a while.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque()
+        self._some = threading.Event()
+        self._writing = threading.Lock()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._some.is_set():
+            self._some.set()
+
+    def flush(self) -> None:
+        with self._writing:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if lines:
+                # Nobody may read stderr any more; the service goes on.
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write("\n".join(lines) + "\n")
+                    sys.stderr.flush()
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(_GATHER_SECONDS)
+            self._some.clear()
+            self.flush()
 
 
 class Metrics:
@@ -63,6 +109,13 @@ class Metrics:
             buckets=_BUCKETS,
         )
         self.running = Gauge("asi_database_requests_running", "requests in progress", registry=self._registry)
+        # To find the series of a request takes longer than to count it.
+        self._series = functools.lru_cache(maxsize=1024)(
+            lambda method, route, status: (
+                self.requests.labels(method, route, status),
+                self.seconds.labels(method, route),
+            )
+        )
         self._stored = {
             name: Gauge(f"asi_database_{name}", text, registry=self._registry)
             for name, text in (
@@ -72,6 +125,12 @@ class Metrics:
                 ("unscored", "elements without a score"),
             )
         }
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts an answered request."""
+        requests, took = self._series(method, route, str(status))
+        requests.inc()
+        took.observe(seconds)
 
     def text(self, session: Session) -> bytes:
         """Everything, in Prometheus' text format, with what is stored now."""
@@ -124,8 +183,7 @@ class Telemetry:
         method, route = scope["method"], getattr(scope.get("route"), "path", "none")
         # A client may invent methods, and each would be a series of its own.
         known = method if method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH") else "other"
-        self._metrics.requests.labels(known, route, str(status)).inc()
-        self._metrics.seconds.labels(known, route).observe(seconds)
+        self._metrics.count(known, route, status, seconds)
         # As it came, percent-encoded: no name breaks the line.
         path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
         client = (scope.get("client") or ("",))[0]

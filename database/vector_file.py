@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from common.files import replacing
+from database.exact_index import ExactIndex, load_faiss
 from database.store import VectorState
-from database.vectors import Vectors, load_faiss
+from database.vectors import Vectors
 
 __all__ = ["Snapshot", "read_vectors", "write_vectors"]
 
@@ -89,6 +90,7 @@ def _pieces(snapshot: Snapshot, lock: AbstractContextManager[Any]) -> Iterator[A
     yield np.ascontiguousarray(snapshot.sequences, dtype="<i8").data
     yield np.ascontiguousarray(snapshot.alive, dtype=np.uint8).data
     for start in range(0, snapshot.rows, _ROWS):
+        assert vectors.flat is not None
         with lock:
             block = vectors.flat.reconstruct_n(start, min(_ROWS, snapshot.rows - start))
         yield np.ascontiguousarray(block, dtype="<f4").data
@@ -114,7 +116,7 @@ def read_vectors(data: bytes) -> tuple[Vectors, VectorState]:
     alive = take(np.uint8, count).astype(bool)
     flat = None
     if header["exact"]:
-        flat = faiss.IndexFlatIP(dimension)
+        flat = ExactIndex(dimension)
         if rows:
             flat.add(take("<f4", rows * dimension).reshape(rows, dimension).astype(np.float32, copy=False))
     rest = take(np.uint8, None)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from database.exact_index import ExactIndex, load_faiss
 from database.store import VectorRow
 
-__all__ = ["RECALL", "Vectors", "approximate", "load_faiss"]
+__all__ = ["RECALL", "Vectors", "approximate"]
 
 RECALL = 0.95
 """Share of the ten nearest that an approximate index has to find of its own sample, when it is built."""
@@ -26,19 +27,11 @@ _TRAIN_PER_LIST = 40
 _SEED = 20250701
 
 
-def load_faiss() -> Any:
-    """The library, loaded when it is first needed, with one thread."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    return faiss
-
-
 @dataclass
 class Vectors:
     """Not thread-safe. Row i of `owners` and `sequences` (int64 [n]) and of `alive` (bool [n]) is position i."""
 
-    flat: Any = None
+    flat: ExactIndex | None = None
     lists: Any = None
     recall: float | None = None
     owners: np.ndarray = None  # type: ignore[assignment]
@@ -75,7 +68,7 @@ class Vectors:
         if not rows:
             return
         if self.flat is None:
-            self.flat = load_faiss().IndexFlatIP(rows[0].windows.shape[1])
+            self.flat = ExactIndex(rows[0].windows.shape[1])
         counts = [len(row.windows) for row in rows]
         self.flat.add(np.ascontiguousarray(np.concatenate([row.windows for row in rows]), dtype=np.float32))
         self.owners = np.concatenate([self.owners, np.repeat([row.index for row in rows], counts)])
@@ -132,6 +125,7 @@ def approximate(exact: Vectors) -> Vectors:
     Takes seconds at 100,000 windows, without holding the interpreter.
     """
     faiss = load_faiss()
+    assert exact.flat is not None
     matrix = exact.flat.reconstruct_n(0, exact.flat.ntotal)
     count, dimension = matrix.shape
     number = max(1, int(2 * math.sqrt(count)))
@@ -155,7 +149,7 @@ def approximate(exact: Vectors) -> Vectors:
             break
         lists.nprobe = min(number, 2 * lists.nprobe)
     return Vectors(
-        flat=faiss.IndexFlatIP(dimension),
+        flat=ExactIndex(dimension),
         lists=lists,
         recall=recall,
         owners=exact.owners,

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from common.files import sha256_text
 from database.answers import ApiResponse
 from database.memory import Memory
+from database.routers.route import LONGEST_KEY
 from database.store import Session
 
-__all__ = ["IdempotencyKey", "MemoryDep", "answered", "body_hash"]
+__all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "body_hash"]
 
 
 class _Text(PathConvertor):
@@ -34,11 +35,22 @@ async def _memory(request: Request) -> Memory:
 
 
 MemoryDep = Annotated[Memory, Depends(_memory)]
+
+
+def _in_digits(value: Any) -> Any:
+    digits = value.removeprefix("-") if isinstance(value, str) else "0"
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError("expected a whole number in decimal digits, such as 7")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_in_digits)]
+"""A number in a path or query. Python would read 1_0 as 10, and "+1", " 1" and 1.0 as 1."""
 IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        max_length=200,
+        max_length=LONGEST_KEY,
         description="a repeated key is answered as the first request was, with another body it is refused (409)",
     ),
 ]

@@ -9,7 +9,7 @@ from fastapi import Path as PathArgument
 
 from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, OneIndex, Plain, Rebuilt, Waiting
 from database.models import Element, ScoredElement
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.elements import check_range, draw
 from database.routers.route import ThreadRoute
 from database.store import Session
@@ -17,7 +17,7 @@ from database.store import Session
 __all__ = ["router"]
 
 router = APIRouter(prefix="/candidates", tags=["candidates"], route_class=ThreadRoute)
-Count = Annotated[int, PathArgument(ge=1, le=50)]
+Count = Annotated[Whole, PathArgument(ge=1, le=50)]
 
 
 @router.get("/stats", response_model=Plain[CandidateNumbers])
@@ -60,7 +60,7 @@ def all_candidates(memory: MemoryDep) -> list[ScoredElement]:
 
 
 @router.get("/sample-range/{a}/{b}/{k}")
-def candidate_sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
+def candidate_sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> list[Element]:
     """k candidates drawn without repetition from ranks a to b, best first; fewer when the set is smaller."""
     check_range(a, b, 50)
 
@@ -72,7 +72,9 @@ def candidate_sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[
 
 
 @router.post("/{index}/add")
-def add_candidate(memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None) -> ApiResponse[OneIndex]:
+def add_candidate(
+    memory: MemoryDep, request: Request, index: Whole, key: IdempotencyKey = None
+) -> ApiResponse[OneIndex]:
     """Puts an element into the set by hand."""
     memory.settling.settle()
 
@@ -85,7 +87,7 @@ def add_candidate(memory: MemoryDep, request: Request, index: int, key: Idempote
 
 @router.put("/{index}")
 def update_candidate(
-    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+    memory: MemoryDep, request: Request, index: Whole, key: IdempotencyKey = None
 ) -> ApiResponse[OneIndex]:
     """Scores a candidate again."""
 
@@ -98,7 +100,7 @@ def update_candidate(
 
 @router.delete("/by-index/{index}")
 def remove_candidate(
-    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+    memory: MemoryDep, request: Request, index: Whole, key: IdempotencyKey = None
 ) -> ApiResponse[OneIndex]:
     """Takes an element out of the set."""
 

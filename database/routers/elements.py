@@ -13,17 +13,18 @@ from database import repair, tree
 from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, NewElement, ScoredElement
-from database.routers import IdempotencyKey, MemoryDep, answered, body_hash
-from database.routers.route import ThreadRoute
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash
+from database.routers.route import ThreadRoute, reads_body
 from database.store import Session, Where
 
 __all__ = ["check_range", "router"]
 
 router = APIRouter(tags=["elements"], route_class=ThreadRoute)
-Count = Annotated[int, PathArgument(ge=1, le=1000)]
+Count = Annotated[Whole, PathArgument(ge=1, le=1000)]
 
 
 @router.post("/elements")
+@reads_body(NewElement)
 async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
     """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
     if key is None:
@@ -55,7 +56,7 @@ def elements_by_name(memory: MemoryDep, name: str) -> list[Element]:
 
 
 @router.get("/elements/by-index/{index}")
-def element_by_index(memory: MemoryDep, index: int) -> Element:
+def element_by_index(memory: MemoryDep, index: Whole) -> Element:
     """One element."""
     found = memory.store.read(lambda session: session.elements([index]))
     if not found:
@@ -71,7 +72,7 @@ def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
 
 
 @router.get("/elements/with-score/by-index/{index}")
-def scored_by_index(memory: MemoryDep, index: int) -> ScoredElement:
+def scored_by_index(memory: MemoryDep, index: Whole) -> ScoredElement:
     """One element with its score, computed if it was absent."""
     found = memory.scored([index])
     if not found:
@@ -86,7 +87,7 @@ def top_k(memory: MemoryDep, k: Count) -> list[Element]:
 
 
 @router.get("/elements/sample-range/{a}/{b}/{k}")
-def sample_range(memory: MemoryDep, a: int, b: int, k: Count) -> list[Element]:
+def sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> list[Element]:
     """k elements drawn without repetition from ranks a to b by benchmark mean, best first; all of them when fewer."""
     check_range(a, b, 10_000)
 
@@ -102,7 +103,7 @@ def search_similar(
     memory: MemoryDep,
     response: Response,
     motivation: Annotated[str, Query(min_length=1)],
-    top_k: Annotated[int, Query(ge=1, le=20)] = 5,
+    top_k: Annotated[Whole, Query(ge=1, le=20)] = 5,
 ) -> list[Element]:
     """The elements whose motivation is nearest to this one, nearest first.
 
@@ -114,7 +115,7 @@ def search_similar(
 
 
 @router.get("/elements/{index}/score")
-def element_score(memory: MemoryDep, index: int) -> ApiResponse[OneScore]:
+def element_score(memory: MemoryDep, index: Whole) -> ApiResponse[OneScore]:
     """The score alone, computed if it was absent; null when a term of it cannot be had."""
     score = memory.score(index)
     message = "computed" if score is not None else "a term of the score cannot be computed; see /v2/elements/{i}/score"
@@ -123,13 +124,13 @@ def element_score(memory: MemoryDep, index: int) -> ApiResponse[OneScore]:
 
 @router.delete("/elements/by-index/{index}")
 def delete_by_index(
-    memory: MemoryDep, request: Request, index: int, key: IdempotencyKey = None
+    memory: MemoryDep, request: Request, index: Whole, key: IdempotencyKey = None
 ) -> ApiResponse[Deleted]:
     """Removes an element, its runs, vectors and candidacy; its children go to its parent."""
 
     def work(session: Session) -> tuple[str, object]:
         tree.facts_of(session, index)
-        memory.delete(session, [index])
+        repair.remove(session, [index])
         return f"element {index} is removed", {"deleted_count": 1}
 
     return answered(memory, request, key, work)
@@ -143,7 +144,7 @@ def delete_by_name(memory: MemoryDep, request: Request, name: str, key: Idempote
         gone = [facts.index for facts in session.facts(Where(name=name))]
         if not gone:
             raise NotFoundError(f"there is no element named {name!r}")
-        memory.delete(session, gone)
+        repair.remove(session, gone)
         return f"{len(gone)} elements are removed", {"deleted_count": len(gone)}
 
     return answered(memory, request, key, work)

@@ -18,7 +18,7 @@ from common.errors import StoreError
 from database.answers import EventPage
 from database.ledger import Event
 from database.memory import Memory
-from database.routers import MemoryDep
+from database.routers import MemoryDep, Whole
 from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session
 
@@ -32,7 +32,7 @@ _UNHELD = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _COMMENT_SECONDS = 15.0
 """Proxies close a connection on which nothing comes for a while."""
 _PAGE = 500
-Cursor = Annotated[int, Query(ge=0, le=MAX_INDEX, description="id of the last event seen")]
+Cursor = Annotated[Whole, Query(ge=0, le=MAX_INDEX, description="id of the last event seen")]
 
 
 class EventStream(StreamingResponse):
@@ -40,7 +40,7 @@ class EventStream(StreamingResponse):
 
 
 @router.get("/events")
-def list_events(memory: MemoryDep, after: Cursor = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> EventPage:
+def list_events(memory: MemoryDep, after: Cursor = 0, limit: Annotated[Whole, Query(ge=1, le=1000)] = 100) -> EventPage:
     """Changes since a cursor, oldest first; `next` is the cursor to go on from. Where `oldest` is above the cursor by
     more than one, events in between are no longer kept."""
 
@@ -60,7 +60,7 @@ async def stream_events(
     memory: MemoryDep,
     request: Request,
     after: Annotated[
-        int | None, Query(ge=0, le=MAX_INDEX, description="id of the last event seen; unset: from now on")
+        Whole | None, Query(ge=0, le=MAX_INDEX, description="id of the last event seen; unset: from now on")
     ] = None,
     last_event_id: Annotated[
         str | None, Header(description="as after; a browser sends it when it connects again")

@@ -8,11 +8,14 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from common.records import Baseline
+from database import keys
 from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
 from database.models import NewExperiment, StoredExperiment
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.possible import NewBaseline
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.route import ThreadRoute
+from database.store import Session
 
 __all__ = ["router"]
 
@@ -34,21 +37,28 @@ async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiRes
 @router.get("/experiments/{key:text}")
 def get_experiment(memory: MemoryDep, key: str) -> StoredExperiment:
     """Where the experiment with this idempotency key was stored."""
-    facts = memory.store.read(lambda session: session.find_key(f"experiments:{key}"))
-    if facts is None:
+
+    def work(session: Session) -> StoredExperiment:
+        facts = session.find_key(f"experiments:{key}")
+        if facts is not None:
+            return StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
+        note = keys.removed(session, f"experiments:{key}")
+        if note is not None:
+            raise NotFoundError(f"the experiment with the key {key!r} was stored as {note['index']} and is deleted")
         raise NotFoundError(f"no experiment was stored with the key {key!r}")
-    return StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
+
+    return memory.store.read(work)
 
 
 @router.get("/elements/{index}/score")
-def score_details(memory: MemoryDep, index: int) -> ScoreDetails:
+def score_details(memory: MemoryDep, index: Whole) -> ScoreDetails:
     """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""
     return ScoreDetails.model_validate(memory.score_details(index))
 
 
 @router.put("/baselines/{key:text}")
 def put_baseline(
-    memory: MemoryDep, request: Request, key: str, baseline: Baseline, idempotency: IdempotencyKey = None
+    memory: MemoryDep, request: Request, key: str, baseline: NewBaseline, idempotency: IdempotencyKey = None
 ) -> ApiResponse[BaselineStored]:
     """Keeps a baseline; when it changed, the candidates are scored again at once, the rest in the background."""
     if baseline.key != key:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from database import tree
 from database.answers import ApiResponse, Moved, UctRow
 from database.models import Context, Element, ParentChange, TreeStructure
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
@@ -40,7 +40,7 @@ def uct_scores(memory: MemoryDep, c_param: Exploration = 1.414) -> list[dict[str
 
 
 @router.get("/elements/context/{parent}")
-def context(memory: MemoryDep, parent: int) -> ApiResponse[Context]:
+def context(memory: MemoryDep, parent: Whole) -> ApiResponse[Context]:
     """The parent, its own parent, and its two children that have most children."""
     found = memory.store.read(lambda session: tree.context(session, parent))
     return ApiResponse(message=f"relatives of a child of element {parent}", data=found)
@@ -48,7 +48,7 @@ def context(memory: MemoryDep, parent: int) -> ApiResponse[Context]:
 
 @router.post("/elements/{index}/set-parent")
 def set_parent(
-    memory: MemoryDep, request: Request, index: int, change: ParentChange, key: IdempotencyKey = None
+    memory: MemoryDep, request: Request, index: Whole, change: ParentChange, key: IdempotencyKey = None
 ) -> ApiResponse[Moved]:
     """Re-attaches an element; refuses what would close a cycle."""
 
@@ -60,7 +60,7 @@ def set_parent(
 
 
 @router.get("/elements/{index}/children")
-def children(memory: MemoryDep, index: int) -> list[Element]:
+def children(memory: MemoryDep, index: Whole) -> list[Element]:
     """The children, oldest index first; [] when there are none."""
 
     def work(session: Session) -> list[Element]:
@@ -71,13 +71,13 @@ def children(memory: MemoryDep, index: int) -> list[Element]:
 
 
 @router.get("/elements/{index}/path")
-def path(memory: MemoryDep, index: int) -> list[Element]:
+def path(memory: MemoryDep, index: Whole) -> list[Element]:
     """From the root down to the element."""
     return memory.store.read(lambda session: session.elements(tree.path(session, index)))
 
 
 @router.get("/tree-structure", response_model=TreeStructure)
-def tree_structure(memory: MemoryDep, root_index: int | None = None) -> Response:
+def tree_structure(memory: MemoryDep, root_index: Whole | None = None) -> Response:
     """Every tree, or the one below root_index."""
     text = memory.store.read(lambda session: tree.tree_json(session, root_index))
     return Response(text, media_type="application/json")

@@ -25,7 +25,7 @@ from database.answers import (
 from database.errors import NotFoundError
 from database.memory import with_score
 from database.models import ElementPage
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session, Where
 
@@ -33,8 +33,8 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _PAGE = 1000
-After = Annotated[int, Query(ge=0, le=MAX_INDEX, description="the `next` of the page before")]
-Limit = Annotated[int, Query(ge=1, le=500)]
+After = Annotated[Whole, Query(ge=0, le=MAX_INDEX, description="the `next` of the page before")]
+Limit = Annotated[Whole, Query(ge=1, le=500)]
 
 
 @router.get("/elements")
@@ -43,7 +43,7 @@ def list_elements(
     after: After = 0,
     limit: Limit = 100,
     name: str | None = None,
-    parent: Annotated[int | None, Query(ge=1, le=MAX_INDEX)] = None,
+    parent: Annotated[Whole | None, Query(ge=1, le=MAX_INDEX)] = None,
     baseline_key: str | None = None,
     roots: bool = False,
     published: Annotated[bool, Query(description="only those without a run record")] = False,
@@ -103,7 +103,7 @@ def list_runs(
 
 
 @router.get("/elements/{index}/runs")
-def element_runs(memory: MemoryDep, index: int) -> list[RunRecord]:
+def element_runs(memory: MemoryDep, index: Whole) -> list[RunRecord]:
     """The run records stored with an element; [] for one that was added without."""
 
     def work(session: Session) -> list[RunRecord]:
@@ -114,7 +114,7 @@ def element_runs(memory: MemoryDep, index: int) -> list[RunRecord]:
 
 
 @router.get("/elements/{index}/checks")
-def element_checks(memory: MemoryDep, index: int) -> list[CheckOfRun]:
+def element_checks(memory: MemoryDep, index: Whole) -> list[CheckOfRun]:
     """What the verifier found, check by check; [] for an element without a run record."""
     return [
         CheckOfRun(run_id=run.run_id, **check.model_dump())
@@ -124,7 +124,7 @@ def element_checks(memory: MemoryDep, index: int) -> list[CheckOfRun]:
 
 
 @router.get("/elements/{index}/measurements")
-def element_measurements(memory: MemoryDep, index: int) -> list[MeasurementOfRun]:
+def element_measurements(memory: MemoryDep, index: Whole) -> list[MeasurementOfRun]:
     """Every number that was measured, with n and its standard error; [] for an element without a run record."""
     found = []
     for run in element_runs(memory, index):

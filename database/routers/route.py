@@ -1,18 +1,24 @@
-"""Routes that make their whole answer in the thread in which they ask the store."""
+"""Routes that do little beside their work: the whole answer in one thread, the body read once."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, get_type_hints
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.datastructures import DefaultPlaceholder
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-__all__ = ["ThreadRoute"]
+__all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
+
+LONGEST_KEY = 200
+"""Characters of an Idempotency-Key."""
+B = TypeVar("B", bound=BaseModel)
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class ThreadRoute(APIRoute):
@@ -31,6 +37,46 @@ class ThreadRoute(APIRoute):
             if not (isinstance(model, type) and issubclass(model, Response)):
                 endpoint = _dumped(endpoint, TypeAdapter(model))
         super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> _Handler:
+        handler: _Handler | None = getattr(self.endpoint, "handler", None)
+        return handler or super().get_route_handler()
+
+
+def reads_body(
+    model: type[B],
+) -> Callable[[Callable[[Any, B, str | None], Awaitable[BaseModel]]], Callable[..., Any]]:
+    """For a coroutine (memory, body, idempotency key) that stores one thing: its body goes from JSON to `model` in one
+    pass, and its answer back.
+
+    What FastAPI does in between (each parameter a dependency, JSON to dicts to the model and the answer likewise) takes
+    longer than the write itself. The declared parameters still describe the route.
+    """
+
+    def decorate(endpoint: Callable[[Any, B, str | None], Awaitable[BaseModel]]) -> Callable[..., Any]:
+        async def handler(request: Request) -> Response:
+            key = request.headers.get("idempotency-key")
+            if key is not None and len(key) > LONGEST_KEY:
+                raise _malformed(("header", "Idempotency-Key"), f"expected at most {LONGEST_KEY} characters")
+            kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+            if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+                raise _malformed(("body",), f"expected application/json, got {kind}")
+            try:
+                body = model.model_validate_json(await request.body())
+            except ValidationError as error:
+                found = error.errors(include_url=False, include_context=False, include_input=False)
+                raise RequestValidationError([item | {"loc": ("body", *item["loc"])} for item in found]) from error
+            answer = await endpoint(request.app.state.memory, body, key)
+            return Response(answer.model_dump_json(), media_type="application/json")
+
+        endpoint.handler = handler  # type: ignore[attr-defined]
+        return endpoint
+
+    return decorate
+
+
+def _malformed(place: tuple[str, ...], message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": place, "msg": message, "type": "value_error"}])
 
 
 def _dumped(endpoint: Callable[..., Any], answers: TypeAdapter[Any]) -> Callable[..., Any]:

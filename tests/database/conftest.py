@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.database.db_service import EmbeddingDouble, Service, mongodb_server
+from tests.database.db_service import RETRY_SECONDS, EmbeddingDouble, Service, mongodb_server
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def shared_service(
 ) -> Iterator[Service]:
     """One server for many tests, over each store; MongoDB with `-m services`."""
     folder = tmp_path_factory.mktemp("database")
-    small = {"COLD_START": "4", "UPDATE_BATCH": "2", "CANDIDATE_CAPACITY": "5"}
+    small = {"COLD_START": "4", "UPDATE_BATCH": "2", "CANDIDATE_CAPACITY": "5", "RETRY_SECONDS": f"{RETRY_SECONDS}"}
     with contextlib.ExitStack() as stack:
         store = f"sqlite:///{folder}/database.sqlite"
         if request.param == "mongodb":
@@ -46,8 +46,8 @@ def service(shared_service: Service, embedding: EmbeddingDouble) -> Service:
     """A running server over an empty store: capacity 5, cold start 4, batch 2."""
     embedding.broken = False
     shared_service.delete("/elements/all")
-    # The server asks nothing for 2 s after a failure that an earlier test told the double to have.
-    time.sleep(max(0.0, embedding.failed_at + 2.1 - time.monotonic()))
+    # The server asks nothing for a while after a failure that an earlier test told the double to have.
+    time.sleep(max(0.0, embedding.failed_at + RETRY_SECONDS + 0.1 - time.monotonic()))
     return shared_service
 
 

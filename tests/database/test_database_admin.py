@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from common.errors import StoreError
 from common.files import sha256_text
+from common.knobs import Database as DatabaseSettings
 from common.process import REPOSITORY
 from database.admin import main
 from database.sqlite_schema import MIGRATIONS
+from database.store import open_store
 from tests.database.db_service import BASELINE, Service, body_of, mongodb_server
 
 VERSION_1 = REPOSITORY / "tests" / "assets" / "database_version_1.sqlite.gz"
@@ -130,6 +136,44 @@ def test_verify_finds_each_thing_that_is_broken(file: Path, capsys: pytest.Captu
     file.write_bytes(sound)
     assert main(["verify", "--store", f"sqlite:///{file}", "--database.candidate_capacity", "1"]) == 1
     assert "its capacity is 1" in capsys.readouterr().out
+
+
+def test_verify_changes_nothing_and_needs_no_right_to(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", store=file) == 3 and "admin.py migrate" in capsys.readouterr().err, "an earlier schema"
+    assert run("migrate", store=file) == 0
+    before = file.read_bytes()
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    # Another process writes.
+    assert run("verify", store=file) == 0, capsys.readouterr().out
+    holder.close()
+    assert file.read_bytes() == before
+    with pytest.raises(StoreError, match="read only"):
+        store = open_store(DatabaseSettings(store=f"sqlite:///{file}"), read_only=True)
+        store.write(lambda session: session.put_state("x", 1))
+    if shutil.which("bwrap") is None:
+        pytest.skip("no bwrap to make a disk read-only")
+    for end in ("-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+    on_a_disk = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", sys.executable, "database/admin.py"]
+
+    def read_only(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [*on_a_disk, *arguments, "--store", f"sqlite:///{file}"]
+        return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+    done = read_only("verify")
+    assert (done.returncode, done.stdout) == (0, "4 elements: everything holds\n"), done.stderr
+    # What was committed last is still in the log, which cannot be read there: told, and not overlooked.
+    with sqlite3.connect(file) as writer:
+        writer.execute("UPDATE totals SET records = 9")
+        writer.commit()
+        log = file.with_name(file.name + "-wal")
+        kept = log.read_bytes()
+    writer.close()
+    file.write_bytes(before)
+    log.write_bytes(kept)
+    done = read_only("verify")
+    assert done.returncode == 3 and "-wal" in done.stderr and "fix:" in done.stderr, done.stderr
 
 
 def test_what_is_no_database_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.database.db_service import Service
+from tests.database.db_service import BASELINE, EmbeddingDouble, Service, hashed_windows, settled
 
 STREAM = b"GET /v2/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n\r\n"
 EXPORT = b"GET /v2/export HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -63,6 +64,41 @@ def test_a_stop_cuts_off_those_who_keep_it_waiting(start: Callable[..., Service]
     log = (tmp_path / "server.log").read_text()
     assert "Traceback" not in log, log[-3000:]
     assert log.count("is cut off: the server stops") == 2, log[-3000:]
+
+
+def test_a_stop_waits_for_no_embedding_and_the_next_start_goes_on(
+    start: Callable[..., Service], tmp_path: Path, embedding: EmbeddingDouble
+) -> None:
+    over = threading.Event()
+
+    def never(text: str) -> list[list[float]]:
+        over.wait(30)
+        return hashed_windows(text)
+
+    slow = EmbeddingDouble(never)
+    service = start(embedding_url=slow.url)
+    service.client.put_baseline(BASELINE)
+    for number in range(20):
+        service.add(f"n{number}")
+    with ThreadPoolExecutor(2) as pool:
+        # Both wait: one for its score, one for what is pending.
+        experiment = pool.submit(service.add_experiment, 1, None, 4.0, 0.5)
+        search = pool.submit(service.http.get, "/elements/search-similar?motivation=x")
+        while service.get("/health")["database"]["total_records"] < 21:
+            time.sleep(0.01)
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(30) == 0
+        assert time.monotonic() - began < 3, "the grace of a stop is 5 s, an embedding is waited for 12 s"
+        assert experiment.result()["score"] is None
+        assert search.result().status_code == 503
+    over.set()
+    slow.close()
+    again = start(embedding_url=embedding.url)
+    settled(again)
+    assert again.client.stats()["unscored"] == 0
+    assert again.stop() == 0
+    assert "Traceback" not in (tmp_path / "server.log").read_text()
 
 
 def test_what_vanishes_between_two_looks_of_a_read_is_no_error(service: Service) -> None:

@@ -21,7 +21,7 @@ from database.models import NewElement
 from database.sqlite_database import SqliteStore
 from database.sqlite_schema import MIGRATIONS
 from database.store import NewEntry, Session, Where, open_store
-from tests.database.db_service import BASELINE, EmbeddingDouble, Service, body_of, element_of
+from tests.database.db_service import BASELINE, RETRY_SECONDS, EmbeddingDouble, Service, body_of, element_of
 
 
 def entry_of(name: str, parent: int | None = None) -> NewEntry:
@@ -126,7 +126,7 @@ def test_an_insert_does_not_wait_for_its_embedding(service: Service, embedding: 
     assert time.monotonic() - began < 5
     assert service.client.stats()["pending_embeddings"] == 5
     embedding.broken = False
-    time.sleep(2.1)  # the server rests after a failure
+    time.sleep(max(0.0, embedding.failed_at + RETRY_SECONDS + 0.1 - time.monotonic()))  # the server rests
     answer = service.http.get("/elements/search-similar", params={"motivation": "gate 3", "top_k": 1})
     assert answer.headers["Pending-Embeddings"] == "0" and answer.json()[0]["name"] == "n3"
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
 from database.evaluate_agent.score import evidence_of
+from database.exact_index import ExactIndex
 from database.faiss_manager import VectorIndex
 from database.models import NewElement
 from database.sqlite_database import SqliteStore
@@ -73,6 +75,34 @@ def test_what_is_removed_is_not_found_and_what_comes_is(store: SqliteStore) -> N
     assert search(store, index, query, 5) == nearest(block, query, 5, set(first[:2]))
     store.write(lambda session: session.clear())
     assert search(store, index, query, 5) == [] and store.read(index.stats).vectors == 0
+
+
+def test_many_vectors_are_searched_exactly_whatever_lies_close_together() -> None:
+    rng = np.random.default_rng(1)
+    apart = topics(6000)
+    # Hundreds that half precision cannot tell apart, in no order.
+    close = apart[:1] + 1e-4 * rng.normal(size=(600, DIMENSION)).astype(np.float32)
+    block = rng.permutation(np.concatenate([apart, close / np.linalg.norm(close, axis=1, keepdims=True)]))
+    index, flat = ExactIndex(DIMENSION), faiss.IndexFlatIP(DIMENSION)
+    index.add(block[:5000])
+    index.add(block[5000:])
+    flat.add(block)
+    allowed = rng.random(len(block)) < 0.3
+    some = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+    few = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, 3))
+    beside = apart[:1] + 0.1 * topics(1, seed=5)
+    for query in (apart[:1], beside, apart[1:2], topics(3, seed=9), 5 * topics(1, seed=4)):
+        for k in (1, 5, 70):
+            for params in (None, some, few):
+                wanted, places = flat.search(query, k, params=params)
+                products, positions = index.search(query, k, params=params)
+                real = places >= 0
+                assert ((positions >= 0) == real).all()
+                # The same rows, but for the rounding of sums.
+                assert np.allclose(products[real], wanted[real], rtol=1e-6, atol=1e-6)
+                assert np.allclose(
+                    np.einsum("qkd,qd->qk", block[positions], query)[real], wanted[real], rtol=1e-6, atol=1e-6
+                )
 
 
 def test_vectors_of_another_model_are_never_mixed(store: SqliteStore) -> None:

@@ -1,0 +1,183 @@
+"""The small print of the wire: probes, numbers, unknown routes, keys of what was deleted, impossible measurements."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from common.files import sha256_text
+from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
+
+
+def sent(service: Service, request: bytes) -> tuple[bytes, bytes]:
+    """(head, body) of the answer to raw bytes, after which the connection ends."""
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname or "", place.port or 0), timeout=10) as connection:
+        connection.sendall(request)
+        data = b""
+        while chunk := connection.recv(65536):
+            data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head, body
+
+
+def test_head_is_get_without_a_body(service: Service) -> None:
+    service.add("a")
+    for path in ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/elements/by-index/1", "/v2/export"):
+        head, get = service.http.head(path), service.http.get(path)
+        assert head.status_code == get.status_code == 200 and head.content == b"", path
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert service.http.head("/elements/by-index/2").status_code == 404
+    assert service.http.head("/candidates/1/add").status_code == 405
+    stream = b"HEAD /v2/events/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head, body = sent(service, stream)
+    assert head.startswith(b"HTTP/1.1 200") and body == b"", "it ends although the stream does not"
+
+
+@pytest.mark.parametrize("written", ["+1", "1.0", "1_0", " 1", "1 ", "1e0", "0x1", "true", "%D9%A1", "one"])
+def test_an_index_is_written_in_decimal_digits(service: Service, written: str) -> None:
+    service.add("a")
+    refused = service.delete(f"/elements/by-index/{written}", 422)
+    assert "path.index" in refused["detail"]
+    for method, path in (
+        ("GET", "/elements/by-index/{}"),
+        ("GET", "/elements/top-k/{}"),
+        ("PUT", "/candidates/{}"),
+        ("GET", "/tree-structure?root_index={}"),
+        ("GET", "/v2/elements?after={}"),
+    ):
+        if not ("?" in path and written == "+1"):  # a plus in a query is a space, which is refused as well
+            assert service.http.request(method, path.format(written)).status_code == 422, path
+    assert service.get("/health")["database"]["total_records"] == 1
+    service.delete("/elements/by-index/01")
+
+
+def test_a_boolean_is_no_number(service: Service) -> None:
+    service.add("a")
+    service.post("/elements", body_of("b") | {"parent": True}, 422)
+    service.post("/elements/1/set-parent", {"parent_index": False}, 422)
+    service.post("/v2/usage", [{"role": "r", "model": "m", "calls": True}], 422)
+    service.put("/v2/baselines/cpu-1", BASELINE.model_dump() | {"loss": True}, 422)
+    service.post("/v2/experiments", experiment_with(seed=True), 422)
+    lines = [{"element": body_of("b") | {"index": True}}, {"element": body_of("c") | {"index": 5, "parent": True}}]
+    lines += [{"element": body_of("d") | {"index": 1}}, {"candidates": [True]}]
+    data = service.http.post("/v2/import", content="\n".join(map(json.dumps, lines))).json()["data"]
+    assert data["stored"] == 1 and sorted(refusal["line"] for refusal in data["refused"]) == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing/here", 404), ("PATCH", "/elements", 405), ("DELETE", "/health", 405), ("TRACE", "/", 405)],
+)
+def test_an_unknown_route_is_named_in_the_envelope(service: Service, method: str, path: str, status: int) -> None:
+    answer = service.http.request(method, path)
+    found = answer.json()
+    assert answer.status_code == status and found["success"] is False
+    assert method in found["detail"] and path in found["detail"] and "/docs" in found["detail"]
+    assert (status == 405) == ("allow" in answer.headers)
+
+
+@pytest.mark.parametrize("request_", [b"FOO /elements HTTP/1.1\r\nHost: x\r\n\r\n", b"garbage\r\n\r\n"])
+def test_what_is_no_http_is_refused_in_the_envelope(service: Service, request_: bytes) -> None:
+    head, body = sent(service, request_)
+    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
+    found = json.loads(body)
+    assert found["success"] is False and found["message"] and found["detail"]
+
+
+def test_a_key_outlives_its_element(service: Service) -> None:
+    service.client.put_baseline(BASELINE)
+    first = service.add_experiment(1, None, 4.0, 0.5)
+    service.add_experiment(2, 1, 3.9, 0.5)
+    keyed = {"Idempotency-Key": "k"}
+    third = service.post("/elements", body_of("third"), headers=keyed)
+    service.delete("/elements/by-index/2")
+    service.delete("/elements/by-name/third")
+    before = service.get("/stats")["total_records"]
+    # As the first did, as far as it can be said of what is gone; and nothing is stored.
+    again = service.add_experiment(2, 1, 3.9, 0.5)
+    assert again == {"index": 2, "name": "delta_net_2", "score": None, "created": False}
+    assert service.post("/elements", body_of("third"), headers=keyed) == third
+    assert service.get("/stats")["total_records"] == before == 1
+    # Another program, or another body, is told as it would be were the element there.
+    other = experiment_with() | {"idempotency_key": "experiment-2"}
+    assert "element 2" in service.post("/v2/experiments", other, 409)["detail"]
+    assert "body" in service.post("/elements", body_of("third", log="other"), 409, headers=keyed)["detail"]
+    assert "deleted" in service.get("/v2/experiments/experiment-2", 404)["detail"]
+    assert first["index"] == service.get("/v2/experiments/experiment-1")["index"]
+    # What cleans up leaves the key behind as well; what empties the store takes it along.
+    incomplete = body_of("gap", result={"train": "s,1\nx,", "test": "m,a\nx,0.5"})
+    gap = service.post("/elements", incomplete, headers={"Idempotency-Key": "gap"})
+    assert service.post("/elements/clean-invalid")["data"]["cleaned_count"] == 1
+    assert service.post("/elements", incomplete, headers={"Idempotency-Key": "gap"}) == gap
+    service.delete("/elements/all")
+    assert service.add_experiment(2, None, 3.9, 0.5)["created"] is True
+
+
+def experiment_with(**changes: Any) -> dict[str, Any]:
+    """A body for POST /v2/experiments whose run record differs from a sound one."""
+    element = element_of(9, None)
+    run = run_of(element, 4.0, 0.5).model_dump() | changes
+    assert run["program_sha256"] == sha256_text(element.program)
+    return {"idempotency_key": "nine", "element": element.model_dump(), "run": run}
+
+
+MEASURED = {"value": 0.5, "n": 10, "se": 0.1}
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"heldout_loss": MEASURED | {"value": -0.1}}, "heldout_loss.value: expected at least 0, got -0.1"),
+    ({"heldout_loss": MEASURED | {"n": -1}}, "heldout_loss.n"),
+    ({"heldout_loss": MEASURED | {"n": 0}}, "heldout_loss.n"),
+    ({"heldout_loss": MEASURED | {"se": -1e-9}}, "heldout_loss.se"),
+    ({"benchmark_mean": MEASURED | {"value": 1.01}}, "benchmark_mean.value: expected 0 to 1, got 1.01"),
+    ({"benchmark_mean": MEASURED | {"value": -0.01}}, "benchmark_mean.value"),
+    ({"benchmarks": {"piqa": MEASURED | {"value": 50.0}}}, "benchmarks.piqa.value"),
+    ({"benchmarks": {"piqa": MEASURED | {"chance": -1.0}}}, "benchmarks.piqa.chance"),
+    ({"benchmarks": {"piqa": MEASURED | {"bits_per_byte": MEASURED | {"n": -3}}}}, "benchmarks.piqa.bits_per_byte.n"),
+    ({"validation_loss": {"100": -2.0}}, "validation_loss.100"),
+    ({"efficiency": {"decode": MEASURED | {"value": -1.0}}}, "efficiency.decode.value"),
+    ({"parameters": -1}, "parameters"),
+    ({"tokens": -1}, "tokens"),
+    ({"seconds": {"train": -1.0}}, "seconds.train"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), IMPOSSIBLE, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_impossible_run_is_refused(service: Service, change: dict[str, Any], said: str) -> None:
+    assert said in service.post("/v2/experiments", experiment_with(**change), 422)["detail"]
+    line = {"element": experiment_with()["element"] | {"index": 1}, "runs": [experiment_with(**change)["run"]]}
+    data = service.http.post("/v2/import", content=json.dumps(line)).json()["data"]
+    assert data["stored"] == 0 and said in data["refused"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": 0.0}, "loss: expected more than 0, got 0"),
+        ({"loss": -1.0}, "loss"),
+        ({"loss_sd": -0.1}, "loss_sd"),
+        ({"benchmark": 1.5}, "benchmark: expected 0 to 1"),
+        ({"benchmark_sd": -0.1}, "benchmark_sd"),
+        ({"loss_clip": 0.0}, "loss_clip"),
+        ({"benchmark_clip": -0.1}, "benchmark_clip"),
+        ({"seeds": []}, "seeds: expected at least one"),
+        ({"sd_dof": 0}, "sd_dof"),
+    ],
+)
+def test_an_impossible_baseline_is_refused(service: Service, change: dict[str, Any], said: str) -> None:
+    baseline = BASELINE.model_dump() | {"key": "impossible"} | change
+    assert said in service.put("/v2/baselines/impossible", baseline, 422)["detail"]
+    data = service.http.post("/v2/import", content=json.dumps({"baseline": baseline})).json()["data"]
+    assert data["stored"] == 0 and said in data["refused"][0]["reason"]
+    service.get("/v2/baselines/impossible", 404)
+
+
+def test_a_run_at_the_edge_of_what_can_be_is_stored(service: Service) -> None:
+    edge = {"heldout_loss": MEASURED | {"value": 0.0, "n": 1, "se": None}, "benchmark_mean": MEASURED | {"value": 1.0}}
+    service.post("/v2/experiments", experiment_with(**edge, benchmarks={"piqa": MEASURED | {"value": 0.0, "se": 0.0}}))
+    # The published element allows any text as a result: there nothing is measured, and an odd number scores nothing.
+    odd = {"train": "step,1\nx,-4.5", "test": "Model,piqa\nx,nan"}
+    assert service.get(f"/elements/{service.add('odd', result=odd)}/score")["data"]["score"] is None
