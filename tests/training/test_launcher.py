@@ -492,3 +492,23 @@ def test_a_writer_gets_every_line(tmp_path: Path) -> None:
     told = [[{"train/loss": 4.5}, 5], [{"heldout/loss": 4.0}, 5], "finished"]
     assert calls == [one for one in told for _ in range(2)]
     assert list((tmp_path / "o" / "wandb").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_benchmark_without_its_data_ends_a_run_before_it_begins(launcher: Launcher, tmp_path: Path) -> None:
+    scored = launcher.profile.eval.model_copy(update={"benchmarks": ["recall", "piqa"]})
+    made = Launcher(launcher.settings, launcher.profile.model_copy(update={"eval": scored}))
+    stages: list[str] = []
+    with pytest.raises(JobError, match="benchmark piqa cannot run here"):
+        made.train(program(MEAN), seed=0, out=tmp_path, run_id="b", on_event=lambda event: stages.append(event.name))
+    assert "benchmarks" in stages and "train" not in stages
+
+
+@pytest.mark.slow
+def test_a_profile_that_needs_more_memory_than_there_is_is_told_before_any_run(launcher: Launcher) -> None:
+    profile = launcher.profile
+    model = profile.model.model_copy(update={"hidden_size": 2048, "layers": 24, "ffn": 8192})
+    limits = profile.limits.model_copy(update={"memory_mb": 600})
+    large = Launcher(launcher.settings, profile.model_copy(update={"model": model, "limits": limits}))
+    with pytest.raises(UsageError, match="does not fit: its baseline alone needs more memory than 600 MB"):
+        large.prepare()

@@ -69,6 +69,7 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("seq_len = 64", "seq_len = 16", "seq_len"),
         ("vocab = 512", "vocab = 290", "model.vocab"),
         ("copy_length = 8", "copy_length = 2", "copy_length"),
+        ("hidden_size = 32", "hidden_size = 33", "model.heads must divide model.hidden_size"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
