@@ -95,9 +95,7 @@ class Candidates:
     def reconsider(self, session: Session, indices: Sequence[int]) -> None:
         """Merges elements that were passed over because they had no score yet, now that they have one."""
         merged = self._merged(session)
-        late = [
-            facts for index in indices if index <= merged for facts in session.facts(Where(after=index - 1), limit=1)
-        ]
+        late = [facts for index in indices if index <= merged for facts in _one(session, index)]
         if late:
             self.merge(session, late, mark=False)
 
@@ -209,7 +207,7 @@ class Candidates:
         score = self._scores.rescore(session, index)
         if len(kept) >= self.capacity:
             key, last = self.key(session), current[-1]
-            ours = session.facts(Where(after=index - 1), limit=1)[0].baseline_key
+            ours = _one(session, index)[0].baseline_key
             # A score is held against another one of the same baseline only.
             above = last.score is None or (score is not None and score > last.score)
             if (ours == key) != (last.baseline_key == key):
@@ -269,8 +267,7 @@ class Candidates:
 
 
 def _one(session: Session, index: int) -> list[Facts]:
-    found = session.facts(Where(after=index - 1), limit=1) if index > 0 else []
-    return [facts for facts in found if facts.index == index]
+    return session.facts(Where(index=index), limit=1)
 
 
 def _rank(score: float | None, index: int) -> tuple[bool, float, int]:

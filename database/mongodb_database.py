@@ -191,6 +191,10 @@ class MongoStore:
         # A holder that was killed keeps the lease until it runs out.
         with self._lease(_LEASE_SECONDS + self._lock_timeout):
             lines = mend(self._database) if self._writer is None else []
+            session = MongoSession(self._database)
+            for newest in session.ranked("newest", limit=1):
+                # A store of the published service has no counter of ours.
+                session.ledger.reserve(int(newest) + 1)
         for line in lines:
             _LOG.warning("%s: a write was cut off before: %s", self._shown, line)
 

@@ -86,7 +86,7 @@ def element_of(document: dict[str, Any]) -> Element:
 
 
 def possible(where: Where) -> bool:
-    return where.parent is None or 0 < where.parent <= MAX_INDEX
+    return all(number is None or 0 < number <= MAX_INDEX for number in (where.index, where.parent))
 
 
 def condition_of(where: Where, order: Order = "index") -> dict[str, Any]:
@@ -112,7 +112,9 @@ def condition_of(where: Where, order: Order = "index") -> dict[str, Any]:
         condition["asi.baseline_key"] = None
     if where.baseline_key is not None:
         condition["asi.baseline_key"] = where.baseline_key
-    if where.after or not (condition or order in _BY_VALUE):
+    if where.index is not None:
+        condition["index"] = where.index
+    elif where.after or not (condition or order in _BY_VALUE):
         condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
     return condition
 

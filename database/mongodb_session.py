@@ -54,9 +54,11 @@ class MongoSession:
     # Elements
 
     def insert(self, entry: NewEntry) -> int:
-        newest = self.facts(order="newest", limit=1)
-        # An insert that was cut off after its document is seen here; a removed newest element is in the counter.
-        index = max(int(self.state("last_index") or 0), newest[0].index if newest else 0) + 1
+        # The counter knows of elements that are gone. What it does not know of was cut off after its document, or is
+        # another program's.
+        index = int(self.state("last_index") or 0) + 1
+        while self._elements.count_documents({"index": index}, session=self._session, limit=1):
+            index += 1
         document = document_of(entry, index)
         size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
         if size > _LARGEST:
@@ -88,7 +90,9 @@ class MongoSession:
     ) -> list[Facts]:
         if limit == 0 or not possible(where):
             return []
-        found = self._elements.find(condition_of(where, order), SMALL, session=self._session).sort(ORDERS[order])
+        found = self._elements.find(condition_of(where, order), SMALL, session=self._session)
+        if where.index is None:
+            found = found.sort(ORDERS[order])
         page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
         # A document that another program keeps here is none of ours.
         return [facts_of(document) for document in page if "asi" in document]

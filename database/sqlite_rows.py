@@ -47,7 +47,12 @@ def facts_of(row: Sequence[Any]) -> Facts:
 def condition_of(where: Where) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
-    for column, value in (("name", where.name), ("parent", where.parent), ("baseline_key", where.baseline_key)):
+    for column, value in (
+        ("idx", where.index),
+        ("name", where.name),
+        ("parent", where.parent),
+        ("baseline_key", where.baseline_key),
+    ):
         if value is not None:
             if isinstance(value, int) and not 0 < value <= MAX_INDEX:
                 parts.append("0")

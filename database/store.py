@@ -94,6 +94,7 @@ class NewEntry:
 class Where:
     """Which elements: all conditions that are set hold together."""
 
+    index: int | None = None
     name: str | None = None
     parent: int | None = None
     roots: bool = False

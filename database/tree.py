@@ -31,8 +31,8 @@ def facts_of(session: Session, index: int) -> Facts:
     Raises:
         NotFoundError: there is none.
     """
-    found = session.facts(Where(after=index - 1), limit=1) if index > 0 else []
-    if not found or found[0].index != index:
+    found = session.facts(Where(index=index), limit=1)
+    if not found:
         raise NotFoundError(f"there is no element {index}")
     return found[0]
 

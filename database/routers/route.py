@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, get_type_hints
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -61,18 +62,32 @@ def reads_body(
             kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
                 raise _malformed(("body",), f"expected application/json, got {kind}")
-            try:
-                body = model.model_validate_json(await request.body())
-            except ValidationError as error:
-                found = error.errors(include_url=False, include_context=False, include_input=False)
-                raise RequestValidationError([item | {"loc": ("body", *item["loc"])} for item in found]) from error
-            answer = await endpoint(request.app.state.memory, body, key)
+            answer = await endpoint(request.app.state.memory, _read(model, await request.body()), key)
             return Response(answer.model_dump_json(), media_type="application/json")
 
         endpoint.handler = handler  # type: ignore[attr-defined]
         return endpoint
 
     return decorate
+
+
+def _read(model: type[B], text: bytes) -> B:
+    try:
+        return model.model_validate_json(text)
+    except ValidationError:
+        # Python's parser takes what the quick one does not, such as half a surrogate pair, and the fields say what is
+        # wrong with it, as on every other route.
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise _malformed(("body",), f"expected JSON, got {error}") from error
+        except RecursionError as error:
+            raise HTTPException(400, "the body's JSON is nested too deeply") from error
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([item | {"loc": ("body", *item["loc"])} for item in found]) from error
 
 
 def _malformed(place: tuple[str, ...], message: str) -> RequestValidationError:

@@ -246,6 +246,8 @@ def test_an_element_that_missed_its_batch_enters_once_it_is_scored(
     assert [element.index for element in service.client.candidates()] == [1]
     embedding.broken = False
     service.client.search_similar("gate " * 40_000 + "é" * 40_000)
+    # A search embeds what is pending for 3 s at most, which a slow store may not keep to.
+    settled(service)
     assert sorted(element.index for element in service.client.candidates()) == [1, 2, 3, 4, 5]
 
 
