@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import importlib.metadata
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -358,6 +359,7 @@ PARTS: dict[str, Callable[[Options], Any]] = {
 
 def main() -> int:
     exit_with_parent()
+    os.environ["ASI_PARENT_PID"] = str(os.getpid())  # for what a part starts: its parent is this process
     options = Options(**json.load(sys.stdin))
     try:
         answer = {"value": PARTS[sys.argv[1]](options)}
