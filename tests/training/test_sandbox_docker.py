@@ -52,7 +52,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_d
 
 
 def gone(daemon: docker_daemon.Daemon) -> bool:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 30  # the guard is a process that has to start first
     while daemon.containers and time.monotonic() < deadline:
         time.sleep(0.02)
     return not daemon.containers
@@ -91,12 +91,13 @@ def test_the_container_is_asked_for_with_every_promise() -> None:
 
 
 def test_a_gpu_is_passed_through_where_the_device_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(["/usr/local/bin/python"], {}, {}, Limits(), 1, "cuda")
+    job = Job(["/usr/local/bin/python"], {}, {}, Limits(memory_mb=512, file_mb=32), 1, "cuda")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     host = container_config(job, "me")["HostConfig"]
     (request,) = host["DeviceRequests"]
     assert request["Count"] == -1 and "gpu" in request["Capabilities"][0]
-    assert host["Memory"] == host["MemorySwap"] and host["ShmSize"] == 1 << 30 and ",exec," in host["Tmpfs"]["/tmp"]
+    assert host["Memory"] == host["MemorySwap"] == (512 + 32 + 1024 + 1024) << 20
+    assert host["ShmSize"] == 1 << 30 and ",exec," in host["Tmpfs"]["/tmp"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
     (request,) = container_config(job, "me")["HostConfig"]["DeviceRequests"]
     assert request["DeviceIDs"] == ["1", "3"] and request["Count"] == 0
