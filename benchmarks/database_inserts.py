@@ -31,8 +31,8 @@ class Inserts:
     fsync_ms: float
     limit: float
 
-    def shown(self) -> str:
-        mark = "!" if self.rate < self.limit else ""
+    def shown(self, limited: bool) -> str:
+        mark = "!" if limited and self.rate < self.limit else ""
         return f"{self.rate:,.0f}{mark} ({self.p50:.0f} / {self.p99:.0f} ms) {self.cpu_ms:.2f} cpu"
 
     def limit_shown(self) -> str:

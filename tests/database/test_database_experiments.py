@@ -251,6 +251,7 @@ def test_an_element_that_missed_its_batch_enters_once_it_is_scored(
     assert sorted(element.index for element in service.client.candidates()) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.timeout(600)
 def test_four_clients_at_once_get_every_index_once(service: Service) -> None:
     service.client.put_baseline(BASELINE)
 

@@ -138,14 +138,14 @@ def test_no_question_reads_every_document(place: tuple[str, Documents]) -> None:
 def test_the_lease_lets_one_write_at_a_time_and_is_prolonged(
     place: tuple[str, Documents], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("database.mongodb_database._LEASE_SECONDS", 0.6)
+    monkeypatch.setattr("database.mongodb_database._LEASE_SECONDS", 2.0)
     url, _ = place
     one, two = MongoStore(url, 10), MongoStore(url, 10)
     inside, seen = threading.Event(), []
 
     def slow(session: Session) -> None:
         inside.set()
-        time.sleep(1.5)
+        time.sleep(4.0)
         seen.append("one")
 
     first = one.submit(slow)
