@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import itertools
 import math
 import re
 
@@ -17,6 +18,8 @@ __all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_tab
 _NO_ACCURACY = re.compile(
     r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
 )
+_REMEMBERED = 1 << 16
+"""Characters of the longest text whose table is remembered."""
 
 
 class Table(BaseModel, frozen=True):
@@ -30,13 +33,23 @@ class Table(BaseModel, frozen=True):
     complete: bool = False
 
 
-@functools.lru_cache(maxsize=64)
 def parse_table(text: str) -> Table:
-    """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
+    """Reads a result CSV, of which only the first two rows that are not empty count. Malformed text gives a table that
+    is not complete; it never raises."""
+    # Of long texts neither the text nor the table is remembered.
+    return _short_table(text) if len(text) <= _REMEMBERED else _table(text)
+
+
+@functools.lru_cache(maxsize=64)
+def _short_table(text: str) -> Table:
+    return _table(text)
+
+
+def _table(text: str) -> Table:
+    lines = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
     try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"), newline="")) if any(c.strip() for c in row)
-        ]
+        # What follows is not read: a text of many megabytes may hold millions of rows.
+        rows = list(itertools.islice((row for row in lines if any(cell.strip() for cell in row)), 2))
     except csv.Error:
         return Table()
     if not rows:
