@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -87,6 +88,21 @@ def test_options_of_a_url_may_be_secrets() -> None:
     assert without_secrets("mongodb://a:1/x?tlsCertificateKeyFilePassword=hush") == "mongodb://a:1/x"
     assert without_secrets("mongodb://u:p?q/r@a:1,b:2/x?authSource=admin") == "mongodb://a:1,b:2/x"
     assert without_secrets("sqlite:////var/a.sqlite") == "sqlite:////var/a.sqlite"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bwrap to make a disk read-only")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_read_only_disk_stops_the_start(tmp_path: Path, exists: bool) -> None:
+    file = tmp_path / "a.sqlite"
+    if exists:
+        SqliteStore(str(file)).close()
+    argv = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", sys.executable, "database/mongodb_api.py", "--port", "0"]
+    ended = subprocess.run(
+        [*argv, "--store", f"sqlite:///{file}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3 and ended.stdout == ""
+    assert str(file) in ended.stderr and "fix: make" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., Service]) -> None:
