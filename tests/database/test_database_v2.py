@@ -62,12 +62,28 @@ def test_records_of_an_element(service: Service) -> None:
     element = element_of(1, None)
     run = run_of(element, 3.9, 0.55)
     check = {"name": "causality", "passed": True, "severity": "refuse", "detail": "", "counterexample": None}
-    body = run.model_dump() | {"checks": [check], "benchmarks": {"induction": {"value": 0.6, "n": 100, "se": 0.05}}}
+    one = {"value": 3.0, "n": 7, "se": 0.5}
+    body = run.model_dump() | {
+        "checks": [check],
+        "benchmarks": {"induction": {"value": 0.6, "n": 100, "se": 0.05, "bits_per_byte": one}},
+        "perplexities": {"wikitext": one},
+        "train_loss": {"1": 10.5, "2": 4.0},
+        "validation_loss": {"1": 10.0, "2": 4.25},
+        "learning_curve": one,
+        "efficiency": {"decode": one, "prefill": {"128": one}},
+    }
     service.post("/v2/experiments", {"idempotency_key": "a", "element": element.model_dump(), "run": body})
     service.add("same program", program=element.program)
     assert service.get("/v2/elements/1/checks") == [check | {"run_id": run.run_id, "seconds": None}]
     measured = {row["name"]: row for row in service.get("/v2/elements/1/measurements")}
-    assert set(measured) == {"heldout_loss", "benchmark_mean", "induction"}
+    elsewhere = {"learning_curve", "perplexities.wikitext", "efficiency.decode", "efficiency.prefill.128"}
+    elsewhere |= {"induction.bits_per_byte"}
+    assert set(measured) == {"heldout_loss", "benchmark_mean", "induction"} | elsewhere
+    assert {(measured[name]["value"], measured[name]["n"], measured[name]["se"]) for name in elsewhere} == {
+        (3.0, 7, 0.5)
+    }
+    (told,) = service.get("/v2/runs")["runs"]
+    assert told["run"]["train_loss"] == body["train_loss"] and told["run"]["validation_loss"] == body["validation_loss"]
     assert (measured["induction"]["n"], measured["induction"]["se"], measured["induction"]["seed"]) == (100, 0.05, 0)
     assert service.get("/v2/elements/2/checks") == service.get("/v2/elements/2/measurements") == []
     for path in ("runs", "checks", "measurements"):
