@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,8 @@ import pytest
 
 from common.files import sha256_text
 from common.records import Usage
-from database.ledger import _Recorder
+from database.ledger import Recorded, _Recorder
+from database.sqlite_database import SqliteStore
 from database.store import Session
 from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
 
@@ -159,6 +161,17 @@ def test_each_change_is_an_event_in_order(service: Service) -> None:
     assert page["next"] == start + 2 and page["oldest"] >= 1
     assert service.get(f"/v2/events?after={page['last']}")["events"] == []
     assert service.client.events(start, 1).events[0].id == start + 1
+
+
+def test_old_events_are_let_go_and_the_rest_has_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("database.ledger._TRIM_EVERY", 4)
+    store = Recorded(SqliteStore(f"{tmp_path}/a.sqlite"), kept=10)
+    for _ in range(30):
+        store.write(lambda session: session.put_baseline(BASELINE))
+    oldest, last = store.read(lambda session: session.ledger.event_span())
+    kept = [event.id for event in store.read(lambda session: session.ledger.events(0, 100))]
+    assert kept == list(range(oldest, 31)) and last == 30 and 10 <= len(kept) <= 10 + 4
+    store.close()
 
 
 def test_the_stream_tells_what_happens_and_goes_on_after_a_cut(service: Service) -> None:
