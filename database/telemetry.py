@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from database.store import Session, Where
 
-__all__ = ["Metrics", "Telemetry", "log_to_stderr"]
+__all__ = ["GatheredLines", "Metrics", "Telemetry", "log_to_stderr"]
 
 _LOG = logging.getLogger("database.requests")
 _ID = re.compile(r"[\w.:-]{1,64}")
@@ -69,7 +69,11 @@ class GatheredLines(logging.Handler):
         atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record))
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - as every handler does: a line that is wrong stops no request
+            self.handleError(record)
+            return
         if record.levelno >= logging.WARNING:
             self.flush()
         elif not self._some.is_set():
