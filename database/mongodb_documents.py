@@ -86,6 +86,11 @@ def element_of(document: dict[str, Any]) -> Element:
 
 
 def possible(where: Where) -> bool:
+    """Whether an element may meet all conditions together; a filter has one for each field."""
+    if (where.roots and where.parent is not None) or (where.published and where.baseline_key is not None):
+        return False
+    if where.index is not None and where.index <= where.after:
+        return False
     return all(number is None or 0 < number <= MAX_INDEX for number in (where.index, where.parent))
 
 

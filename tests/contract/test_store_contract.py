@@ -126,6 +126,9 @@ def test_orders_and_conditions(store: Store) -> None:
     assert indices(store, Where(parent=1)) == [2, 3] and indices(store, Where(roots=True)) == [1]
     assert indices(store, Where(after=2)) == [3, 4] and indices(store, Where(incomplete=True)) == [4]
     assert indices(store, Where(pending=True)) == [1, 2, 4] and indices(store, Where(unscored=True)) == [2]
+    for nothing in (Where(parent=1, roots=True), Where(published=True, baseline_key="k"), Where(index=2, after=2)):
+        assert indices(store, nothing) == [] and store.read(lambda session, w=nothing: session.count(w)) == 0, nothing
+    assert indices(store, Where(index=2, after=1)) == [2]
     assert store.read(lambda session: session.count()) == 4
     assert store.read(lambda session: session.count(Where(after=1), limit=2)) == 2
     assert store.read(lambda session: session.unique_names()) == 3
