@@ -38,10 +38,14 @@ _TURN_SECONDS = 5.0
 class _Embedded:
     """A stored element that gets its vectors now: `windows` float32 [w, dimension], `hashes` its program's shingles."""
 
-    index: int
+    element: Element
     hashes: np.ndarray
     model: str
     windows: np.ndarray
+
+    @property
+    def index(self) -> int:
+        return self.element.index
 
 
 class Settling:
@@ -112,7 +116,7 @@ class Settling:
                 return None
             model, found = answer
             embedded = [
-                _Embedded(element.index, shingles(element.program), model, windows)
+                _Embedded(element, shingles(element.program), model, windows)
                 for element, windows in zip(waiting, found, strict=True)
             ]
             novelties = self._store.read(lambda session: [self._novelty(session, item, embedded) for item in embedded])
@@ -141,10 +145,14 @@ class Settling:
 
     def _keep(self, session: Session, embedded: Sequence[_Embedded], novelties: Sequence[Novelty]) -> None:
         kept = []
+        now = {element.index: element for element in session.elements([item.index for item in embedded])}
         for item, novelty in zip(embedded, novelties, strict=True):
-            known = session.evidence(item.index)
-            # Another process may have settled or removed it while it was being embedded here.
-            if known is None or not tree.facts_of(session, item.index).pending:
+            known, element = session.evidence(item.index), now.get(item.index)
+            # While it was being embedded here another process may have settled or removed it; or the store was
+            # emptied, and its index given to another design.
+            if known is None or element is None or not tree.facts_of(session, item.index).pending:
+                continue
+            if (element.motivation, element.program) != (item.element.motivation, item.element.program):
                 continue
             evidence = known[0] if known[0].novelty is not None else known[0].model_copy(update={"novelty": novelty})
             session.put_sketch(item.index, sketch(item.hashes))

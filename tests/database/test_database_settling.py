@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.errors import ServiceError
 from common.knobs import Database as DatabaseSettings
@@ -16,14 +17,14 @@ from tests.database.db_service import DIMENSION, body_of, hashed_windows
 
 
 class Words:
-    """Embeds by hashed words. `first` settles element 1 before the next answer."""
+    """Embeds by hashed words. `meanwhile` happens before the next answer."""
 
     model = "hashed-words"
     dimension = DIMENSION
 
     def __init__(self, away: bool = False) -> None:
         self.away = away
-        self.first: Memory | None = None
+        self.meanwhile: Callable[[], object] | None = None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         return np.array([windows[0] for windows in self.windows(texts)])
@@ -31,9 +32,9 @@ class Words:
     def windows(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.away:
             raise ServiceError("away")
-        other, self.first = self.first, None
-        if other is not None:
-            other.settling.settle(1)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         return [np.array(hashed_windows(text), dtype=np.float32) for text in texts]
 
 
@@ -44,12 +45,32 @@ def test_an_element_that_another_settled_meanwhile_is_not_rewritten(tmp_path: Pa
     offline, one, two = memories
     for name in ("a", "b"):
         offline.add(NewElement.model_validate(body_of(name, motivation=f"motivation {name}")))
-    here.first = two
+    here.meanwhile = lambda: two.settling.settle(1)
     assert one.settling.settle() == 0
     rows = one.store.read(lambda session: session.windows(0, 10))
     assert [(row.sequence, row.index) for row in rows] == [(1, 1), (2, 2)], "the first kept its row"
     for memory in memories:
         memory.close()
+
+
+def test_an_index_that_was_given_to_another_design_meanwhile_gets_no_vectors_of_the_first(tmp_path: Path) -> None:
+    """A client that resets the store does not wait until what it held is embedded."""
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    words = Words()
+    memory = Memory(open_store(settings), words, settings)
+    old, new = (NewElement.model_validate(body_of(name, motivation=f"{name} gates")) for name in ("old", "new"))
+    memory.add(old)
+
+    def reset() -> None:
+        memory.store.write(lambda session: session.clear())
+        memory.add(new)
+
+    words.meanwhile = reset
+    memory.settling.settle(1)
+    assert memory.settling.settle() == 0
+    (row,) = memory.store.read(lambda session: session.windows(0, 10))
+    assert row.index == 1 and row.windows[0].tolist() == pytest.approx(hashed_windows("new gates")[0], abs=1e-6)
+    memory.close()
 
 
 def test_a_search_embeds_some_of_what_is_pending_and_says_how_much_remains(tmp_path: Path) -> None:
