@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from common.records import Measurement
 
-__all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_table"]
+__all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_table", "table_rows"]
 
 _NO_ACCURACY = re.compile(
     r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
@@ -30,19 +30,27 @@ class Table(BaseModel, frozen=True):
     complete: bool = False
 
 
+def table_rows(text: str) -> list[list[str]]:
+    """The rows of a result CSV without surrounding spaces; those that hold nothing are left out.
+
+    Raises:
+        csv.Error: it is none.
+    """
+    rows = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
+    return [cells for row in rows if any(cells := [cell.strip() for cell in row])]
+
+
 @functools.lru_cache(maxsize=64)
 def parse_table(text: str) -> Table:
     """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
     try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"), newline="")) if any(c.strip() for c in row)
-        ]
+        rows = table_rows(text)
     except csv.Error:
         return Table()
     if not rows:
         return Table()
-    columns = [cell.strip() for cell in rows[0][1:]]
-    cells = [cell.strip() for cell in rows[1][1:]] if len(rows) > 1 else []
+    columns = rows[0][1:]
+    cells = rows[1][1:] if len(rows) > 1 else []
     return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
 
 
