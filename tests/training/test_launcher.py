@@ -504,6 +504,34 @@ def test_a_benchmark_without_its_data_ends_a_run_before_it_begins(launcher: Laun
     assert "benchmarks" in stages and "train" not in stages
 
 
+@pytest.mark.parametrize(
+    ("device", "answer", "error", "said"),
+    [
+        ("cpu", {"reason": "memory", "detail": ""}, UsageError, "more memory than 500 MB.*and --sandbox.memory_mb"),
+        ("cuda", {"reason": "memory", "detail": ""}, UsageError, "more memory than 8,792 MB.*of the profile where"),
+        ("cpu", {"reason": "refused", "detail": "no shape\nat all"}, UsageError, "tiny: no shape\n.*correct .model."),
+        ("cpu", {"reason": "crashed", "detail": ""}, UsageError, "tiny: it said nothing\n.*correct .model."),
+        ("cpu", {"reason": "crashed", "detail": "killed", "from_outside": True}, JobError, "crashed.: killed"),
+        ("cpu", {"reason": "timeout", "detail": ""}, JobError, "not measured .timeout.: it said nothing"),
+    ],
+)
+def test_a_size_that_was_not_measured_says_whose_fault_it_is(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, device: str, answer: dict[str, Any], error: type, said: str
+) -> None:
+    monkeypatch.setattr("training.launcher.run_job", lambda *_: answer)
+    profile = launcher.profile
+    changed = {
+        "model": profile.model.model_copy(update={"ffn": profile.model.ffn + 1}),
+        "limits": profile.limits.model_copy(update={"memory_mb": 600}),
+    }
+    sandbox = launcher.settings.sandbox.model_copy(update={"memory_mb": 500})
+    made = Launcher(launcher.settings.model_copy(update={"sandbox": sandbox}), profile.model_copy(update=changed))
+    made.device = device
+    with pytest.raises(error, match=f"(?s){said}") as raised:
+        made.prepare()
+    assert raised.type is error
+
+
 @pytest.mark.slow
 def test_a_profile_that_needs_more_memory_than_there_is_is_told_before_any_run(launcher: Launcher) -> None:
     profile = launcher.profile

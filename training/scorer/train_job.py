@@ -24,7 +24,7 @@ from training.checkpoints import Checkpoint, Identity
 from training.data.packing import row_type
 from training.profiles import OWN_TASKS, Profile, TrainSpec
 from training.programs import from_job
-from training.sandbox import Limits, choose
+from training.sandbox import Limits, choose, training_memory_mb
 from training.scorer import answers
 from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
@@ -78,10 +78,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     limits = Limits(
         seconds=max(1.0, profile.limits.seconds - (found.seconds if found else 0.0)),
         cpu_seconds=max(1.0, profile.limits.cpu_seconds - (found.cpu_seconds if found else 0.0)),
-        # The setting is for CPU jobs, many of which may share a machine; on a GPU the profile's own number holds.
-        memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"]))
-        if job["device"] == "cpu"
-        else profile.limits.memory_mb,
+        memory_mb=training_memory_mb(job["device"], profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])),
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
     world = 1 if job.get("measure") else int(job.get("processes", 1))
@@ -97,7 +94,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
     def start(seconds: float, reads: Sequence[Path] = (), world: int = 1) -> Worker:
-        allowed = replace(limits, seconds=seconds).times(world)
+        allowed = replace(limits, seconds=seconds, ranks=world)
         return Worker(sandbox, program, reads=reads, limits=allowed, env={"ASI_WORLD": str(world)}, timeout=seconds)
 
     with start(limits.seconds, reads, world) as worker:
