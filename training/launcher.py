@@ -32,15 +32,16 @@ from training.environment import (
     source_hash,
     versions,
 )
+from training.events import Event, OnEvent
 from training.jobs import CANCELLED, run_job
 from training.metric_writers import require_writers
 from training.monitor import Peer, peer_of
 from training.profiles import Profile, own_benchmarks
 from training.programs import Program, load, to_job
-from training.run import Event, OnEvent, Run, refused_record
+from training.run import Run
 from training.sandbox import Limits, on_device, training_memory_mb
 
-__all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "refused_record", "versions"]
+__all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "versions"]
 
 
 _SCHEDULE = ("steps", "lr", "schedule", "warmup", "decay", "final_lr", "report_every", "micro_batch", "recompute")
