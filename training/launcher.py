@@ -58,8 +58,9 @@ class Launcher:
         command: the user's own training script, which then trains in place of ours; None: ours.
 
     Raises:
-        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the user's own
-            training script is not there, or a package that writes metrics is not installed.
+        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the project's own
+            benchmarks do not fit the profile, the user's own training script is not there, or a package that writes
+            metrics is not installed.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from common.errors import AsiError
 from training.cgroup import Group
-from training.usage import Usage, disk_usage, oom_kills, tree_usage
+from training.usage import Usage, disk_usage, oom_kills, stat_fields, tree_usage
 
 __all__ = [
     "SCORER",
@@ -336,8 +336,5 @@ def _pid_space() -> str:
 def _born(pid: str) -> str | None:
     """When a process began, in clock ticks since the machine did, by which another with its number is known; None
     where it has ended, or the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+    fields = stat_fields(pid)
+    return None if fields is None or fields[0] in "ZX" else fields[19]

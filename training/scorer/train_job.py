@@ -59,9 +59,12 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             step}.
 
     Returns:
-        {status, reason, detail, audit: {passed, detail}, seconds: {start, train, audit, score}, stderr: the end of
-        what the worker wrote there, ...}: whatever was measured before the end. A fault of the program is a status,
-        never an exception.
+        {status, reason, detail, from_outside: whether the worker was killed by somebody else, sandbox, seconds: {start,
+        train, score, and as parts of score heldout, benchmarks and audit, each also as *_cpu}, cpu_seconds,
+        train_cpu_seconds, versions, hardware, parameters and the other sizes of the model, tokens, tokens_per_second,
+        prefill, decode, worker_memory_mb, heldout_loss, benchmarks, audit: {passed, detail}, stderr: the end of what
+        the worker wrote there}: whatever was measured before the end. A fault of the program is a status, never an
+        exception.
     """
     profile = Profile.model_validate(job["profile"])
     sandbox = choose(job["sandbox"]["backend"], job["device"], job["sandbox"]["image"])
