@@ -21,6 +21,8 @@ def impossible_run(run: RunRecord) -> list[str]:
     found += _measurement("benchmark_mean", run.benchmark_mean, 0, 1)
     for task, score in run.benchmarks.items():
         found += _measurement(f"benchmarks.{task}", score, 0, 1)
+    for task, perplexity in run.perplexities.items():
+        found += _measurement(f"perplexities.{task}", perplexity, 0)
     for step, loss in run.validation_loss.items():
         found += _number(f"validation_loss.{step}", loss, 0)
     for phase, seconds in run.seconds.items():

@@ -315,9 +315,12 @@ def _is_orphan(environ: bytes) -> bool:
     for entry in environ.split(b"\0"):
         name, _, owner = entry.decode("utf-8", "replace").partition("=")
         if name == _OWNER:
-            space, pid, born = owner.split(":")
-            # Pids of another namespace, a container's, say nothing here.
-            return space == _pid_space() and _born(pid) != born
+            space, _, rest = owner.partition(":")
+            pid, _, born = rest.partition(":")
+            # A process writes its own environment. What is no name of ours says nothing, and neither does a pid of
+            # another namespace, a container's.
+            ours = all(part.isascii() and part.isdigit() for part in (space, pid, born))
+            return ours and space == _pid_space() and _born(pid) != born
     return False
 
 
