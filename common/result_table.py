@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import itertools
 import math
 import re
+from collections.abc import Iterator
 
 from pydantic import BaseModel
 
@@ -17,6 +19,8 @@ __all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_tab
 _NO_ACCURACY = re.compile(
     r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
 )
+_REMEMBERED = 1 << 16
+"""Characters of the longest text whose table is remembered."""
 
 
 class Table(BaseModel, frozen=True):
@@ -30,21 +34,32 @@ class Table(BaseModel, frozen=True):
     complete: bool = False
 
 
-def table_rows(text: str) -> list[list[str]]:
+def table_rows(text: str) -> Iterator[list[str]]:
     """The rows of a result CSV without surrounding spaces; those that hold nothing are left out.
 
     Raises:
         csv.Error: it is none.
     """
     rows = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
-    return [cells for row in rows if any(cells := [cell.strip() for cell in row])]
+    return (cells for row in rows if any(cells := [cell.strip() for cell in row]))
+
+
+def parse_table(text: str) -> Table:
+    """Reads a result CSV, of which only the first two rows that are not empty count. Malformed text gives a table that
+    is not complete; it never raises."""
+    # Of long texts neither the text nor the table is remembered.
+    return _short_table(text) if len(text) <= _REMEMBERED else _table(text)
 
 
 @functools.lru_cache(maxsize=64)
-def parse_table(text: str) -> Table:
-    """Reads a result CSV. Malformed text gives a table that is not complete; it never raises."""
+def _short_table(text: str) -> Table:
+    return _table(text)
+
+
+def _table(text: str) -> Table:
     try:
-        rows = table_rows(text)
+        # What follows is not read: a text of many megabytes may hold millions of rows.
+        rows = list(itertools.islice(table_rows(text), 2))
     except csv.Error:
         return Table()
     if not rows:

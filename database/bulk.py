@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from common.files import sha256_text
 from common.records import Baseline
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.memory import Memory
@@ -121,8 +122,7 @@ class Importer:
             if not isinstance(value, dict):
                 raise RefusedError(f"expected an object, got {type(value).__name__}")
             if "baseline" in value:
-                self.memory.put_baseline(_BASELINES.validate_python(value["baseline"]))
-                self.stored += 1
+                self._baseline(number, _BASELINES.validate_python(value["baseline"]))
             elif "candidates" in value:
                 self._candidates(number, value["candidates"])
             else:
@@ -189,6 +189,20 @@ class Importer:
 
     def _admit(self, index: int, session: Session) -> None:
         self.memory.candidates.add(session, index)
+
+    def _baseline(self, number: int, baseline: Baseline) -> None:
+        """A late repetition must not make an old baseline the newest."""
+        kept: list[int] = []
+
+        def work(session: Session) -> dict[str, Any]:
+            kept.append(self.memory.keep_baseline(session, baseline))
+            return {}
+
+        key = None if self.key is None else f"{self.key}:{number}"
+        self.memory.once("import", key, work, sha256_text(baseline.model_dump_json()))
+        self.memory.rescore_soon()
+        self.stored += len(kept) > 0
+        self.repeated += not kept
 
     def _candidates(self, number: int, members: Any) -> None:
         if not isinstance(members, list):

@@ -267,20 +267,24 @@ class Memory:
         return [with_score(element, scores[element.index]) for element in found]
 
     def put_baseline(self, baseline: Baseline) -> int:
-        """Keeps a baseline as the newest. When it changed, the candidates are scored again at once, everything else
-        that was measured against its key in the background; returns how many elements that are."""
-
-        def work(session: Session) -> int:
-            changed = session.baseline(baseline.key) != baseline
-            if changed:
-                session.put_baseline(baseline)
-            self.candidates.put_newest_key(session, baseline.key)
-            self.candidates.refresh_all(session)
-            return session.count(Where(baseline_key=baseline.key)) if changed else 0
-
-        count = self.store.write(work)
-        self._rescorer.wake()
+        """Keeps a baseline as the newest; returns how many elements are scored again because it changed."""
+        count = self.store.write(lambda session: self.keep_baseline(session, baseline))
+        self.rescore_soon()
         return count
+
+    def keep_baseline(self, session: Session, baseline: Baseline) -> int:
+        """As `put_baseline`, within a transaction, after which `rescore_soon` is to be called: the candidates are
+        scored again at once, everything else that was measured against its key in the background."""
+        changed = session.baseline(baseline.key) != baseline
+        if changed:
+            session.put_baseline(baseline)
+        self.candidates.put_newest_key(session, baseline.key)
+        self.candidates.refresh_all(session)
+        return session.count(Where(baseline_key=baseline.key)) if changed else 0
+
+    def rescore_soon(self) -> None:
+        """Lets the background look for out-of-date scores now."""
+        self._rescorer.wake()
 
     # Searching
 
@@ -315,7 +319,7 @@ class Memory:
     def repair(self) -> dict[str, Any]:
         """See `database.repair`; every score follows in the background."""
         data = repair(self.store, self.scores, self.candidates)
-        self._rescorer.wake()
+        self.rescore_soon()
         return data
 
 

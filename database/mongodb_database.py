@@ -37,7 +37,7 @@ from database.mongodb_documents import ELEMENTS, STATE, document_of, element_of
 from database.mongodb_ledger import adopt_programs
 from database.mongodb_mending import mend
 from database.mongodb_session import MongoSession
-from database.store import NewEntry, StoreBusyError, StoreFullError
+from database.store import NewEntry, StoreBusyError, StoreFullError, without_secrets
 
 __all__ = ["MongoStore"]
 
@@ -65,10 +65,8 @@ class MongoStore:
         self._lock_timeout = lock_timeout
         self._read_only = read_only
         self._owner = uuid.uuid4().hex
-        with _translated(url):
-            self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
-                url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
-            )
+        with _translated(without_secrets(url)):
+            self._client = _client(url)
             database = self._client.get_default_database(_DEFAULT_DATABASE)
             self._shown = (
                 f"{database.name} at {', '.join(f'{host}:{port}' for host, port in [self._client.address or ('?', 0)])}"
@@ -277,6 +275,19 @@ class MongoStore:
     def _server_time(self) -> float:
         """Now by the server's clock, the only one that all processes share."""
         return time.time() + self._clock_offset
+
+
+def _client(url: str) -> pymongo.MongoClient[dict[str, Any]]:
+    """Raises StoreError for a URL that names no server."""
+    try:
+        return pymongo.MongoClient(
+            url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
+        )
+    except ValueError as error:
+        raise StoreError(
+            f"{without_secrets(url)} names no MongoDB server: {error}",
+            "write mongodb://USER:PASSWORD@HOST:PORT/DATABASE, each of :/?#[]@% in a password as % and two hex digits",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ __all__ = [
     "VectorState",
     "Where",
     "open_store",
+    "without_secrets",
 ]
 
 T = TypeVar("T")
@@ -318,6 +320,12 @@ class Store(Protocol):
         ...
 
 
+def without_secrets(url: str) -> str:
+    """The URL of a store as it may be shown: without user, password and options. A password that was not escaped may
+    hold any character."""
+    return re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]
+
+
 def open_store(settings: DatabaseSettings, read_only: bool = False) -> Store:
     """Opens `settings.store`: sqlite:///relative, sqlite:////absolute, or mongodb://HOST:PORT/DATABASE; `read_only`
     changes nothing in it and needs no right to.
@@ -339,6 +347,7 @@ def open_store(settings: DatabaseSettings, read_only: bool = False) -> Store:
 
         return Recorded(MongoStore(url, settings.lock_timeout, read_only), settings.events_kept)
     raise UsageError(
-        f"expected a store such as sqlite:///database.sqlite or mongodb://127.0.0.1:27018/myapp, got {url!r}",
+        "expected a store such as sqlite:///database.sqlite or mongodb://127.0.0.1:27018/myapp, got "
+        f"{without_secrets(url)!r}",
         "three slashes name a file relative to this folder, four an absolute one: sqlite:////var/lib/asi/database.sqlite",
     )

@@ -64,7 +64,7 @@ def _found(folder: Path, names: tuple[str, ...]) -> Path:
 def _row(path: Path, name: str) -> dict[str, str]:
     """Column -> cell of the row of `name`, without the row label."""
     try:
-        rows = table_rows(read_regular(path, _LARGEST).decode())
+        rows = list(table_rows(read_regular(path, _LARGEST).decode()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadResultsError(f"{path} is no readable CSV: {error}") from error
     header, rows = (rows[0], rows[1:]) if rows else ([], [])

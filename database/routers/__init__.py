@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, BeforeValidator
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from common.files import sha256_text
+from common.records import RunRecord, Usage
 from database.answers import ApiResponse
 from database.memory import Memory
+from database.models import NewElement, StoredExperiment
 from database.routers.route import LONGEST_KEY
 from database.store import Session
 
-__all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "body_hash"]
+__all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "body_hash", "submitted"]
+
+_LONG_RESULT = 1 << 16
+"""Characters of a result that is read in a thread."""
 
 
 class _Text(PathConvertor):
@@ -84,3 +91,18 @@ def answered(
         return {"message": message, "data": data}
 
     return ApiResponse(**memory.once(f"{request.method} {request.url.path}", key, run, body_hash(body)))
+
+
+async def submitted(
+    memory: Memory,
+    element: NewElement,
+    run: RunRecord | None = None,
+    key: str | None = None,
+    body: str | None = None,
+    usage: Sequence[Usage] = (),
+) -> StoredExperiment:
+    """As `Memory.add`, for a coroutine. No other request waits while a long result is read."""
+    given = (element, run, key, body, usage)
+    if len(element.result.train) + len(element.result.test) > _LONG_RESULT:
+        return await asyncio.wrap_future(await run_in_threadpool(memory.submit, *given))
+    return await asyncio.wrap_future(memory.submit(*given))

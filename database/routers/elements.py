@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from database import repair, tree
 from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, NewElement, ScoredElement
-from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash, submitted
 from database.routers.route import ThreadRoute, reads_body
 from database.store import Session, Where
 
@@ -28,9 +27,9 @@ Count = Annotated[Whole, PathArgument(ge=1, le=1000)]
 async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
     """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
     if key is None:
-        stored = await asyncio.wrap_future(memory.submit(element))
+        stored = await submitted(memory, element)
     else:
-        stored = await asyncio.wrap_future(memory.submit(element, key=f"elements:{key}", body=body_hash(element)))
+        stored = await submitted(memory, element, key=f"elements:{key}", body=body_hash(element))
     return ApiResponse(message=f"element {stored.index} is stored", data={"name": stored.name, "index": stored.index})
 
 

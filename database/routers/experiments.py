@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -13,7 +11,7 @@ from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
 from database.models import NewExperiment, StoredExperiment
 from database.possible import NewBaseline
-from database.routers import IdempotencyKey, MemoryDep, Whole, answered
+from database.routers import IdempotencyKey, MemoryDep, Whole, answered, submitted
 from database.routers.route import ThreadRoute
 from database.store import Session
 
@@ -27,8 +25,7 @@ async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiRes
     """Stores element, run record and usage and updates the candidates, in one transaction, once for each key. Then
     waits for the score, at most 12 s; null when it takes longer."""
     key = f"experiments:{experiment.idempotency_key}"
-    submitted = memory.submit(experiment.element, experiment.run, key, usage=experiment.usage)
-    stored = await asyncio.wrap_future(submitted)
+    stored = await submitted(memory, experiment.element, experiment.run, key, usage=experiment.usage)
     stored = await run_in_threadpool(memory.settled, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
     return ApiResponse(message=message, data=stored)
@@ -63,9 +60,14 @@ def put_baseline(
     """Keeps a baseline; when it changed, the candidates are scored again at once, the rest in the background."""
     if baseline.key != key:
         raise RefusedError(f"expected the baseline of {key!r}, got that of {baseline.key!r}")
-    count = memory.put_baseline(baseline)
-    message = f"baseline {key} is stored; {count} elements are scored again"
-    return answered(memory, request, idempotency, lambda _: (message, {"rescored": count}), baseline)
+
+    def work(session: Session) -> tuple[str, object]:
+        count = memory.keep_baseline(session, baseline)
+        return f"baseline {key} is stored; {count} elements are scored again", {"rescored": count}
+
+    answer = answered(memory, request, idempotency, work, baseline)
+    memory.rescore_soon()
+    return answer
 
 
 @router.get("/baselines/{key:text}")

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request
 from fastapi import Path as PathArgument
 
-from common.records import RunRecord, Status, Usage
+from common.records import Measurement, RunRecord, Status, Usage
 from common.text import counted
 from database import tree
 from database.answers import (
@@ -128,7 +128,7 @@ def element_measurements(memory: MemoryDep, index: Whole) -> list[MeasurementOfR
     """Every number that was measured, with n and its standard error; [] for an element without a run record."""
     found = []
     for run in element_runs(memory, index):
-        named = {"heldout_loss": run.heldout_loss, "benchmark_mean": run.benchmark_mean, **run.benchmarks}
+        named = _measured(run)
         found += [
             MeasurementOfRun(
                 run_id=run.run_id,
@@ -143,6 +143,19 @@ def element_measurements(memory: MemoryDep, index: Whole) -> list[MeasurementOfR
             if measured is not None
         ]
     return found
+
+
+def _measured(run: RunRecord) -> dict[str, Measurement | None]:
+    """Everything in the record that has an n, by name: a benchmark's is the task's, any other's its place."""
+    named: dict[str, Measurement | None] = {"heldout_loss": run.heldout_loss, "benchmark_mean": run.benchmark_mean}
+    for task, score in run.benchmarks.items():
+        named |= {task: score, f"{task}.bits_per_byte": score.bits_per_byte}
+    named |= {f"perplexities.{task}": measured for task, measured in run.perplexities.items()}
+    named["learning_curve"] = run.learning_curve
+    if run.efficiency is not None:
+        named["efficiency.decode"] = run.efficiency.decode
+        named |= {f"efficiency.prefill.{length}": measured for length, measured in run.efficiency.prefill.items()}
+    return named
 
 
 @router.get("/programs/{sha256}")

@@ -59,7 +59,8 @@ def reads_body(
             key = request.headers.get("idempotency-key")
             if key is not None and len(key) > LONGEST_KEY:
                 raise _malformed(("header", "Idempotency-Key"), f"expected at most {LONGEST_KEY} characters")
-            kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+            # Without a type, or with an empty one, it is taken for JSON: existing clients send that.
+            kind = (request.headers.get("content-type") or "application/json").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
                 raise _malformed(("body",), f"expected application/json, got {kind}")
             answer = await endpoint(request.app.state.memory, _read(model, await request.body()), key)

@@ -128,27 +128,43 @@ def mongodb_server() -> Iterator[str]:
     if url:
         yield url.rstrip("/")
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    binary = Path(sys.executable).parent / "secantusd-py"
-    assert binary.exists(), "install requirements-dev.txt: secantusd-py is missing"
-    with tempfile.TemporaryDirectory(prefix="secantus-") as folder, Path(folder, "log").open("wb") as log:
-        argv = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--storage-path", f"{folder}/data"]
-        server = subprocess.Popen([*argv, "--sync-on-commit"], stdout=log, stderr=log)
+    with tempfile.TemporaryDirectory(prefix="secantus-") as folder:
+        port = free_port()
+        server = start_mongodb(Path(folder), port)
         try:
-            deadline = time.monotonic() + 30
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert server.poll() is None and time.monotonic() < deadline, Path(folder, "log").read_text()
-                time.sleep(0.1)
             yield f"mongodb://127.0.0.1:{port}"
         finally:
             # Nothing of it is kept, and an orderly end takes it ten seconds and more.
             server.kill()
             server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def start_mongodb(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A MongoDB-wire server that keeps its data in `folder` and answers on `port`."""
+    binary = Path(sys.executable).parent / "secantusd-py"
+    assert binary.exists(), "install requirements-dev.txt: secantusd-py is missing"
+    argv = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--storage-path", f"{folder}/data"]
+    with (folder / "log").open("ab") as log:
+        server = subprocess.Popen([*argv, "--sync-on-commit"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return server
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+    except BaseException:
+        server.kill()
+        server.wait()
+        raise
 
 
 class Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -19,7 +20,7 @@ from database.models import NewElement
 from database.mongodb_api import main
 from database.novelty import shingles, sketch
 from database.sqlite_database import SqliteStore
-from database.store import NewEntry, Store
+from database.store import NewEntry, Store, without_secrets
 from tests.database.db_service import Service, body_of, hashed_windows, settled
 
 
@@ -66,6 +67,44 @@ def test_a_store_that_cannot_be_used_stops_the_start(
     assert (file.read_bytes() if file.exists() else None) == before
 
 
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("mongo://asi:hush-hush@127.0.0.1:1/x", 2),
+        ("mongodb://asi:hush%hush-hush@127.0.0.1:1/x", 3),
+        ("mongodb://asi:a/b@hush-hush@127.0.0.1:1/x", 3),
+        ("mongodb://asi:hush-hush@127.0.0.1:port/x", 3),
+    ],
+)
+def test_a_password_in_the_url_of_a_store_is_not_told(
+    url: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, said = refused(capsys, "--port", "0", "--store", url)
+    assert ended == status and "127.0.0.1" in said and "fix:" in said
+    assert "hush-hush" not in said and "Traceback" not in said
+
+
+def test_options_of_a_url_may_be_secrets() -> None:
+    assert without_secrets("mongodb://a:1/x?tlsCertificateKeyFilePassword=hush") == "mongodb://a:1/x"
+    assert without_secrets("mongodb://u:p?q/r@a:1,b:2/x?authSource=admin") == "mongodb://a:1,b:2/x"
+    assert without_secrets("sqlite:////var/a.sqlite") == "sqlite:////var/a.sqlite"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bwrap to make a disk read-only")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_read_only_disk_stops_the_start(tmp_path: Path, exists: bool) -> None:
+    file = tmp_path / "a.sqlite"
+    if exists:
+        SqliteStore(str(file)).close()
+    argv = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", sys.executable, "database/mongodb_api.py", "--port", "0"]
+    ended = subprocess.run(
+        [*argv, "--store", f"sqlite:///{file}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3 and ended.stdout == ""
+    assert str(file) in ended.stderr and "fix: make" in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., Service]) -> None:
     service = start(limit_file_bytes=1_500_000)
     stored = 0
@@ -89,6 +128,8 @@ def test_a_full_disk_refuses_the_write_and_keeps_the_rest(start: Callable[..., S
 def test_several_processes_share_one_file(start: Callable[..., Service], tmp_path: Path) -> None:
     one, two = start(), start()
     one.add("a", motivation="alpha beta")
+    two.post("/candidates/1/add")
+    assert [element["index"] for element in one.get("/candidates/all")] == [1], "no process has a set of its own"
     two.add("b", motivation="gamma delta")
     assert one.add("c", motivation="epsilon") == 3
     settled(one)

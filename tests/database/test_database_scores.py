@@ -72,6 +72,12 @@ def test_any_columns_are_read_back(cells: list[tuple[str, float]], label: str) -
         assert mean is None and wrong
 
 
+def test_only_the_first_two_rows_are_read() -> None:
+    """A text of many megabytes is not read to its end, in which there may be anything."""
+    table = parse_table("\n ,\nm,a\nx,0.5\n" + "y" * 200_000)
+    assert table.complete and (table.columns, table.cells) == (["a"], ["0.5"])
+
+
 @given(st.text())
 def test_no_text_breaks_the_reader(text: str) -> None:
     table = parse_table(text)

@@ -1,4 +1,4 @@
-"""Two writers settle the same elements at once: what is settled is not written again."""
+"""What is pending is settled once, whoever does it, and as far as a request may wait."""
 
 from __future__ import annotations
 
@@ -50,3 +50,15 @@ def test_an_element_that_another_settled_meanwhile_is_not_rewritten(tmp_path: Pa
     assert [(row.sequence, row.index) for row in rows] == [(1, 1), (2, 2)], "the first kept its row"
     for memory in memories:
         memory.close()
+
+
+def test_a_search_embeds_some_of_what_is_pending_and_says_how_much_remains(tmp_path: Path) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    memory = Memory(open_store(settings), Words(), settings)  # not started: nothing is settled in the background
+    elements = [NewElement.model_validate(body_of(f"n{number}", motivation=f"gate {number}")) for number in range(40)]
+    for stored in [memory.submit(element) for element in elements]:
+        stored.result()
+    found, remaining = memory.similar("gate 3", 1)
+    assert (found[0].name, remaining) == ("n3", 8)
+    assert memory.similar("gate 39", 1)[0][0].name == "n39"
+    memory.close()

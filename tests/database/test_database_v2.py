@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,8 @@ import pytest
 
 from common.files import sha256_text
 from common.records import Usage
-from database.ledger import _Recorder
+from database.ledger import Recorded, _Recorder
+from database.sqlite_database import SqliteStore
 from database.store import Session
 from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
 
@@ -62,12 +64,28 @@ def test_records_of_an_element(service: Service) -> None:
     element = element_of(1, None)
     run = run_of(element, 3.9, 0.55)
     check = {"name": "causality", "passed": True, "severity": "refuse", "detail": "", "counterexample": None}
-    body = run.model_dump() | {"checks": [check], "benchmarks": {"induction": {"value": 0.6, "n": 100, "se": 0.05}}}
+    one = {"value": 3.0, "n": 7, "se": 0.5}
+    body = run.model_dump() | {
+        "checks": [check],
+        "benchmarks": {"induction": {"value": 0.6, "n": 100, "se": 0.05, "bits_per_byte": one}},
+        "perplexities": {"wikitext": one},
+        "train_loss": {"1": 10.5, "2": 4.0},
+        "validation_loss": {"1": 10.0, "2": 4.25},
+        "learning_curve": one,
+        "efficiency": {"decode": one, "prefill": {"128": one}},
+    }
     service.post("/v2/experiments", {"idempotency_key": "a", "element": element.model_dump(), "run": body})
     service.add("same program", program=element.program)
     assert service.get("/v2/elements/1/checks") == [check | {"run_id": run.run_id, "seconds": None}]
     measured = {row["name"]: row for row in service.get("/v2/elements/1/measurements")}
-    assert set(measured) == {"heldout_loss", "benchmark_mean", "induction"}
+    elsewhere = {"learning_curve", "perplexities.wikitext", "efficiency.decode", "efficiency.prefill.128"}
+    elsewhere |= {"induction.bits_per_byte"}
+    assert set(measured) == {"heldout_loss", "benchmark_mean", "induction"} | elsewhere
+    assert {(measured[name]["value"], measured[name]["n"], measured[name]["se"]) for name in elsewhere} == {
+        (3.0, 7, 0.5)
+    }
+    (told,) = service.get("/v2/runs")["runs"]
+    assert told["run"]["train_loss"] == body["train_loss"] and told["run"]["validation_loss"] == body["validation_loss"]
     assert (measured["induction"]["n"], measured["induction"]["se"], measured["induction"]["seed"]) == (100, 0.05, 0)
     assert service.get("/v2/elements/2/checks") == service.get("/v2/elements/2/measurements") == []
     for path in ("runs", "checks", "measurements"):
@@ -145,6 +163,17 @@ def test_each_change_is_an_event_in_order(service: Service) -> None:
     assert service.client.events(start, 1).events[0].id == start + 1
 
 
+def test_old_events_are_let_go_and_the_rest_has_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("database.ledger._TRIM_EVERY", 4)
+    store = Recorded(SqliteStore(f"{tmp_path}/a.sqlite"), kept=10)
+    for _ in range(30):
+        store.write(lambda session: session.put_baseline(BASELINE))
+    oldest, last = store.read(lambda session: session.ledger.event_span())
+    kept = [event.id for event in store.read(lambda session: session.ledger.events(0, 100))]
+    assert kept == list(range(oldest, 31)) and last == 30 and 10 <= len(kept) <= 10 + 4
+    store.close()
+
+
 def test_the_stream_tells_what_happens_and_goes_on_after_a_cut(service: Service) -> None:
     def follow(count: int, **kwargs: Any) -> list[dict[str, str]]:
         found: list[dict[str, str]] = []
@@ -200,7 +229,7 @@ def test_export_and_import_carry_a_whole_store_over(service: Service, start: Cal
     assert [next(iter(row)) for row in out] == ["baseline", *["element"] * 4, "candidates"]
     other = start()
     assert send(other, *out, key="carry") == {"stored": 5, "repeated": 0, "refused": []}
-    assert send(other, *out, key="carry") == {"stored": 1, "repeated": 4, "refused": []}, "a baseline is put again"
+    assert send(other, *out, key="carry") == {"stored": 0, "repeated": 5, "refused": []}
     for index in (1, 3, 4, 5):
         assert other.get(f"/elements/by-index/{index}") == service.get(f"/elements/by-index/{index}")
         assert other.get(f"/v2/elements/{index}/runs") == service.get(f"/v2/elements/{index}/runs")

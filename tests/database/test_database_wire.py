@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from common.files import sha256_text
+from database.memory import Memory
+from database.models import NewElement, StoredExperiment
+from database.routers import submitted
 from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
 
 
@@ -89,6 +95,21 @@ def test_what_is_no_http_is_refused_in_the_envelope(service: Service, request_: 
     assert found["success"] is False and found["message"] and found["detail"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 200), ("", 200), ("application/json; charset=utf-8", 200), ("Application/vnd.api+JSON", 200),
+        ("text/plain", 422), ("application/x-www-form-urlencoded", 422), ("application/octet-stream", 422),
+    ],
+)  # fmt: skip
+def test_json_needs_no_content_type(service: Service, kind: str | None, status: int) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    service.add("first")
+    for path, body in (("/elements", body_of("x")), ("/elements/1/set-parent", {"parent_index": None})):
+        answer = service.http.post(path, content=json.dumps(body).encode(), headers=headers)
+        assert answer.status_code == status, answer.text
+
+
 def test_a_key_outlives_its_element(service: Service) -> None:
     service.client.put_baseline(BASELINE)
     first = service.add_experiment(1, None, 4.0, 0.5)
@@ -118,6 +139,49 @@ def test_a_key_outlives_its_element(service: Service) -> None:
     assert service.add_experiment(2, None, 3.9, 0.5)["created"] is True
 
 
+def test_a_repeated_key_does_not_put_a_baseline_again(service: Service) -> None:
+    """A retry that comes late must not make an old baseline the newest, nor change one and then be refused."""
+    older, newer = (BASELINE.model_copy(update={"key": key}).model_dump() for key in ("older", "newer"))
+    keyed = {"Idempotency-Key": "once"}
+    first = service.http.put("/v2/baselines/older", json=older, headers=keyed)
+    assert first.status_code == 200
+    service.put("/v2/baselines/newer", newer)
+    since = service.get("/v2/events?limit=1")["last"]
+    assert service.http.put("/v2/baselines/older", json=older, headers=keyed).json() == first.json()
+    refused = service.http.put("/v2/baselines/older", json=older | {"loss": 3.0}, headers=keyed)
+    assert refused.status_code == 409
+    assert service.get("/v2/baselines/older")["loss"] == BASELINE.loss
+    assert service.get(f"/v2/events?after={since}")["events"] == []
+    rows = [json.loads(line) for line in service.http.get("/v2/export").text.splitlines()]
+    assert [row["baseline"]["key"] for row in rows if "baseline" in row][-2:] == ["older", "newer"]
+
+
+class Reading(Memory):
+    """Reads a result until it is told that it may end."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+
+    def submit(self, element: NewElement, *_: Any, **__: Any) -> Future[StoredExperiment]:
+        assert self.may_end.wait(2), "the loop stands still meanwhile"
+        stored: Future[StoredExperiment] = Future()
+        stored.set_result(StoredExperiment(index=1, name=element.name, score=None, created=True))
+        return stored
+
+
+def test_no_other_request_waits_while_a_long_result_is_read() -> None:
+    memory = Reading()
+    element = NewElement.model_validate(body_of("long", result={"train": "\n" * 100_000, "test": ""}))
+
+    async def both() -> StoredExperiment:
+        storing = asyncio.create_task(submitted(memory, element))
+        await asyncio.sleep(0)
+        memory.may_end.set()
+        return await storing
+
+    assert asyncio.run(both()).name == "long"
+
+
 def experiment_with(**changes: Any) -> dict[str, Any]:
     """A body for POST /v2/experiments whose run record differs from a sound one."""
     element = element_of(9, None)
@@ -139,6 +203,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"benchmarks": {"piqa": MEASURED | {"bits_per_byte": MEASURED | {"n": -3}}}}, "benchmarks.piqa.bits_per_byte.n"),
     ({"perplexities": {"wikitext": MEASURED | {"value": -9.0}}}, "perplexities.wikitext.value"),
     ({"validation_loss": {"100": -2.0}}, "validation_loss.100"),
+    ({"perplexities": {"wikitext": MEASURED | {"value": -1.0}}}, "perplexities.wikitext.value"),
     ({"efficiency": {"decode": MEASURED | {"value": -1.0}}}, "efficiency.decode.value"),
     ({"parameters": -1}, "parameters"),
     ({"tokens": -1}, "tokens"),

@@ -25,7 +25,16 @@ from database.models import NewElement
 from database.mongodb_database import MongoStore
 from database.mongodb_mending import mend
 from database.store import NewEntry, Session, Where, open_store
-from tests.database.db_service import BASELINE, KEYS, Service, body_of, mongodb_server, settled
+from tests.database.db_service import (
+    BASELINE,
+    KEYS,
+    Service,
+    body_of,
+    free_port,
+    mongodb_server,
+    settled,
+    start_mongodb,
+)
 
 pytestmark = pytest.mark.services
 Documents = pymongo.collection.Collection[dict[str, Any]]
@@ -265,6 +274,45 @@ def test_a_kill_under_load_loses_nothing_and_the_next_start_waits_for_the_lease(
     assert sorted(stored) == list(range(1, count + 2)), "no index twice, none missing"
     assert broken(store, 50) == []
     store.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_goes_away_is_missed_until_it_is_back(start: Callable[..., Service], tmp_path: Path) -> None:
+    port = free_port()
+    mongodb = start_mongodb(tmp_path, port)
+    try:
+        service = start(store=f"mongodb://127.0.0.1:{port}/away")
+        for number in range(3):
+            service.add(f"n{number}")
+        settled(service)
+        with httpx.stream("GET", f"{service.url}/v2/events/stream", timeout=60, trust_env=False) as stream:
+            mongodb.kill()
+            mongodb.wait()
+            for method, path, body in (
+                ("GET", "/health", None),
+                ("GET", "/ready", None),
+                ("GET", "/elements/by-index/1", None),
+                ("GET", "/v2/export", None),
+                ("POST", "/elements", body_of("lost")),
+            ):
+                refused = service.http.request(method, path, json=body)
+                assert refused.status_code == 503, (path, refused.text)
+                told = refused.json()
+                assert told["success"] is False and "does not answer" in told["detail"] and "fix:" in told["detail"]
+            mongodb = start_mongodb(tmp_path, port)
+            deadline = time.monotonic() + 60
+            while (ready := service.http.get("/ready")).status_code != 200:
+                assert ready.status_code == 503 and time.monotonic() < deadline, ready.text
+                time.sleep(0.5)
+            assert service.add("back") == 4
+            assert "back" in next(line for line in stream.iter_lines() if line.startswith("data: "))
+        assert [service.get(f"/elements/by-index/{index}")["name"] for index in (1, 3, 4)] == ["n0", "n2", "back"]
+        settled(service)
+        assert service.stop() == 0
+        assert "Traceback" not in service.log.read_text()
+    finally:
+        mongodb.kill()
+        mongodb.wait()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"candidates": 3}', "no json"])

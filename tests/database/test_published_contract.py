@@ -252,11 +252,13 @@ def test_no_number_or_operator_passes_for_a_parent(client: Client, value: str) -
     ],
 )  # fmt: skip
 def test_a_hostile_name_is_a_name(client: Client, text: str) -> None:
-    stored = client.data("POST", "/elements", json=body_of(text, motivation=text, summary=text, log=text))
+    everywhere = body_of(text) | {key: text for key, value in body_of("").items() if isinstance(value, str)}
+    everywhere["result"] = {"train": text, "test": text}
+    stored = client.data("POST", "/elements", json=everywhere)
     quoted = requests.utils.quote(text, safe="")
     assert client.elements(f"/elements/by-name/{quoted}") == [stored["index"]]
     found = client("GET", f"/elements/by-index/{stored['index']}")
-    assert (found["name"], found["motivation"], found["summary"], found["log"]) == (text, text, text, text)
+    assert found == everywhere | {"index": stored["index"]}
     assert client.elements(f"/elements/search-similar?motivation={quoted}") == [1]
     assert client.elements(f"/candidates/top-k/1?{quoted}=1") == []
     assert client.data("DELETE", f"/elements/by-name/{quoted}") == {"deleted_count": 1}
