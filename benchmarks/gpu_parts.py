@@ -310,7 +310,7 @@ def _trained(
     """
     job = _job(options, profile, name, stream, budget)
     begun, seen = time.perf_counter(), []
-    limits = Limits(seconds=_HOUR, cpu_seconds=_HOUR * 4, memory_mb=profile.limits.memory_mb).times(world)
+    limits = Limits(seconds=_HOUR, cpu_seconds=_HOUR * 4, memory_mb=profile.limits.memory_mb, ranks=world)
     box = choose("auto", options.device)
 
     def heard(meta: dict[str, Any], arrays: list[Any]) -> None:

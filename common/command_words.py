@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["PLACEHOLDERS", "filled", "from_here", "words_of"]
+__all__ = ["PLACEHOLDERS", "file_of", "filled", "from_here", "words_of"]
 
 PLACEHOLDERS = {
     "program": "file with the program to train, OUT/NAME.py",
@@ -40,17 +40,26 @@ def words_of(command: str) -> list[str]:
 
 
 def from_here(command: str) -> str:
-    """`command` with the files that it names by a relative path named from the root: it will run in another folder.
+    """`command` with the files that it names by a relative path, or by `~`, named from the root: it will run in another
+    folder, and no shell reads it.
 
     The first word without a slash is looked up on PATH, as in a shell.
     """
     words = words_of(command)
     for number, word in enumerate(words):
         named = "/" in word if number == 0 else not word.startswith("-")
-        path = Path(word).expanduser()
-        if named and not path.is_absolute() and path.is_file():
+        if named and (path := file_of(word)) is not None:
             words[number] = str(path.absolute())
     return shlex.join(words)
+
+
+def file_of(word: str) -> Path | None:
+    """The regular file that `word` names, with `~` as a shell reads it; None where it names none."""
+    try:
+        path = Path(word).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # too long for a name, or the home of nobody: a word that is something else
+        return None
 
 
 def filled(words: list[str], values: Mapping[str, str]) -> list[str]:

@@ -8,12 +8,13 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Iterator
 
 from pydantic import BaseModel
 
 from common.records import Measurement
 
-__all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_table"]
+__all__ = ["Table", "benchmark_mean", "finite_number", "is_accuracy", "parse_table", "table_rows"]
 
 _NO_ACCURACY = re.compile(
     r"(^|_)(perplexity|ppl|average|avg|mean|loss|bits_per_byte|bits|bpb|nll|stderr|std|wikitext)(_|$)"
@@ -33,6 +34,16 @@ class Table(BaseModel, frozen=True):
     complete: bool = False
 
 
+def table_rows(text: str) -> Iterator[list[str]]:
+    """The rows of a result CSV without surrounding spaces; those that hold nothing are left out.
+
+    Raises:
+        csv.Error: it is none.
+    """
+    rows = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
+    return (cells for row in rows if any(cells := [cell.strip() for cell in row]))
+
+
 def parse_table(text: str) -> Table:
     """Reads a result CSV, of which only the first two rows that are not empty count. Malformed text gives a table that
     is not complete; it never raises."""
@@ -46,16 +57,15 @@ def _short_table(text: str) -> Table:
 
 
 def _table(text: str) -> Table:
-    lines = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
     try:
         # What follows is not read: a text of many megabytes may hold millions of rows.
-        rows = list(itertools.islice((row for row in lines if any(cell.strip() for cell in row)), 2))
+        rows = list(itertools.islice(table_rows(text), 2))
     except csv.Error:
         return Table()
     if not rows:
         return Table()
-    columns = [cell.strip() for cell in rows[0][1:]]
-    cells = [cell.strip() for cell in rows[1][1:]] if len(rows) > 1 else []
+    columns = rows[0][1:]
+    cells = rows[1][1:] if len(rows) > 1 else []
     return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
 
 

@@ -95,9 +95,14 @@ class EmbeddingGuard:
 
     def _answer(self, future: Future[tuple[str, list[np.ndarray]]], texts: list[str]) -> None:
         try:
-            with self._places:
+            # Whoever asked is gone by then, so that an embedder that hangs is left with few questions.
+            if not self._places.acquire(timeout=_WAIT_SECONDS):
+                return
+            try:
                 found = self._embedder.windows(texts)
                 model = self._embedder.model
+            finally:
+                self._places.release()
         except BaseException as error:  # noqa: BLE001 - the boundary of a thread: whoever waits gets it
             future.set_exception(error)
             return

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from common.result_table import parse_table
 from database import tree
 from database.candidate_manager import Candidates
-from database.evaluate_agent.score import parse_table
 from database.keys import note_removal
 from database.scores import Scores
 from database.store import Session, Store, Where

@@ -6,7 +6,6 @@ Lines hold no query, no body and no key: motivations, programs and secrets stay 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import logging
@@ -25,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from database.store import Session, Where
 
-__all__ = ["GatheredLines", "Metrics", "Telemetry", "log_to_stderr"]
+__all__ = ["Metrics", "Telemetry", "log_to_stderr"]
 
 _LOG = logging.getLogger("database.requests")
 _ID = re.compile(r"[\w.:-]{1,64}")
@@ -66,14 +65,14 @@ class GatheredLines(logging.Handler):
         self._some = threading.Event()
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log", daemon=True).start()
-        atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as every handler does: a line that is wrong stops no request
+            line = self.format(record)
+        except (TypeError, ValueError):  # a wrong call of the log is told on stderr, and does not end a request
             self.handleError(record)
             return
+        self._lines.append(line)
         if record.levelno >= logging.WARNING:
             self.flush()
         elif not self._some.is_set():

@@ -6,6 +6,7 @@ It is the user's own, so nothing holds it but a time limit; and so nothing holds
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -20,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.command_words import filled, words_of
+from common.command_words import file_of, filled, words_of
 from common.errors import StoreError, UsageError
-from common.files import WRITTEN_BY_HAND, read_regular, sha256_text
 from common.process import REPOSITORY, spawn
 from common.text import printable
 from training.command_job import MARK
@@ -75,13 +75,13 @@ class Command:
         return words_of(self.text)
 
     def facts(self) -> dict[str, str]:
-        """What a result depends on: the words, and the text of every file that they name."""
-        found = {"command": self.text}
-        for word in self.words[1:]:
-            if "/" in word and Path(word).is_file():
-                with contextlib.suppress(OSError, UnicodeDecodeError):
-                    found[word] = sha256_text(read_regular(Path(word), WRITTEN_BY_HAND).decode())
-        return found
+        """What a result depends on: the words, and the bytes of every file that they name by a path.
+
+        Raises:
+            UsageError: one of the files cannot be read.
+        """
+        named = {word: file_of(word) for word in self.words if "/" in word}
+        return {"command": self.text} | {word: _hash(path) for word, path in named.items() if path is not None}
 
     def run(
         self, values: dict[str, str], folder: Path, cancel: threading.Event | None, tell: Callable[[str], None]
@@ -97,9 +97,9 @@ class Command:
         """
         mark, log = secrets.token_hex(16), folder / LOG
         words = [str(REPOSITORY / "training" / "command_job.py"), mark, str(folder), *filled(self.words, values)]
-        environment = {
-            name: value for name, value in os.environ.items() if not (name.startswith("ASI_") and name.endswith("KEY"))
-        }
+        # Settings of ours, in any case of letters: they hold keys and addresses with passwords, and a script that calls
+        # our trainer would call itself by ASI_TRAINING__COMMAND.
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("ASI_")}
         try:
             with log.open("wb") as output:
                 process = spawn([sys.executable, *words], env=environment, stdout=output, stderr=output)
@@ -143,6 +143,18 @@ def label(name: str) -> str:
     """`name` as a command may be given it: letters, digits, "_", "-" and ".", so that a shell takes it for one word
     and a file can be called so."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-")[:120] or "program"
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, however many."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}, which training.command names: {error.strerror}",
+            "results are kept apart by what the files of the command hold: make it readable, or leave it out",
+        ) from error
 
 
 def _end(process: subprocess.Popen[bytes], mark: str, gently: bool) -> None:

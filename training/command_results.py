@@ -10,14 +10,13 @@ stripped.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import read_regular
-from common.result_table import finite_number, is_accuracy
+from common.result_table import finite_number, is_accuracy, table_rows
 
 __all__ = ["NAMES", "BadResultsError", "NotFiniteLossError", "Results", "read_results"]
 
@@ -65,23 +64,22 @@ def _found(folder: Path, names: tuple[str, ...]) -> Path:
 def _row(path: Path, name: str) -> dict[str, str]:
     """Column -> cell of the row of `name`, without the row label."""
     try:
-        text = read_regular(path, _LARGEST).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+        rows = list(table_rows(read_regular(path, _LARGEST).decode()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadResultsError(f"{path} is no readable CSV: {error}") from error
-    header, rows = ([cell.strip() for cell in rows[0]], rows[1:]) if rows else ([], [])
+    header, rows = (rows[0], rows[1:]) if rows else ([], [])
     columns = header[1:]
     if not columns or not all(columns) or len(set(columns)) < len(columns):
         raise BadResultsError(
             f"{path}: expected a header row of a label and different columns, got {','.join(header)[:200]!r}"
         )
-    mine = [row for row in rows if _STAMP.sub("", row[0].strip()) == name]
-    if not mine and len(rows) == 1 and rows[0][0].strip().lower() in _NO_NAMES:
+    mine = [row for row in rows if _STAMP.sub("", row[0]) == name]
+    if not mine and len(rows) == 1 and rows[0][0].lower() in _NO_NAMES:
         mine = rows
     if not mine:
         labels = ", ".join(repr(row[0][:60]) for row in rows[:5]) or "no row below the header"
         raise BadResultsError(f"{path}: expected a row whose first cell is {name!r}, got {labels}")
-    cells = [cell.strip() for cell in mine[-1][1:]]
+    cells = mine[-1][1:]
     if len(cells) != len(columns):
         raise BadResultsError(f"{path}: expected {len(columns)} cells after the label, got {len(cells)}")
     return dict(zip(columns, cells, strict=True))
@@ -94,9 +92,9 @@ def _losses(path: Path, row: dict[str, str]) -> dict[str, float]:
     losses = {}
     for step, (column, cell) in zip(steps, row.items(), strict=True):
         value = finite_number(cell)
-        if value is None:
+        if value is None or value <= 0:
             wrong = NotFiniteLossError if _not_finite(cell) else BadResultsError
-            raise wrong(f"{path}: expected a loss at step {column}, got {cell[:60]!r}")
+            raise wrong(f"{path}: expected a loss above 0 at step {column}, got {cell[:60]!r}")
         losses[str(step)] = value
     return losses
 

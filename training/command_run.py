@@ -19,13 +19,13 @@ from common.records import CheckOutcome, CheckReport, RunRecord
 from training.command import LOG, WARNING, Command, Ended, label
 from training.command_results import NAMES, BadResultsError, NotFiniteLossError, Results, read_results
 from training.environment import git_commit, versions
+from training.events import Event, OnEvent
 from training.programs import Program
 from training.repeat import profile_word, repeating_command
 from training.results import clear, csv_text, reported_mean
 
 if TYPE_CHECKING:
     from training.launcher import Launcher
-    from training.run import OnEvent
 
 __all__ = ["command_record", "run_command"]
 
@@ -54,8 +54,6 @@ def run_command(
     Raises:
         StoreError: `out` cannot be written.
     """
-    from training.run import Event
-
     out = out.absolute()
     _clear(out)
     name = label(program.name)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import JobError, StoreError, UsageError
+from common.errors import AsiError, JobError, StoreError, UsageError
 from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
@@ -32,14 +32,16 @@ from training.environment import (
     source_hash,
     versions,
 )
+from training.events import Event, OnEvent
 from training.jobs import CANCELLED, run_job
 from training.metric_writers import require_writers
 from training.monitor import Peer, peer_of
 from training.profiles import Profile, own_benchmarks
 from training.programs import Program, load, to_job
-from training.run import Event, OnEvent, Run, refused_record
+from training.run import Run
+from training.sandbox import Limits, on_device, training_memory_mb
 
-__all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "refused_record", "versions"]
+__all__ = ["Event", "Launcher", "Peer", "find_device", "peer_of", "versions"]
 
 
 _SCHEDULE = ("steps", "lr", "schedule", "warmup", "decay", "final_lr", "report_every", "micro_batch", "recompute")
@@ -56,8 +58,9 @@ class Launcher:
         command: the user's own training script, which then trains in place of ours; None: ours.
 
     Raises:
-        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the user's own
-            training script is not there, or a package that writes metrics is not installed.
+        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the project's own
+            benchmarks do not fit the profile, the user's own training script is not there, or a package that writes
+            metrics is not installed.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
@@ -258,21 +261,32 @@ class Launcher:
         answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
             raise JobError("measuring the baseline's size was cancelled")
-        if answer.get("reason") == "memory":
-            most = min(self.profile.limits.memory_mb, self.settings.sandbox.memory_mb)
-            raise UsageError(
-                f"profile {self.profile.name} does not fit: its baseline alone needs more memory than {most:,} MB",
-                "raise limits.memory_mb of the profile and --sandbox.memory_mb where the machine has more, or take a "
-                "smaller profile",
-            )
         if answer.get("reason") is not None:
-            why = str(answer["detail"]).splitlines()[0]
-            raise UsageError(
-                f"the baseline cannot be built at profile {self.profile.name}: {why}",
-                "correct [model] of the profile: docs/training.md says what its keys mean",
-            )
+            raise self._unmeasured(answer)
         write_json(file, {"program": baseline.sha256, "profile": self.profile.name, "parameters": answer["parameters"]})
         return int(answer["parameters"])
+
+    def _unmeasured(self, answer: Mapping[str, Any]) -> AsiError:
+        """Why the baseline's size is not known: the profile is wrong, or something else went wrong."""
+        name, limits, reason = self.profile.name, self.profile.limits, answer["reason"]
+        if reason == "memory":
+            memory = training_memory_mb(self.device, limits.memory_mb, self.settings.sandbox.memory_mb)
+            most = on_device(Limits(memory_mb=memory), self.device).memory_mb
+            raised = "limits.memory_mb of the profile" + (" and --sandbox.memory_mb" if self.device == "cpu" else "")
+            return UsageError(
+                f"profile {name} does not fit: its baseline alone needs more memory than {most:,} MB",
+                f"raise {raised} where the machine has more, or take a smaller profile",
+            )
+        why = next(iter(str(answer.get("detail", "")).splitlines()), "it said nothing")
+        if reason in ("refused", "crashed") and not answer.get("from_outside"):
+            return UsageError(
+                f"the baseline cannot be built at profile {name}: {why}",
+                "correct [model] of the profile: docs/training.md says what its keys mean",
+            )
+        return JobError(
+            f"the baseline's size at profile {name} was not measured ({reason}): {why}",
+            "repeat the command; where its time was over, raise limits.seconds of the profile or free the machine",
+        )
 
     def job(self, program: Program, seed: int, dtype: str | None) -> dict[str, Any]:
         """What every training job of this launcher says."""

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from common.errors import AsiError
 from training.cgroup import Group
-from training.usage import Usage, disk_usage, oom_kills, tree_usage
+from training.usage import Usage, disk_usage, oom_kills, stat_fields, tree_usage
 
 __all__ = [
     "SCORER",
@@ -315,9 +315,12 @@ def _is_orphan(environ: bytes) -> bool:
     for entry in environ.split(b"\0"):
         name, _, owner = entry.decode("utf-8", "replace").partition("=")
         if name == _OWNER:
-            space, pid, born = owner.split(":")
-            # Pids of another namespace, a container's, say nothing here.
-            return space == _pid_space() and _born(pid) != born
+            space, _, rest = owner.partition(":")
+            pid, _, born = rest.partition(":")
+            # A process writes its own environment. What is no name of ours says nothing, and neither does a pid of
+            # another namespace, a container's.
+            ours = all(part.isascii() and part.isdigit() for part in (space, pid, born))
+            return ours and space == _pid_space() and _born(pid) != born
     return False
 
 
@@ -336,8 +339,5 @@ def _pid_space() -> str:
 def _born(pid: str) -> str | None:
     """When a process began, in clock ticks since the machine did, by which another with its number is known; None
     where it has ended, or the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+    fields = stat_fields(pid)
+    return None if fields is None or fields[0] in "ZX" else fields[19]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from common.errors import UsageError
+from common.errors import StoreError, UsageError
 
 __all__ = ["TensorBoard", "WandB", "WandBMode", "Writer", "require_writers"]
 
@@ -35,7 +36,7 @@ _TAGS = {
 
 
 class Writer(Protocol):
-    """Takes the objects of metrics.jsonl; `close` it."""
+    """Takes the objects of metrics.jsonl; `close` it. Both raise OSError or StoreError where it cannot write."""
 
     def add(self, line: Mapping[str, Any]) -> None: ...
 
@@ -105,15 +106,29 @@ class WandB:
             )
         except wandb.errors.Error as error:
             raise UsageError(
-                f"Weights & Biases cannot begin a run ({mode}): {str(error).splitlines()[0]}",
+                f"Weights & Biases cannot begin a run ({mode}): {_first_line(error)}",
                 "log in with `wandb login`, or set training.wandb to offline or off",
             ) from error
+        self._error: type[Exception] = wandb.errors.Error
 
     def add(self, line: Mapping[str, Any]) -> None:
-        self._run.log(_tagged(line), step=line["step"])
+        with self._told():
+            self._run.log(_tagged(line), step=line["step"])
 
     def close(self) -> None:
-        self._run.finish()
+        with self._told():
+            self._run.finish()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise StoreError(f"Weights & Biases failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _tagged(line: Mapping[str, Any]) -> dict[str, float]:

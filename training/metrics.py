@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import StoreError
+from common.errors import StoreError, message_of
 from training.metric_writers import Writer
 
 __all__ = ["FILE", "Metrics"]
@@ -23,19 +23,23 @@ class Metrics:
     """Writes into `folder`; a context manager. An object's None values are kept: a missing number is no number.
 
     Args:
-        openers: each makes one more writer, which gets the same objects.
+        openers: each makes one more writer, which gets the same objects. One that fails later on gets no more of them:
+            a run does not end for what nothing is read from.
+        note: told in a line which writer failed, and how.
 
     Raises:
         StoreError: from every method, when the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, openers: Sequence[Opener] = ()) -> None:
-        self._path, self._openers = folder / FILE, openers
+    def __init__(
+        self, folder: Path, openers: Sequence[Opener] = (), note: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._path, self._openers, self._note = folder / FILE, openers, note
         self._file: IO[str] | None = None
         self._writers: list[Writer] = []
 
     def begin(self) -> None:
-        """Starts over with an empty stream."""
+        """Starts over with an empty stream. Raises also what keeps a writer from being made."""
         self.close()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,21 +53,29 @@ class Metrics:
         try:
             if self._file is not None:
                 self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            for writer in self._writers:
-                writer.add(line)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._writers = [writer for writer in self._writers if self._did(writer, lambda writer: writer.add(line))]
+
+    def close(self) -> None:
+        file, writers = self._file, self._writers
+        self._file, self._writers = None, []
+        for writer in writers:
+            self._did(writer, lambda writer: writer.close())
+        try:
+            if file is not None:
+                file.close()
         except OSError as error:
             raise self._failed(error) from error
 
-    def close(self) -> None:
+    def _did(self, writer: Writer, work: Callable[[Writer], None]) -> bool:
+        """Whether the writer could do it; where not, a note says so."""
         try:
-            if self._file is not None:
-                self._file.close()
-            for writer in self._writers:
-                writer.close()
-        except OSError as error:
-            raise self._failed(error) from error
-        finally:
-            self._file, self._writers = None, []
+            work(writer)
+        except (OSError, StoreError) as error:
+            self._note(f"no more metrics for {type(writer).__name__}: {message_of(error)}; {FILE} has all of them")
+            return False
+        return True
 
     def _failed(self, error: OSError) -> StoreError:
         return StoreError(

@@ -55,6 +55,9 @@ OWN_TASKS = (*STREAM_TASKS, *LONGER_TASKS, "cloze")
 """Benchmarks of this project; all others are names of lm-eval's own task library."""
 OWN_SHARE = 0.1
 """Share of the rows that hold task sequences where --benchmarks own adds them to a profile without any."""
+MOST_OWN_ITEMS = 10_000
+"""Items of one of the project's own tasks at most: the standard error of an accuracy is then 0.5 points or less, and a
+profile that takes whole benchmarks of the hub asks for more than any text gives."""
 LONGEST_CONTEXT = 2048
 """Tokens of a context that scoring keeps."""
 
@@ -249,10 +252,17 @@ class EvalSpec(Spec):
     )
     validation_sequences: int = Field(8, ge=1, description="held-out sequences of the validation loss, never scored")
     benchmarks: list[str]
-    items: int = Field(ge=8, le=1_000_000, description="items a benchmark")
+    items: int = Field(
+        ge=8, le=1_000_000, description=f"items a benchmark; of the project's own tasks at most {MOST_OWN_ITEMS:,}"
+    )
     audit_gain: float = Field(
         0.02, gt=0, description="forged gain, in nats a token, that the audit finds with 99 % probability"
     )
+
+    @property
+    def own_items(self) -> int:
+        """Items of each of the project's own tasks."""
+        return min(self.items, MOST_OWN_ITEMS)
 
 
 class SearchSpec(Spec):
@@ -331,14 +341,25 @@ class Profile(Spec):
 def own_benchmarks(profile: Profile) -> Profile:
     """`profile` with the project's own tasks as its only benchmarks (--benchmarks own): those that it names; where it
     names none, the first ones and cloze, learnt in `OWN_SHARE` of the rows, or cloze alone where the tokenizer has no
-    symbols for the others."""
+    symbols for the others.
+
+    Raises:
+        UsageError: they do not fit the profile, as where its sequences are too short for them.
+    """
     own = [name for name in profile.eval.benchmarks if name in OWN_TASKS]
     tasks = profile.tasks
     if not own and profile.data.tokenizer == "bpe":
         own = [*FIRST_TASKS, "cloze"]
         tasks = tasks.model_copy(update={"share": tasks.share or OWN_SHARE, "names": list(FIRST_TASKS)})
     scored = profile.eval.model_copy(update={"benchmarks": own or ["cloze"]})
-    return Profile.model_validate({**dict(profile), "eval": scored, "tasks": tasks})
+    try:
+        return Profile.model_validate({**dict(profile), "eval": scored, "tasks": tasks})
+    except ValidationError as error:
+        wrong = "\n".join(_explain(item) for item in error.errors())
+        raise UsageError(
+            f"the project's own benchmarks do not fit profile {profile.name}: {wrong}",
+            f"correct profile {profile.name}, or leave out --benchmarks own",
+        ) from error
 
 
 def _learnt_as(task: str) -> str:

@@ -133,8 +133,7 @@ def csv_text(label: str, name: str, columns: Mapping[str, float] | Mapping[str, 
 
 def element_result(record: RunRecord) -> dict[str, str]:
     """The `result` of an element: train holds the training curve, test the accuracy of each benchmark and, beside them,
-    perplexities; or what the
-    user's own script reported."""
+    perplexities; or what the user's own script reported."""
     scores = {name: score.value for name, score in record.benchmarks.items()}
     scores |= {f"{name}_perplexity": perplexity.value for name, perplexity in record.perplexities.items()}
     return {

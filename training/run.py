@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +22,9 @@ from common.text import printable
 from training import checkpoints
 from training.branch import require_lineage
 from training.checkpoints import Identity
-from training.command_run import command_record
 from training.data.corpus import Corpus
 from training.environment import git_commit, versions
+from training.events import Event, OnEvent
 from training.flops import gpu_name, mfu, training_flops
 from training.items import of_run, write_items
 from training.jobs import CANCELLED, run_job
@@ -40,32 +40,10 @@ if TYPE_CHECKING:
 
     from training.launcher import Launcher
 
-__all__ = ["Event", "OnEvent", "Run", "refused_record", "run_identity"]
+__all__ = ["Run", "run_identity"]
 
 COMPILING = 900.0
 """Seconds that a first step may take on a GPU, where kernels are compiled and tuned in it (an estimate)."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to show while it happens. Missing numbers are None.
-
-    Attributes:
-        kind: "stage" (name: corpus, size, check, data, start, train, score), "progress" (of training) or "note" (text
-        to show).
-    """
-
-    kind: Literal["stage", "progress", "note"]
-    name: str = ""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    text: str = ""
-
-
-OnEvent = Callable[[Event], None]
 
 
 _INTERRUPTED = {"status": "stopped", "reason": "interrupted", "detail": "the run was interrupted"}
@@ -110,7 +88,7 @@ class Run:
         self.validated: list[tuple[int, float]] = []
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
-        self.metrics = Metrics(out, self._writers())
+        self.metrics = Metrics(out)
         self.threshold: float | None = None
         self.origin: Path | None = None
         self.forecast: Forecast | None = None
@@ -129,6 +107,7 @@ class Run:
         if self.origin is not None:
             require_lineage(self.origin, identity)
         clear(self.out)
+        self.metrics = Metrics(self.out, self._writers(), lambda text: tell(Event("note", "train", text=text)))
         started = time.perf_counter()
         with self.metrics:
             tell(Event("stage", "data"))
@@ -258,7 +237,7 @@ class Run:
         return Event("progress", "train", step, steps, event["loss"], rate, left)
 
     def _finish(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
-        record = self._record(answer, corpus, wall)
+        record = self.record(answer, corpus, wall)
         if record.heldout_loss is not None:
             held = record.heldout_loss
             self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
@@ -272,7 +251,8 @@ class Run:
         write_json(self.out / "result.json", record.model_dump(mode="json"))
         return record
 
-    def _record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
+    def record(self, answer: Mapping[str, Any], corpus: Corpus, wall: float) -> RunRecord:
+        """The record of a run that ended with `answer`, `wall` seconds after its checks."""
         launcher, profile = self.launcher, self.profile
         benchmarks = {
             name: BenchmarkScore(
@@ -362,30 +342,6 @@ def run_identity(launcher: Launcher, program: Program, seed: int) -> Identity:
     """Whose checkpoints those of this run are. Prepares the corpus when that is not done."""
     key, name = launcher.baseline_key(), launcher.profile.name
     return Identity(program.sha256, key, seed, program.name, name, launcher.lineage())
-
-
-def refused_record(
-    launcher: Launcher,
-    program: Program,
-    report: CheckReport | None,
-    *,
-    seed: int,
-    run_id: str,
-    command: str,
-    wall: float,
-) -> RunRecord:
-    """The record of a program that was not trained: the check, which took `wall` seconds, refused it or was interrupted
-    (`report` None)."""
-    ended = {"status": "stopped", "reason": "interrupted", "detail": "the check was interrupted"}
-    if report is not None:
-        ended = {"status": "failed", "reason": "refused", "detail": report.why_refused()}
-    if launcher.command is not None:
-        return command_record(
-            launcher, program, report or (), ended, seed=seed, run_id=run_id, repeat=command, total=round(wall, 3)
-        )
-    run = Run(launcher, program, seed, Path(), run_id, report or (), None, command)
-    checked = sum(check.seconds or 0.0 for check in run.checks)
-    return run._record(ended, launcher.prepare(), max(0.0, round(wall - checked, 3)))
 
 
 def _efficiency(answer: Mapping[str, Any], facts: Mapping[str, Any]) -> Efficiency | None:

@@ -8,10 +8,10 @@ environment but what is listed, one temporary folder, limits on CPU and wall tim
 and output, a list of system calls that are refused, and the whole tree killed as one, with nothing left behind. What
 they do not: the kernel is shared, so a kernel exploit gets out; timing and caches are visible. Where there is no
 cgroup of version 2, a tree of processes may hold more memory than its limit until the host looks, ten times a second;
-so it is with the number of files always. On a GPU there is no address-space limit, since
-CUDA reserves more than the machine has: the host's look or the cgroup limits memory there, and nothing limits that of
-the card. The driver's device files are visible, and of /sys the devices. `process` covers the limits only,
-which is why it refuses programs that nobody vouches for.
+so it is with the number of files always. On a GPU there is no address-space limit, since CUDA reserves more than the
+machine has: the host's look or the cgroup limits memory there, and nothing limits that of the card. The driver's device
+files are visible, and of /sys the devices. `process` covers the limits only, which is why it refuses programs that
+nobody vouches for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,18 @@ from training.programs import Program
 from training.sandbox_job import Ending, Limits, SandboxedProcess
 from training.worker.syscalls import outer
 
-__all__ = ["HELD_OUT_PACKAGES", "Backend", "Ending", "Limits", "Sandbox", "SandboxedProcess", "choose", "worker_reads"]
+__all__ = [
+    "HELD_OUT_PACKAGES",
+    "Backend",
+    "Ending",
+    "Limits",
+    "Sandbox",
+    "SandboxedProcess",
+    "choose",
+    "on_device",
+    "training_memory_mb",
+    "worker_reads",
+]
 
 Backend = Literal["bubblewrap", "docker", "process"]
 _FIRST_UID, _UIDS = 2_000_000_000, 100_000_000
@@ -112,8 +123,7 @@ class Sandbox:
         Raises:
             SandboxError: it cannot be started.
         """
-        limits = limits or Limits()
-        limits = _on_cuda(limits) if self.device == "cuda" else limits
+        limits = on_device(limits or Limits(), self.device).whole()
         reads = [Path(path) for path in reads]
         environment = {**_environment(self.device, self.backend), **(env or {})}
         if self.device == "cpu" and limits.memory_mb is not None:
@@ -318,8 +328,16 @@ def _environment(device: str, backend: Backend) -> dict[str, str]:
     return env
 
 
-def _on_cuda(limits: Limits) -> Limits:
-    """More of what the driver, its threads and the compiled kernels take."""
+def training_memory_mb(device: str, profile_mb: int, setting_mb: int) -> int:
+    """`Limits.memory_mb` of a training job, from the profile's limits.memory_mb and sandbox.memory_mb. The setting is
+    for CPU jobs, many of which may share a machine; on a GPU the profile's own number holds."""
+    return min(profile_mb, setting_mb) if device == "cpu" else profile_mb
+
+
+def on_device(limits: Limits, device: str) -> Limits:
+    """What a job gets there: on a GPU more of what the driver, its threads and the compiled kernels take, each rank."""
+    if device == "cpu":
+        return limits
     memory = None if limits.memory_mb is None else limits.memory_mb + _CUDA_MB
     processes, files = max(limits.processes, _CUDA_PROCESSES), max(limits.files, _CUDA_FILES)
     return replace(limits, memory_mb=memory, processes=processes, files=files, entries=_CUDA_ENTRIES)

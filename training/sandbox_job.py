@@ -43,6 +43,7 @@ class Limits:
             job that has more.
         files: open files.
         entries: files and folders that it may make: each costs memory of the kernel that nothing else counts.
+        ranks: processes that share the work of the job; memory_mb and processes are for each of them.
     """
 
     seconds: float = 600.0
@@ -53,13 +54,13 @@ class Limits:
     processes: int = 64
     files: int = 256
     entries: int = 10_000
+    ranks: int = 1
 
-    def times(self, world: int) -> Limits:
-        """Limits of a job in which `world` processes share the work: memory and tasks for each, the same time."""
-        if world == 1:
-            return self
-        memory = None if self.memory_mb is None else self.memory_mb * world + (world - 1) * (_START_BYTES >> 20)
-        return replace(self, memory_mb=memory, processes=self.processes * world)
+    def whole(self) -> Limits:
+        """The same as limits of the job as one, in which the ranks are not told apart."""
+        started = (self.ranks - 1) * (_START_BYTES >> 20)
+        memory = None if self.memory_mb is None else self.memory_mb * self.ranks + started
+        return replace(self, memory_mb=memory, processes=self.processes * self.ranks, ranks=1)
 
 
 class Handle(Protocol):

@@ -38,9 +38,11 @@ from common.text import printable
 from training.branch import branched, require_lineage
 from training.checkpoints import FOLDER, refuse_foreign
 from training.command import WARNING
-from training.launcher import Event, Launcher, refused_record
+from training.events import Event
+from training.launcher import Launcher
 from training.profiles import load_profile, profile_names
 from training.programs import Program, load
+from training.refused import refused_record
 from training.repeat import repeating_command
 from training.results import FILES, clear
 from training.run import run_identity
@@ -122,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
     if record is None:
         print("stopped, interrupted: the corpus was not ready, so there is no result.json", file=sys.stderr)
-        leave(INTERRUPTED)
+        return INTERRUPTED
     display.summary(record, arguments.out)
     return exit_status(record)
 
@@ -326,4 +328,4 @@ def _number(value: float | None, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

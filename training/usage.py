@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HIDDEN", "Usage", "disk_usage", "oom_kills", "own_memory", "tree_usage"]
+__all__ = ["HIDDEN", "Usage", "disk_usage", "oom_kills", "own_memory", "stat_fields", "tree_usage"]
 
 HIDDEN = 1 << 30
 
@@ -41,6 +41,18 @@ def oom_kills() -> int:
     return 0
 
 
+def stat_fields(pid: int | str) -> list[str] | None:
+    """What the kernel says of a process behind its name: 0 is the state, 1 the parent, and the fields of proc(5) have
+    their number less 3. None where it is gone, or there is no /proc.
+
+    The name may hold any bytes, brackets among them: a process gives it to itself.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].decode().split()
+    except (OSError, IndexError):
+        return None
+
+
 def tree_usage(root: int, most: int | None = None) -> Usage:
     """What `root` and all that descends from it use. Ends once it has seen more than `most` tasks: to look at all of a
     fork bomb takes longer than the bomb takes to grow."""
@@ -50,9 +62,7 @@ def tree_usage(root: int, most: int | None = None) -> Usage:
     queue = [root]
     while queue and (most is None or tasks <= most):
         pid = queue.pop()
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except (OSError, IndexError):
+        if (fields := stat_fields(pid)) is None:
             continue
         pids.append(pid)
         # After the name: 11 to 14 are user, system and the two of children that were waited for.
@@ -72,14 +82,10 @@ def _children(pid: int) -> list[int]:
         return found
     if Path("/proc/self/task").is_dir() and not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                if entry.name.isdigit() and _parent(entry) == pid:
-                    found.append(int(entry.name))
+            fields = stat_fields(entry.name) if entry.name.isdigit() else None
+            if fields is not None and int(fields[1]) == pid:
+                found.append(int(entry.name))
     return found
-
-
-def _parent(entry: Path) -> int:
-    return int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def own_memory(pids: Iterable[int]) -> int:

@@ -201,6 +201,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"benchmarks": {"piqa": MEASURED | {"value": 50.0}}}, "benchmarks.piqa.value"),
     ({"benchmarks": {"piqa": MEASURED | {"chance": -1.0}}}, "benchmarks.piqa.chance"),
     ({"benchmarks": {"piqa": MEASURED | {"bits_per_byte": MEASURED | {"n": -3}}}}, "benchmarks.piqa.bits_per_byte.n"),
+    ({"perplexities": {"wikitext": MEASURED | {"value": -9.0}}}, "perplexities.wikitext.value"),
     ({"validation_loss": {"100": -2.0}}, "validation_loss.100"),
     ({"perplexities": {"wikitext": MEASURED | {"value": -1.0}}}, "perplexities.wikitext.value"),
     ({"efficiency": {"decode": MEASURED | {"value": -1.0}}}, "efficiency.decode.value"),

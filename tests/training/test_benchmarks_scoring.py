@@ -22,8 +22,8 @@ from training.data.tasks import SEPARATOR, Item, generate_items
 from training.profiles import TaskSpec, load_profile
 from training.results import benchmark_mean, csv_text, curve_columns, element_result
 from training.scorer.benchmarks import WorkerLM, require_official, run_benchmarks
-from training.scorer.heldout import heldout_loss, log_softmax
-from training.scorer.items import item_scores
+from training.scorer.heldout import NotFiniteError, heldout_loss, log_softmax
+from training.scorer.items import item_scores, perplexity_of
 
 SPEC = TaskSpec(symbols=32, recall_pairs=4, copy_items=4, copy_length=12, induction_length=12)
 VOCAB = 384
@@ -219,6 +219,40 @@ def test_perplexities_of_words_and_of_answers_come_with_their_error(codec: token
     asked = sum(len(call.places) for call in model.calls if call.places is not None)
     assert told["perplexity"]["value"] == pytest.approx(VOCAB ** (asked / 3), rel=1e-4)
     assert told["perplexity"]["se"] > 0
+
+
+class Sure(Model):
+    """Finite logits that leave everything but one token next to impossible."""
+
+    def next(self, seen: np.ndarray) -> np.ndarray:
+        logits = np.zeros(self.vocab, dtype=np.float32)
+        logits[1] = 1e5
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood_rolling", "loglikelihood"])
+def test_an_infinite_perplexity_is_the_programs_fault(codec: tokenizer.Codec, kind: str) -> None:
+    from training.scorer import benchmarks
+
+    documents = Dataset.from_list([{"page": text} for text in ("a layer is", "it writes")])
+    metric = {"metric": "word_perplexity"} if kind.endswith("rolling") else {
+        "metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False,
+    }  # fmt: skip
+    task = {
+        "task": "text", "output_type": kind, "custom_dataset": lambda **_: {"test": documents}, "test_split": "test",
+        "doc_to_text": "" if kind.endswith("rolling") else "The", "doc_to_target": "{{page}}", "metric_list": [metric],
+    }  # fmt: skip
+    with pytest.raises(NotFiniteError, match="a perplexity of text is infinite"):
+        benchmarks._evaluate(WorkerLM(Sure(VOCAB), codec), benchmarks.TaskManager(include_defaults=False), [task], None)
+
+
+def test_a_perplexity_over_what_a_number_holds_is_left_out() -> None:
+    said = perplexity_of([{"perplexity": -699.0}, {"perplexity": -701.0}])["perplexity"]
+    assert said["value"] == pytest.approx(math.exp(700)) and said["se"] > 0
+    # The mean can be told, its error cannot.
+    assert perplexity_of([{"perplexity": 1e8}, {"perplexity": -1e8 - 1390}])["perplexity"]["se"] is None
+    assert perplexity_of([{"word_perplexity": (-2804.0, 4)}]) == {}
+    assert perplexity_of([{"word_perplexity": (-1e30, 4)}, {"word_perplexity": (-math.inf, 4)}]) == {}
 
 
 def test_an_official_task_without_its_data_names_the_task(

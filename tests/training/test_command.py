@@ -107,13 +107,35 @@ def test_results_never_share_a_key_with_ours_or_with_another_script(tmp_path: Pa
     assert launcher(tmp_path / "t.sh", "exit 1").baseline_key() in keys
 
 
+def test_the_program_that_a_command_starts_and_bytes_that_are_no_text_are_in_the_key(tmp_path: Path) -> None:
+    script, table, keys = tmp_path / "t.sh", tmp_path / "table.bin", set()
+    script.touch(0o755)
+    for text, held in (("exit 0", b"\xff\x00"), ("exit 1", b"\xff\x00"), ("exit 1", b"\xff\x01")):
+        table.write_bytes(held)
+        keys.add(launcher(script, text, f"{{script}} {{{{name}}}} {table}").baseline_key())
+    assert len(keys) == 3
+    # A regular file, as its mode says, of which not a byte can be read.
+    with pytest.raises(UsageError, match="cannot read /proc/self/mem, which"):
+        launcher(script, "exit 0", "sh {script} /proc/self/mem").baseline_key()
+
+
+def test_settings_of_ours_do_not_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = launcher(tmp_path / "t.sh", "env")
+    for name in ("ASI_DATABASE__STORE", "asi_llm__api_key", "ASI_TRAINING__COMMAND"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("OWN_KEY", "mine")
+    train(made, tmp_path / "o")
+    said = (tmp_path / "o" / LOG).read_text()
+    assert "secret" not in said and "OWN_KEY=mine" in said
+
+
 @pytest.mark.parametrize(
     ("script", "reason", "said"),
     [
         ("echo so bad >&2; exit 3", "crashed", "ended with status 3; its last words: so bad"),
         ("kill -9 $$", "crashed", "ended with status 137"),
         ("exit 0", "crashed", "expected train.csv or loss.csv in"),
-        (WRITES.format(loss="nan", boolq="0.5"), "nan", "a loss at step 30, got 'nan'"),
+        (WRITES.format(loss="nan", boolq="0.5"), "nan", "a loss above 0 at step 30, got 'nan'"),
     ],
 )
 def test_failures_are_records_that_say_what_was_expected(script: str, reason: str, said: str, tmp_path: Path) -> None:
@@ -133,7 +155,9 @@ def test_failures_are_records_that_say_what_was_expected(script: str, reason: st
         ("train.csv", b"step,1,10\nother,1,2\n", "first cell is 'sample', got 'other'"),
         ("train.csv", b"step,1,10\nsample,1\n", "expected 2 cells after the label, got 1"),
         ("train.csv", b"step,10,1\nsample,1,2\n", "expected ascending steps"),
-        ("train.csv", b"step,1,10\nsample,1,low\n", "a loss at step 10, got 'low'"),
+        ("train.csv", b"step,1,10\nsample,1,low\n", "a loss above 0 at step 10, got 'low'"),
+        ("train.csv", b"step,1,10\nsample,1,0.0\n", "train.csv: expected a loss above 0 at step 10, got '0.0'"),
+        ("train.csv", b"step,1,10\nsample,-1,2\n", "train.csv: expected a loss above 0 at step 1, got '-1'"),
         ("test.csv", None, "expected test.csv or benchmark.csv in"),
         ("test.csv", b"Model,boolq\nsample,75\n", r"expected an accuracy in \[0, 1\] for boolq, got '75'"),
         ("test.csv", b"Model,boolq\nsample,good\n", "expected a number or nan for boolq, got 'good'"),
@@ -203,5 +227,11 @@ def test_files_are_meant_from_where_they_were_named(tmp_path: Path, monkeypatch:
     told = load(None, {"training": {"command": ["bash", "t.sh", "{out}", "${HOME}", "a b"]}}).training.command
     assert told == f"bash {tmp_path}/t.sh '{{out}}' '${{HOME}}' 'a b'"
     assert load(None, {"training": {"command": told}}).training.command == told
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.sh").touch(0o755)
+    told = load(
+        None, {"training": {"command": "~/own.sh ~/t.sh ~/absent ~nobody_at_all/x " + "a/" * 3000}}
+    ).training.command
+    assert told is not None and told.split()[:3] == [f"{tmp_path}/own.sh", f"{tmp_path}/t.sh", "'~/absent'"]
     with pytest.raises(UsageError, match="no_such_program"):
         Launcher(load(None, {"training": {"command": "no_such_program {out}"}}), load_profile(TINY))

@@ -123,6 +123,25 @@ def test_the_same_files_give_the_same_corpus(corpus: Corpus, profile: Profile, t
     assert again.stream(profile, 4).read_bytes() != corpus.stream(profile, 3).read_bytes()
 
 
+def test_a_time_out_of_the_work_itself_ends_it(
+    profile: Profile, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no word of "not ready yet", for which one waits."""
+
+    def slow(name: str) -> str:
+        raise TimeoutError("the file server does not answer")
+
+    monkeypatch.setattr("training.data.extract.package_version", slow)
+    cancel = threading.Event()
+    late = threading.Timer(5, cancel.set)
+    late.start()
+    try:
+        with pytest.raises(TimeoutError, match="file server"):
+            prepare_corpus(profile, tmp_path, [text_file], cancel=cancel)
+    finally:
+        late.cancel()
+
+
 def test_two_processes_at_once_make_one_corpus(profile: Profile, text_file: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from training.data.corpus import prepare_corpus;"

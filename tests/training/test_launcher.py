@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 import verifier_assets as assets
 
-from common.errors import JobError, UsageError
+from common.errors import JobError, StoreError, UsageError
 from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
@@ -28,9 +30,12 @@ from tests.training.forgeries import reporting
 from training.checkpoints import FOLDER, kept
 from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
+from training.metric_writers import WandB
+from training.metrics import Metrics
 from training.profiles import CheckpointSpec, load_profile
 from training.programs import Program
 from training.results import element_result
+from training.train import main as train_command
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
 HEAD = """
@@ -398,6 +403,20 @@ def test_wrong_usage_is_one_line_and_status_2(flags: dict[str, dict[str, Any]], 
     assert folder.returncode == 2 and folder.stderr.startswith("error: ")
 
 
+def test_an_interrupt_before_the_corpus_is_a_status_that_main_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(launcher: Launcher, tell: Any, cancel: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancel.wait(10)
+        raise JobError("preparing the corpus was cancelled")
+
+    monkeypatch.setattr(Launcher, "ready", interrupted)
+    seed = str(REPOSITORY / "training" / "architectures" / "delta_net.py")
+    assert train_command([seed, "--profile", str(TINY), "--out", str(tmp_path)]) == 4
+    assert "the corpus was not ready" in capsys.readouterr().err
+
+
 def test_a_refused_program_has_status_1_and_a_record(
     flags: dict[str, dict[str, Any]], launcher: Launcher, text_file: Path, tmp_path: Path
 ) -> None:
@@ -494,6 +513,53 @@ def test_a_writer_gets_every_line(tmp_path: Path) -> None:
     assert list((tmp_path / "o" / "wandb").iterdir()) == []
 
 
+def test_a_writer_that_fails_is_a_note_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of a run that was trained are not lost for what shows them elsewhere."""
+
+    class WandBError(Exception):
+        pass
+
+    class Lost:
+        def log(self, values: dict[str, float], step: int) -> None:
+            raise WandBError("no connection\nfor an hour")
+
+        def finish(self) -> None:
+            raise WandBError
+
+    class Writes:
+        def __init__(self) -> None:
+            self.lines: list[Any] = []
+            self.closed = 0
+
+        def add(self, line: Any) -> None:
+            self.lines.append(line)
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class Full(Writes):
+        def close(self) -> None:
+            super().close()
+            raise OSError(28, "No space left on device")
+
+    made = {"errors": types.SimpleNamespace(Error=WandBError), "Settings": dict, "init": lambda **_: Lost()}
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(**made))
+    notes: list[str] = []
+    full, writes, wandb = Full(), Writes(), partial(WandB, tmp_path, "online", "net", {})
+    with Metrics(tmp_path, [wandb, lambda: full, lambda: writes], notes.append) as metrics:
+        metrics.begin()
+        metrics.add({"step": 1, "loss": 4.5})
+        metrics.add({"step": 2, "loss": 4.0})
+        assert notes == [
+            "no more metrics for WandB: Weights & Biases failed: no connection; metrics.jsonl has all of them"
+        ]
+    assert "Full" in notes.pop() and len(notes) == 1 and (full.closed, writes.closed) == (1, 1)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == full.lines == writes.lines and len(lines) == 2
+    with pytest.raises(StoreError, match="Weights & Biases failed: WandBError"):
+        wandb().close()
+
+
 @pytest.mark.slow
 def test_a_benchmark_without_its_data_ends_a_run_before_it_begins(launcher: Launcher, tmp_path: Path) -> None:
     scored = launcher.profile.eval.model_copy(update={"benchmarks": ["recall", "piqa"]})
@@ -502,6 +568,34 @@ def test_a_benchmark_without_its_data_ends_a_run_before_it_begins(launcher: Laun
     with pytest.raises(JobError, match="benchmark piqa cannot run here"):
         made.train(program(MEAN), seed=0, out=tmp_path, run_id="b", on_event=lambda event: stages.append(event.name))
     assert "benchmarks" in stages and "train" not in stages
+
+
+@pytest.mark.parametrize(
+    ("device", "answer", "error", "said"),
+    [
+        ("cpu", {"reason": "memory", "detail": ""}, UsageError, "more memory than 500 MB.*and --sandbox.memory_mb"),
+        ("cuda", {"reason": "memory", "detail": ""}, UsageError, "more memory than 8,792 MB.*of the profile where"),
+        ("cpu", {"reason": "refused", "detail": "no shape\nat all"}, UsageError, "tiny: no shape\n.*correct .model."),
+        ("cpu", {"reason": "crashed", "detail": ""}, UsageError, "tiny: it said nothing\n.*correct .model."),
+        ("cpu", {"reason": "crashed", "detail": "killed", "from_outside": True}, JobError, "crashed.: killed"),
+        ("cpu", {"reason": "timeout", "detail": ""}, JobError, "not measured .timeout.: it said nothing"),
+    ],
+)
+def test_a_size_that_was_not_measured_says_whose_fault_it_is(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, device: str, answer: dict[str, Any], error: type, said: str
+) -> None:
+    monkeypatch.setattr("training.launcher.run_job", lambda *_: answer)
+    profile = launcher.profile
+    changed = {
+        "model": profile.model.model_copy(update={"ffn": profile.model.ffn + 1}),
+        "limits": profile.limits.model_copy(update={"memory_mb": 600}),
+    }
+    sandbox = launcher.settings.sandbox.model_copy(update={"memory_mb": 500})
+    made = Launcher(launcher.settings.model_copy(update={"sandbox": sandbox}), profile.model_copy(update=changed))
+    made.device = device
+    with pytest.raises(error, match=f"(?s){said}") as raised:
+        made.prepare()
+    assert raised.type is error
 
 
 @pytest.mark.slow

@@ -41,8 +41,9 @@ def test_a_seed_architecture_learns_as_it_did(profile: str, program: str, tmp_pa
     assert record.heldout_loss.value == pytest.approx(known["heldout_loss"], abs=TOLERANCE)
 
 
-def test_the_known_curves_fall_and_differ() -> None:
-    """Numbers that a broken run would leave behind are not taken for golden ones."""
+def test_the_asset_holds_curves_that_fall_and_differ() -> None:
+    """A check of the file alone, no run: numbers that a broken one would leave behind are not taken for golden ones.
+    Runs are compared with them by the slow test above."""
     for profile, curves in CURVES.items():
         steps = str(load_profile(profile).train.steps)
         losses = [curve["heldout_loss"] for curve in curves["programs"].values()]

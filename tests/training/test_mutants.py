@@ -71,7 +71,9 @@ def test_a_sample_of_mutants_is_refused() -> None:
 def test_the_figures_name_what_was_missed() -> None:
     def verdict(name: str, accepted: bool) -> report.Verdict:
         by = () if accepted else ("batch",)
-        return report.Verdict(name, "a fault", frozenset({"causality"}), accepted, by, ("state",), "differs", 2.0)
+        return report.Verdict(
+            name, "a fault", frozenset({"causality"}), accepted, by, ("state",), "differs", 2.0, 700.0
+        )
 
     found = report.text(report.SetResult("one", True, (verdict("a", False), verdict("b", True)), 9.0))
     assert "1/2 planted faults refused" in found and "missed b" in found and "warned of by state" in found

@@ -118,3 +118,13 @@ def test_own_benchmarks_take_the_place_of_those_of_the_hub() -> None:
     published = own_benchmarks(load_profile("20m"))  # its tokenizer has no symbols for generated tasks
     assert published.eval.benchmarks == ["cloze"] and published.tasks.share == 0
     assert published.fingerprint() != load_profile("20m").fingerprint()
+    # Whole benchmarks of the hub are no measure for how many items a text of our own gives.
+    assert own_benchmarks(load_profile("340m")).eval.own_items == 10_000 < load_profile("340m").eval.items
+    assert load_profile("cpu").eval.own_items == load_profile("cpu").eval.items
+
+
+def test_own_benchmarks_that_do_not_fit_are_wrong_usage() -> None:
+    profile = load_profile("20m-v16k")
+    short = profile.model_copy(update={"train": profile.train.model_copy(update={"seq_len": 32})})
+    with pytest.raises(UsageError, match=r"do not fit profile 20m-v16k: train\.seq_len must be at least"):
+        own_benchmarks(short)

@@ -69,6 +69,15 @@ def test_a_limited_process_on_a_gpu_keeps_its_kernels_to_itself(monkeypatch: pyt
     assert facts(choose("process", "cpu"), code)["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_every_rank_on_a_gpu_gets_what_the_driver_takes() -> None:
+    limits = Limits(memory_mb=1000, processes=64, ranks=3, seconds=20, cpu_seconds=20)
+    for device, memory, tasks in (("cuda", 1000 + 8192, 256), ("cpu", 1000, 64)):
+        job = choose("process", device).start([sys.executable, "-S", "-c", ""], limits=limits)
+        job.kill()
+        # What Python and torch hold beyond the limit is counted once for the job, and so added for the other two.
+        assert (job.limits.memory_mb, job.limits.processes) == (3 * memory + 2 * 768, 3 * tasks)
+
+
 @pytest.mark.slow
 def test_memory_of_the_host_is_limited_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.sandbox._CUDA_MB", 0)

@@ -283,6 +283,10 @@ def test_what_a_killed_process_left_while_it_started_a_job_is_ended_by_the_next(
     )
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    # Any process may write what it likes into its own environment.
+    space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    names = ("", "x", "1:2", "1:2:3:4", f"{space}:../1:5", f"{space}::", f"{space}:999999999:\u0661")
+    strange = [subprocess.Popen(["/bin/sleep", "60"], env={"ASI_JOB_OWNER": name}) for name in names]
     dead, alive = owner("bubblewrap", "321.5"), owner("bubblewrap", "322.5")
     try:
         for process in (dead, alive):
@@ -294,7 +298,11 @@ def test_what_a_killed_process_left_while_it_started_a_job_is_ended_by_the_next(
         _killed(owner("auto", "323"))
         assert _becomes(False, "sleep 321.75"), "the next process that starts a job does"
         assert _becomes(True, "sleep 322.5") and _becomes(True, "sleep 322.75"), "those of a living process stay"
+        assert [process.poll() for process in strange] == [None] * len(strange), "a strange name is nobody's"
     finally:
+        for process in strange:
+            process.kill()
+            process.wait()
         for process in (dead, alive):
             _killed(process)
         _killed(owner("auto", "323"))

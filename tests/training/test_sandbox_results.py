@@ -111,6 +111,19 @@ def test_no_more_of_a_tree_is_looked_at_than_is_allowed() -> None:
         tree.communicate()
 
 
+def test_a_process_does_not_hide_behind_its_name() -> None:
+    """It may give itself any bytes as a name, such as no UTF-8 and a bracket."""
+    code = "open('/proc/self/comm', 'wb').write(b'\\xff) Z 1'); print(); input()"
+    hides = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert hides.stdout is not None and hides.stdout.readline()
+        used = tree_usage(hides.pid)
+        assert used.pids == (hides.pid,) and used.tasks == 1 and used.held > 0
+    finally:
+        hides.kill()
+        hides.communicate()
+
+
 def test_cgroups_are_used_only_where_they_were_handed_down(tmp_path: Path) -> None:
     own = tmp_path / "own"
     (tmp_path / "mount" / "a" / "b").mkdir(parents=True)

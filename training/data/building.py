@@ -142,7 +142,7 @@ def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
 
 
 def _items(profile: Profile, heldout: list[str]) -> dict[str, list[Item]]:
-    spec, count = profile.tasks, profile.eval.items
+    spec, count = profile.tasks, profile.eval.own_items
     names = tokenizer.special_tokens(spec.symbols, spec.wider)
     items: dict[str, list[Item]] = {}
     for task in profile.eval.benchmarks:

@@ -6,7 +6,6 @@ user's files and the code of this package. A folder appears whole (renamed into 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -15,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,14 +144,11 @@ def prepare_corpus(
     # Tokenising, hashing and a dataset's server cannot be interrupted, but they can be left behind: this thread, which
     # may be the one that hears signals, only waits.
     threading.Thread(target=make, name="corpus", daemon=True).start()
-    while True:
-        try:
-            return made.result(0.1)
-        except TimeoutError:
-            if ended.is_set():
-                break
-    with contextlib.suppress(TimeoutError):
-        return made.result(0.5)
+    # Not by `made.result(0.1)`: a TimeoutError of the work, as of a slow server, would read as "not ready yet".
+    while not ended.is_set() and not wait((made,), 0.1).done:
+        pass
+    if wait((made,), 0.5).done:
+        return made.result()
     for left in (root / "corpus").glob(f".building-*-{os.getpid()}-*"):
         shutil.rmtree(left, ignore_errors=True)
     raise cancelled()

@@ -126,12 +126,17 @@ def cloze_items(documents: Sequence[str], spec: TaskSpec, count: int, seed: int)
     """
     random = np.random.default_rng([seed, 11])
     items: list[Item] = []
+    known: set[tuple[str, ...]] = set()
     for attempt in range(4):
         for number in random.permutation(len(documents)).tolist():
             if len(items) >= count:
                 return items
             item = _cloze_of(documents[number], spec, random)
-            if item is not None and (attempt == 0 or item not in items):
+            if item is None:
+                continue
+            same = (item["context"], *item["choices"], str(item["answer"]))
+            if attempt == 0 or same not in known:
+                known.add(same)
                 items.append(item)
     return items
 

@@ -23,7 +23,7 @@ from common.errors import JobError
 from training.data.tasks import Item
 from training.data.tokenizer import Codec
 from training.profiles import LONGEST_CONTEXT, OWN_TASKS
-from training.scorer.heldout import LogitServer, log_softmax
+from training.scorer.heldout import LogitServer, NotFiniteError, log_softmax
 from training.scorer.items import item_scores, perplexity_of
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def run_benchmarks(
         se}.
 
     Raises:
-        JobError: the data of a task cannot be had here.
+        JobError: the data of a task cannot be had here. NotFiniteError: the model's answers have an infinite
+            perplexity. Otherwise as LogitServer.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     own = [name for name in names if name in items]
@@ -269,7 +270,11 @@ def _evaluate(model: WorkerLM, manager: TaskManager, tasks: list[Any], limit: in
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)
-    answer = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    try:
+        answer = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    except OverflowError as error:
+        # lm-eval takes exp of a mean that finite, but very large, logits make.
+        raise NotFiniteError(f"a perplexity of {', '.join(loaded['tasks'])} is infinite") from error
     assert answer is not None
     scores: dict[str, dict[str, Any]] = {}
     for name, result in answer["results"].items():

@@ -15,7 +15,10 @@ import numpy as np
 
 from training.items import packed
 
-__all__ = ["item_scores", "perplexity_of"]
+__all__ = ["MOST_NATS", "item_scores", "perplexity_of"]
+
+MOST_NATS = 700.0
+"""Logarithm of the largest perplexity that is told: exp is infinite a little above."""
 
 
 def item_scores(samples: Sequence[Mapping[str, Any]], metric: str, output_type: str) -> dict[str, Any]:
@@ -41,7 +44,8 @@ def item_scores(samples: Sequence[Mapping[str, Any]], metric: str, output_type: 
 
 def perplexity_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{perplexity: {value, n: documents or items, se}} where a task logs log-likelihoods: exp of minus their sum over
-    the number of words (word_perplexity), or over the items (perplexity); {} for any other task.
+    the number of words (word_perplexity), or over the items (perplexity); {} for any other task, and where it is over
+    exp(MOST_NATS).
 
     The standard error is that of a ratio of sums over documents, carried through exp.
     """
@@ -50,10 +54,11 @@ def perplexity_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if logged:
             pairs = np.array([one if isinstance(one, tuple | list) else (one, 1) for one in logged], dtype=np.float64)
             mean, n = float(pairs[:, 0].sum() / pairs[:, 1].sum()), len(pairs)
-            value = math.exp(-mean)
-            spread = pairs[:, 0] - mean * pairs[:, 1]
+            if not -mean <= MOST_NATS:
+                return {}
+            value, spread = math.exp(-mean), pairs[:, 0] - mean * pairs[:, 1]
             se = value * float(np.sqrt((spread**2).sum() * n / (n - 1))) / float(pairs[:, 1].sum()) if n > 1 else None
-            return {"perplexity": {"value": value, "n": n, "se": se}} if math.isfinite(value) else {}
+            return {"perplexity": {"value": value, "n": n, "se": se if se is not None and math.isfinite(se) else None}}
     return {}
 
 

@@ -24,7 +24,7 @@ from training.checkpoints import Checkpoint, Identity
 from training.data.packing import row_type
 from training.profiles import OWN_TASKS, Profile, TrainSpec
 from training.programs import from_job
-from training.sandbox import Limits, choose
+from training.sandbox import Limits, choose, training_memory_mb
 from training.scorer import answers
 from training.scorer.building import build, launched, prepare, rebuild
 from training.scorer.client import CandidateFault, Worker, WorkerDied
@@ -59,9 +59,12 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             step}.
 
     Returns:
-        {status, reason, detail, audit: {passed, detail}, seconds: {start, train, audit, score}, stderr: the end of
-        what the worker wrote there, ...}: whatever was measured before the end. A fault of the program is a status,
-        never an exception.
+        {status, reason, detail, from_outside: whether the worker was killed by somebody else, sandbox, seconds: {start,
+        train, score, and as parts of score heldout, benchmarks and audit, each also as *_cpu}, cpu_seconds,
+        train_cpu_seconds, versions, hardware, parameters and the other sizes of the model, tokens, tokens_per_second,
+        prefill, decode, worker_memory_mb, heldout_loss, benchmarks, audit: {passed, detail}, stderr: the end of what
+        the worker wrote there}: whatever was measured before the end. A fault of the program is a status, never an
+        exception.
     """
     profile = Profile.model_validate(job["profile"])
     sandbox = choose(job["sandbox"]["backend"], job["device"], job["sandbox"]["image"])
@@ -78,10 +81,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     limits = Limits(
         seconds=max(1.0, profile.limits.seconds - (found.seconds if found else 0.0)),
         cpu_seconds=max(1.0, profile.limits.cpu_seconds - (found.cpu_seconds if found else 0.0)),
-        # The setting is for CPU jobs, many of which may share a machine; on a GPU the profile's own number holds.
-        memory_mb=min(profile.limits.memory_mb, int(job["sandbox"]["memory_mb"]))
-        if job["device"] == "cpu"
-        else profile.limits.memory_mb,
+        memory_mb=training_memory_mb(job["device"], profile.limits.memory_mb, int(job["sandbox"]["memory_mb"])),
         file_mb=int(job["sandbox"]["disk_mb"]),
     )
     world = 1 if job.get("measure") else int(job.get("processes", 1))
@@ -97,7 +97,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     reads = [] if job.get("measure") else [Path(job["stream"])]
 
     def start(seconds: float, reads: Sequence[Path] = (), world: int = 1) -> Worker:
-        allowed = replace(limits, seconds=seconds).times(world)
+        allowed = replace(limits, seconds=seconds, ranks=world)
         return Worker(sandbox, program, reads=reads, limits=allowed, env={"ASI_WORLD": str(world)}, timeout=seconds)
 
     with start(limits.seconds, reads, world) as worker:
