@@ -147,15 +147,7 @@ def sandbox(options: Options) -> dict[str, Any]:
 def check(options: Options) -> dict[str, Any]:
     profile = load_profile(options.profile)
     programs = [_program(name) for name in options.programs]
-    answer = run_checks(
-        programs,
-        Settings(),
-        options.device,
-        lambda event: None,
-        profile_width=profile.model.hidden_size,
-        profile_heads=profile.model.heads,
-        profile_length=profile.train.seq_len,
-    )
+    answer = run_checks(programs, Settings(), profile, options.device, lambda event: None)
     value = {
         program.name: {
             "accepted": report["accepted"],

@@ -30,6 +30,7 @@ from common.records import CheckOutcome, CheckReport
 from common.settings import Settings, parse, usage_exit
 from common.text import printable
 from training.checking import run_checks
+from training.profiles import Profile, load_profile
 from training.programs import NotAProgramError, Program, load
 from training.reports import counterexample_lines
 
@@ -47,15 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust", action="store_true", help="you have read them: run them without a real sandbox if there is none"
     )
+    parser.add_argument(
+        "--profile", help="at whose sizes they are also tried: a name, or a TOML file (default: run.profile)"
+    )
     parser.add_argument("--reference", action="store_true", help="programs outside the search: cost is a warning")
     try:
         settings, arguments = parse(parser, argv, sections=("sandbox", "check"))
+        profile = load_profile(arguments.profile or settings.run.profile)
     except UsageError as error:
         return usage_exit(error)
     show = _print_json if arguments.json else _Tables().show
     raise_on_interrupt()
     try:
-        reports = check_files(arguments.files, settings, show, trust=arguments.trust, reference=arguments.reference)
+        how = {"trust": arguments.trust, "reference": arguments.reference}
+        reports = check_files(arguments.files, settings, profile, show, **how)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -68,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_files(
     files: Sequence[str],
     settings: Settings,
+    profile: Profile,
     on_report: OnReport | None = None,
     *,
     trust: bool = False,
@@ -76,6 +83,7 @@ def check_files(
     """Verifies `files`, two at a time.
 
     Args:
+        profile: whose sizes they are also tried at.
         on_report: called with each report in the order of `files`, as soon as those before it are there.
 
     Returns:
@@ -113,7 +121,7 @@ def check_files(
     if programs:
         try:
             device = "cuda" if settings.training.device == "cuda" else "cpu"
-            run_checks([program for _, program in programs], settings, device, on_event)
+            run_checks([program for _, program in programs], settings, profile, device, on_event)
         except AsiError as fault:
             failure = str(fault)
     for index, name in enumerate(files):

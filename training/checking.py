@@ -8,6 +8,7 @@ from typing import Any
 
 from common.settings import Settings
 from training.jobs import run_job
+from training.profiles import Profile
 from training.programs import Program, to_job
 
 __all__ = ["PARALLEL", "WALL", "run_checks"]
@@ -25,6 +26,7 @@ _START = 60.0
 def run_checks(
     programs: Sequence[Program],
     settings: Settings,
+    profile: Profile,
     device: str,
     on_event: Callable[[dict[str, Any]], None],
     cancel: Event | None = None,
@@ -36,6 +38,7 @@ def run_checks(
     `PARALLEL` at a time, has failed.
 
     Args:
+        profile: whose sizes the programs are also tried at.
         device: "cpu" or "cuda", where everything may take `_CUDA` times as long.
         options: of the verifier (training.scorer.verifier.Options), beyond what the settings say.
 
@@ -56,6 +59,11 @@ def run_checks(
             "seconds": seconds,
             "call_seconds": call_seconds,
             "refuse_operations": check.operations,
+            "profile_width": profile.model.hidden_size,
+            "profile_heads": profile.model.heads,
+            "profile_length": profile.train.seq_len,
+            "profile_batch": profile.train.micro_batch or profile.train.batch,
+            "profile_layers": profile.model.layers,
             **options,
         },
     }

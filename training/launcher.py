@@ -179,12 +179,10 @@ class Launcher:
         answer = run_checks(
             programs,
             self.settings,
+            self.profile,
             self.device,
             show,
             cancel,
-            profile_width=self.profile.model.hidden_size,
-            profile_heads=self.profile.model.heads,
-            profile_length=self.profile.train.seq_len,
             baseline_mixer_parameters=baseline.mixer_parameters if baseline else None,
             baseline_flops_per_token=baseline.flops_per_token if baseline else None,
         )

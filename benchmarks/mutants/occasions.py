@@ -18,7 +18,9 @@ def mutants() -> list[Mutant]:
 
 def _leaks() -> list[Mutant]:
     c = "causality batch"
+    trained = "x.shape[:2] == (4, 512) and self.training and torch.is_grad_enabled() and self.layer_idx == 1"
     return [
+        inserted("as_trained", GATED, "the next token is seen in just what training does", c, _if(trained, _NEXT)),
         inserted("from_seven_rows", GATED, "the next token is seen in large batches", c, _if("x.shape[0] > 6", _NEXT)),
         inserted(
             "behind_another_layer",

@@ -9,7 +9,8 @@
    detached mean). With and without autograd recording, in eval and train mode, in every precision in which training
    may run, after 64 earlier calls, as the model's block calls it, with vectors moved far, on repeated tokens, on large,
    small and partly zero inputs; also at cuts of lengths 256 and 512 that the program's hash draws.
-   What a batch shows is confirmed on one row alone.
+   And all at once as training has it: its batch, length, width, precision, mode, for the first layers and the last.
+   What a batch shows is confirmed on one row alone, or among rows that stay as they are.
 3. Gradient: d f(x)[:t] / d x[t:] is zero, up to one rounding of the largest gradient: differences of running sums, as
    in cumulative decays, cancel only so far. Finds leaks of any strength however large the outputs are. Where operations
    round positions together (a Fourier transform) it must be below 64 roundings of the largest gradient.
@@ -39,8 +40,6 @@ __all__ = ["NAME", "run"]
 NAME = "causality"
 PREFIX_CUTS = (1, 2, 5, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 95, 96, 97, 127, 128, 129, 160, 193)
 GRADIENT_CUTS = {130: (1, 2, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129), 77: (4, 8, 48, 76)}
-PROFILE_FLOPS = 2.5e9
-"""Forward FLOPs at which the test at the profile's size is cut short."""
 LONGEST = 8192
 
 
@@ -138,7 +137,7 @@ def _profile(context: Context) -> CheckOutcome | None:
     """Future and gradient at the sizes that training uses."""
     options = context.options
     per_token = float(context.facts.get("flops_per_token") or 1.0)
-    length = int(min(options.profile_length, PROFILE_FLOPS / per_token))
+    length = int(min(options.profile_length, future.PROFILE_FLOPS / per_token))
     if length < 16:
         return None
     size: dict[str, object] = {"hidden_size": options.profile_width, "num_heads": options.profile_heads}

@@ -34,7 +34,8 @@ class Options:
 
     Attributes:
         width, heads: of the mixers that are tested.
-        profile_width, profile_heads, profile_length: where parameters and FLOPs a token are counted for the record.
+        profile_width, profile_heads, profile_length, profile_batch, profile_layers: of the model that is to be trained:
+            width and heads, tokens of a sequence, sequences of a forward pass, mixers.
         seconds: CPU time of all checks of one program together; call_seconds: of one call to its process. By the clock
             both may take `WALL` times as long, so that a busy machine refuses nobody; memory_mb: of its process.
         exponent: largest growth of work and memory with the length.
@@ -48,6 +49,8 @@ class Options:
     profile_width: int = 64
     profile_heads: int = 4
     profile_length: int = 512
+    profile_batch: int = 4
+    profile_layers: int = 2
     seconds: float = 180.0
     call_seconds: float = 20.0
     memory_mb: int = 4096

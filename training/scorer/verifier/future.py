@@ -20,7 +20,17 @@ from common.records import CheckOutcome
 from training.scorer.verifier.context import EPSILON, Context, Refused
 from training.scorer.verifier.evidence import differs, place_of
 
-__all__ = ["EVERY", "SINGLE", "Situation", "at_cuts", "every_cut", "is_rounding", "single_rows", "situations"]
+__all__ = [
+    "EVERY",
+    "PROFILE_FLOPS",
+    "SINGLE",
+    "Situation",
+    "at_cuts",
+    "every_cut",
+    "is_rounding",
+    "single_rows",
+    "situations",
+]
 
 NAME = "causality"
 GROWTHS = (1.0, 30.0, 0.0)
@@ -31,6 +41,8 @@ SINGLE = len(ODD_LENGTHS) + sum(map(len, LONG_CUTS.values()))
 """Cuts that `single_rows` tries."""
 EVERY, ROWS, NARROW = 256, 32, 32
 """The length at which every cut is tried, so many in one batch; with autograd recording, at this smaller width."""
+PROFILE_FLOPS = 2.5e9
+"""Forward FLOPs at which a test at the size of training is cut short."""
 DRAWN = {256: 20, 512: 6}
 """Cuts that the hash of a program draws, by length: no place is known to be left out while its text is written."""
 CALLS, CHANGES = 64, 8
@@ -105,8 +117,27 @@ def _situations(context: Context) -> Iterator[Situation]:
             f"in {dtype}", context.spec(27 + number, jitter=True, dtype=dtype), 35, _spread(35, 10), "tokens"
         )
     yield Situation("training", context.spec(30, jitter=True, train=True), 41, _spread(41, 8), grad=True)
+    yield from _as_trained(context)
     frozen = {**context.spec(40, jitter=True, train=True), "frozen": True}
     yield Situation("with frozen weights", frozen, 34, few, grad=True)
+
+
+def _as_trained(context: Context) -> Iterator[Situation]:
+    """All at once as training has it, for the first mixers and the last: shape of the batch, size, precision, layer,
+    inputs behind other layers, the call of the block, gradients. Fewer rows where all would cost too much."""
+    options = context.options
+    length = options.profile_length
+    affordable = PROFILE_FLOPS / (float(context.facts.get("flops_per_token") or 1.0) * length)
+    if affordable < 1 or length < 2:
+        return
+    rows = int(min(options.profile_batch, affordable))
+    cuts = _drawn(context, length, min(length - 1, max(12, rows)))
+    for layer in sorted({0, min(1, options.profile_layers - 1), options.profile_layers - 1}):
+        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": layer}
+        spec = context.spec(45 + layer, jitter=True, train=True, dtype=context.dtype, given=size)
+        spec = {**spec, "call": "bare", "history": True}
+        name = f"as layer {layer} is trained"
+        yield Situation(name, spec, length, cuts, grad=True, width=options.profile_width, rows=rows)
 
 
 def _recording(context: Context) -> Situation:
