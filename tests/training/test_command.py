@@ -193,7 +193,10 @@ def test_over_its_time_all_of_it_is_ended_and_results_of_before_are_gone(tmp_pat
 
 def test_what_was_killed_leaves_no_process_and_runs_again(tmp_path: Path) -> None:
     """kill -9 of whoever waits for the command: the same call again begins anew."""
-    text = f'if [ ! -f "$2/again" ]; then touch "$2/again"; echo $$ > "$2/pid"; sleep 600; fi\n{GOOD}'
+    left = 'setsid sleep 600 & echo $! >> "$2/pid"\n'
+    stubborn = "sh -c 'trap : TERM INT HUP; echo $$ >> \"$0/pid\"; touch \"$0/up\"; while :; do sleep 600; done' \"$2\""
+    first = f'touch "$2/again"; echo $$ > "$2/pid"; {20 * left}{stubborn}'
+    text = f'if [ ! -f "$2/again" ]; then {first}; fi\n{GOOD}'
     launcher(tmp_path / "t.sh", text)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
@@ -204,11 +207,12 @@ def test_what_was_killed_leaves_no_process_and_runs_again(tmp_path: Path) -> Non
     )
     call = [sys.executable, "-c", code, str(REPOSITORY), str(tmp_path)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
-        pid, end = tmp_path / "o" / "pid", time.monotonic() + 20
-        while time.monotonic() < end and not (pid.exists() and pid.read_text().strip()):
+        up, end = tmp_path / "o" / "up", time.monotonic() + 20
+        while time.monotonic() < end and not up.exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    assert gone(int(pid.read_text()))
+    pids = (tmp_path / "o" / "pid").read_text().split()
+    assert len(pids) == 22 and all(gone(int(pid)) for pid in pids)
     assert train(launcher(tmp_path / "t.sh", text), tmp_path / "o").status == "finished"
 
 
