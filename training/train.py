@@ -296,7 +296,7 @@ class _Display:
             area = record.learning_curve
             table.add_row("mean validation loss", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
+            chance = _number(score.chance, 2) + (", not above" if score.not_above_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         for name, found in record.perplexities.items():
@@ -304,8 +304,8 @@ class _Display:
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]
-            lost = sum(score.at_chance for score in counted)
-            named = f"mean of {len(counted) or mean.n}" + (f", {lost} at chance" if lost else "")
+            lost = sum(score.not_above_chance for score in counted)
+            named = f"mean of {len(counted) or mean.n}" + (f", {lost} not above chance" if lost else "")
             table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
