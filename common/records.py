@@ -84,9 +84,9 @@ class BenchmarkScore(Measurement):
     """Of the correct answers of a multiple-choice task: signal where the accuracy is still at chance."""
 
     @property
-    def at_chance(self) -> bool:
-        """Whether this very score is within 2 standard errors of guessing."""
-        return self.chance is not None and self.se is not None and abs(self.value - self.chance) <= 2 * self.se
+    def not_above_chance(self) -> bool:
+        """Whether this very score is not more than 2 standard errors above guessing: within them, or below."""
+        return self.chance is not None and self.se is not None and self.value <= self.chance + 2 * self.se
 
 
 class Efficiency(Record):

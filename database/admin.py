@@ -28,7 +28,7 @@ from common.errors import AsiError, ServiceError, StoreError, UsageError
 from common.knobs import Database as DatabaseSettings
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
-from database.bulk import Importer, export_lines
+from database.bulk import Importer, export_lines, has_export_line
 from database.invariants import broken
 from database.memory import Memory
 from database.published import read_published
@@ -199,6 +199,11 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
 
 
 def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
+    if not has_export_line(source):  # before a store is made
+        raise StoreError(
+            f"{source} is no backup: expected an SQLite database, or JSON Lines as GET /v2/export gives them",
+            "name a file that `admin.py backup` or an export wrote",
+        )
     with _memory(settings) as memory, source.open("rb") as lines:
         if memory.store.read(lambda session: session.count(limit=1)):
             raise UsageError(

@@ -7,12 +7,14 @@ and candidates follow.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,13 +28,26 @@ from database.possible import NewBaseline, NewRun
 from database.scores import BASELINES
 from database.store import Session, Where
 
-__all__ = ["Importer", "Refusal", "export_lines"]
+__all__ = ["Importer", "Refusal", "export_lines", "has_export_line"]
 
 _RUNS, _BASELINES = TypeAdapter(NewRun), TypeAdapter(NewBaseline)
 _PAGE = 50
 _OPEN = 64
 _HIGHEST_KEPT = 2**31
 """Highest index of a file that is kept: the counter has to go on from it."""
+_KEYS = ("baseline", "candidates", "element", "program")
+"""One of which every line has; the last is a bare element's."""
+
+
+def has_export_line(path: Path) -> bool:
+    """Whether some line of a file has the form of one that is exported, or of a bare element. Raises OSError."""
+    with path.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if isinstance(value, dict) and not value.keys().isdisjoint(_KEYS):
+                    return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class Importer:
         run = _RUNS.validate_python(runs[0]) if runs else None
         parent = given.get("parent")
         if parent is not None:
-            element = element.model_copy(update={"parent": self._index(parent)})
+            element = element.model_copy(update={"parent": self._index(parent, "its parent")})
         if source is not None and self._keeps and source <= _HIGHEST_KEPT:
             # Kept in the order of submission, so the element that follows gets this index.
             reserved: int = source
@@ -167,15 +182,21 @@ class Importer:
         if len(self._open) > _OPEN:
             self._settle()
 
-    def _index(self, source: Any) -> int:
-        """The index here of an element that the file calls `source`."""
-        future = self._known.get(source) if _is_integer(source) else None
+    def _index(self, source: Any, role: str) -> int:
+        """The index here of an element that the file calls `source`.
+
+        Args:
+            role: what it is to the line, for the refusal.
+        """
+        if not _is_integer(source):
+            raise RefusedError(f"expected {role} as the index of an element, an integer, got {str(source)[:40]}")
+        future = self._known.get(source)
         if future is None:
-            raise RefusedError(f"its parent {str(source)[:40]} is not among the lines before it")
+            raise RefusedError(f"{role} {str(source)[:40]} is not among the lines before it")
         try:
             return future.result().index
         except (RefusedError, ConflictError) as error:
-            raise RefusedError(f"its parent {source} was refused") from error
+            raise RefusedError(f"{role} {source} was refused") from error
 
     def _settle(self) -> None:
         number, future = self._open.popleft()
@@ -210,9 +231,14 @@ class Importer:
         self.memory.settling.settle()
         for member in members:
             try:
-                self.memory.store.write(partial(self._admit, self._index(member)))
+                index = self._index(member, "candidate")
+            except RefusedError as error:
+                self.refuse(number, str(error))
+                continue
+            try:
+                self.memory.store.write(partial(self._admit, index))
             except (RefusedError, NotFoundError) as error:
-                self.refuse(number, f"candidate {str(member)[:40]}: {error}")
+                self.refuse(number, f"candidate {member}: {error}")
 
 
 def _is_integer(value: Any) -> bool:

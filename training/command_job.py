@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 
 from common.process import PARENT, exit_with_parent
@@ -33,19 +34,32 @@ def main(argv: Sequence[str]) -> int:
     # What is ended gently may still say its last words; a handler, unlike SIG_IGN, is not inherited.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     environment = {name: value for name, value in os.environ.items() if name != PARENT} | {MARK: mark}
-    exit_with_parent(before=lambda: _end(mark))
+    starting = threading.Lock()
+    exit_with_parent(before=lambda: _end(mark, starting))
     try:
-        command = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+        with starting:
+            command = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
     except OSError as error:
         print(f"cannot start {words[0]}: {error.strerror}", file=sys.stderr)
         return CANNOT_START
     status = command.wait()
+    # The first to die may be killed by the watch over our parent, which ends with this process: what it has not yet
+    # come to is ended here.
+    _end_marked(mark)
     return status if status >= 0 else 128 - status
 
 
-def _end(mark: str) -> None:
-    kill_marked(MARK, mark)
-    os.killpg(0, signal.SIGKILL)
+def _end(mark: str, starting: threading.Lock) -> None:
+    # Held until this process ends: nothing is started after the last look.
+    with starting:
+        _end_marked(mark)
+        os.killpg(0, signal.SIGKILL)
+
+
+def _end_marked(mark: str) -> None:
+    """Returns when no process bears the mark."""
+    while not kill_marked(MARK, mark):
+        pass
 
 
 if __name__ == "__main__":

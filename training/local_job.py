@@ -282,27 +282,29 @@ def _sweep(place: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def kill_marked(variable: str, value: str) -> None:
-    """Kills every process that was started with this variable in its environment."""
+def kill_marked(variable: str, value: str) -> bool:
+    """Kills every process that was started with this variable in its environment; False where some may be left, since
+    there were new ones at every look."""
     wanted = f"{variable}={value}".encode()
-    _kill_all(lambda environ: wanted in environ)
+    return _kill_all(lambda environ: wanted in environ)
 
 
-def _kill_all(meant: Callable[[bytes], bool]) -> None:
-    """Kills every process whose environment is `meant`, until two looks find none: a daemon may fork and end between
-    the list of processes and the look at it."""
+def _kill_all(meant: Callable[[bytes], bool]) -> bool:
+    """Kills every process whose environment is `meant`, until two looks find none (True): a daemon may fork and end
+    between the list of processes and the look at it. Gives up (False) after 50 looks."""
     empty = 0
     for _ in range(50):
         found = False
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if meant((entry / "environ").read_bytes()) and _born(entry.name) is not None:
-                    found = True
                     os.kill(int(entry.name), signal.SIGKILL)
+                    found = True
         empty = 0 if found else empty + 1
         if empty == 2:
-            return
+            return True
         time.sleep(0.002)
+    return False
 
 
 @functools.cache

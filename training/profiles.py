@@ -397,9 +397,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
     path = FOLDER / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)
+    known = ", ".join(profile_names())
     if path.suffix != ".toml" or not path.is_file():
+        if path.suffix == ".toml" or path.exists() or len(path.parts) > 1:
+            wrong = "is no TOML file" if path.exists() else "does not exist"
+            raise UsageError(f"the profile file {path} {wrong}", f"name a file that is there, or one of: {known}")
         raise UsageError(
-            f"unknown profile {str(name_or_path)!r}; there are: {', '.join(profile_names())}",
+            f"unknown profile {str(name_or_path)!r}; there are: {known}",
             "name one of these with --profile, or a TOML file like those in training/profiles",
         )
     try:

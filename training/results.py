@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from common import result_table
-from common.errors import StoreError
+from common.errors import StoreError, UsageError
 from common.files import read_json
 from common.records import BenchmarkScore, Measurement, RunRecord
 
@@ -24,6 +24,7 @@ __all__ = [
     "csv_text",
     "curve_columns",
     "element_result",
+    "finished_before",
     "finished_run",
     "learning_curve",
     "reported_mean",
@@ -53,6 +54,29 @@ def finished_run(out: Path, *, program_sha256: str, baseline_key: str, seed: int
 
     A damaged record counts as none: training again gives the same numbers, while half a record gives none.
     """
+    run = _finished(out)
+    same = run is not None and _is_of(run, program_sha256, baseline_key, seed)
+    return run if same else None
+
+
+def finished_before(out: Path, *, program_sha256: str, baseline_key: str, seed: int) -> RunRecord | None:
+    """As `finished_run`.
+
+    Raises:
+        UsageError: another run was finished in `out`.
+    """
+    run = _finished(out)
+    if run is None or _is_of(run, program_sha256, baseline_key, seed):
+        return run
+    raise UsageError(
+        f"{out} holds the finished result of another run: expected program {program_sha256[:12]}, seed {seed}, key "
+        f"{baseline_key[:12]}; got program {run.name} ({run.program_sha256[:12]}), profile {run.profile}, seed "
+        f"{run.seed}, key {run.baseline_key[:12]}",
+        f"name another --out, or remove {out}",
+    )
+
+
+def _finished(out: Path) -> RunRecord | None:
     path = out / "result.json"
     if not path.exists():
         return None
@@ -60,8 +84,11 @@ def finished_run(out: Path, *, program_sha256: str, baseline_key: str, seed: int
         run = RunRecord.model_validate(read_json(path))
     except (StoreError, ValidationError):
         return None
-    same = (run.program_sha256, run.baseline_key, run.seed) == (program_sha256, baseline_key, seed)
-    return run if same and run.status == "finished" else None
+    return run if run.status == "finished" else None
+
+
+def _is_of(run: RunRecord, program_sha256: str, baseline_key: str, seed: int) -> bool:
+    return (run.program_sha256, run.baseline_key, run.seed) == (program_sha256, baseline_key, seed)
 
 
 def curve_columns(reports: Sequence[tuple[int, float]], steps: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ from training.metrics import Metrics
 from training.monitor import Monitor, Peer, Stop
 from training.programs import Program
 from training.repeat import profile_word, repeating_command
-from training.results import benchmark_mean, clear, csv_text, curve_columns, element_result, learning_curve
+from training.results import benchmark_mean, clear, curve_columns, element_result, learning_curve
 
 if TYPE_CHECKING:
     import threading
@@ -86,6 +86,7 @@ class Run:
         self.dtype = str(self.facts.get("dtype") or launcher.dtype) if launcher.device == "cpu" else launcher.dtype
         self.reports: list[tuple[int, float]] = []
         self.validated: list[tuple[int, float]] = []
+        self.resumed = 0
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out)
@@ -180,7 +181,7 @@ class Run:
         self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
-        self.reports, self.validated = [], []
+        self.reports, self.validated, self.resumed = [], [], 0
         self.metrics.begin()
         rules = self.launcher.settings.monitor
         spared = _share(self.program, self.seed) < rules.hopeless_spared
@@ -210,6 +211,7 @@ class Run:
                 monitor.finished()
             tell(Event("stage", event["name"]))
         elif kind == "resumed":
+            self.resumed = int(event["step"])
             tell(Event("note", "train", text=f"goes on from the checkpoint of step {event['step']}"))
         elif kind == "note":
             tell(Event("note", "train", text=str(event["text"])))
@@ -223,7 +225,8 @@ class Run:
             if event.get("val_loss") is not None:
                 self.validated.append((step, float(event["val_loss"])))
             stop = monitor.report(step, loss, event.get("cpu_seconds"))
-            tell(self._progress(event, step))
+            if step > self.resumed:  # the reports before it, which are told again, are no progress
+                tell(self._progress(event, step))
         else:
             stop = monitor.tick()
         if stop is not None:
@@ -241,8 +244,10 @@ class Run:
         if record.heldout_loss is not None:
             held = record.heldout_loss
             self.metrics.add({"step": self.profile.train.steps, "heldout_loss": held.value, "n": held.n})
-        write_atomic(self.out / "train.csv", csv_text("step", record.name, record.train_loss))
-        write_atomic(self.out / "test.csv", element_result(record)["test"])
+        columns = {"train": record.train_loss, "test": {**record.benchmarks, **record.perplexities}}
+        for name, text in element_result(record).items():
+            if columns[name]:
+                write_atomic(self.out / f"{name}.csv", text)
         if record.benchmarks:
             items = {name: answer["benchmarks"][name]["items"] for name in record.benchmarks}
             write_items(self.out, of_run(record.run_id, record.name, self.seed, record.baseline_key, items))

@@ -3,7 +3,7 @@
 Small version: `python training/train.py training/architectures/delta_net.py --profile cpu-smoke --out /tmp/out`
 (about 25 s, and 10 s more the first time for the corpus). Writes DIR/result.json, train.csv, test.csv, metrics.jsonl
 and, where the program printed something, stderr.log. Where the profile keeps checkpoints, the same command goes on
-after a kill from the last one.
+after a kill from the last one; where it has finished, it shows the result again.
 `torchrun --nproc-per-node N training/train.py ...`, or --training.processes N, shares each batch among N processes.
 Exit status: 0 finished, 1 refused or forged, 3 failed, 4 stopped (by the monitor, or Ctrl-C), 2 wrong usage.
 """
@@ -44,7 +44,7 @@ from training.profiles import load_profile, profile_names
 from training.programs import Program, load
 from training.refused import refused_record
 from training.repeat import repeating_command
-from training.results import FILES, clear
+from training.results import FILES, clear, finished_before
 from training.run import run_identity
 from training.torchrun import asked_for
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             display.line(f"error: {error}", error=True)
             return error.exit_code
     if record is None:
-        print("stopped, interrupted: the corpus was not ready, so there is no result.json", file=sys.stderr)
+        print("stopped, interrupted: the corpus was not ready, so nothing was written", file=sys.stderr)
         return INTERRUPTED
     display.summary(record, arguments.out)
     return exit_status(record)
@@ -166,13 +166,17 @@ def _run(
 
     previous = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        clear(out)
         try:
             launcher.ready(display.show, cancel)
         except JobError:
             if cancel.is_set():
                 return None
             raise
+        key = launcher.baseline_key()
+        done = finished_before(out, program_sha256=program.sha256, baseline_key=key, seed=seed)
+        if done is not None:
+            display.line(f"{out} holds this run, finished before: to train again, name another --out or remove {out}")
+            return done
         if launcher.command is None:
             identity = run_identity(launcher, program, seed)
             refuse_foreign(out / FOLDER, identity)
@@ -180,6 +184,7 @@ def _run(
                 require_lineage(origin, identity)
         else:
             display.line(f"warning: {WARNING}", error=True)
+        clear(out)
         report: CheckReport | None = None
         began = time.monotonic()
         try:
@@ -291,7 +296,7 @@ class _Display:
             area = record.learning_curve
             table.add_row("mean validation loss", f"{area.value:.4f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            chance = _number(score.chance, 2) + (", at chance" if score.at_chance else "")
+            chance = _number(score.chance, 2) + (", not above" if score.not_above_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         for name, found in record.perplexities.items():
@@ -299,8 +304,8 @@ class _Display:
         if record.benchmark_mean is not None:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]
-            lost = sum(score.at_chance for score in counted)
-            named = f"mean of {len(counted) or mean.n}" + (f", {lost} at chance" if lost else "")
+            lost = sum(score.not_above_chance for score in counted)
+            named = f"mean of {len(counted) or mean.n}" + (f", {lost} not above chance" if lost else "")
             table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")

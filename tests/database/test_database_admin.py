@@ -210,6 +210,15 @@ def test_an_export_is_restored_into_an_empty_store(
         assert after.execute("SELECT COUNT(*) FROM runs").fetchone() == (3,)
 
 
+def test_what_is_no_backup_is_one_error_and_leaves_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    junk, fresh = tmp_path / "junk", tmp_path / "new" / "database.sqlite"
+    for content in (b"", b"some\nlines\n", b"\xff\x00\n" * 9, b'{"a": 1}\n[2]\n'):
+        junk.write_bytes(content)
+        assert run("restore", junk, store=fresh) == 3
+        printed = capsys.readouterr()
+        assert "is no backup" in printed.err and not printed.out and not fresh.parent.exists()
+
+
 GALLERY = [
     {
         "name": "delta_net_x", "index": 30.0, "parent": 10, "score": 2.31, "parameters": "495.73M",

@@ -70,9 +70,13 @@ def test_a_boolean_is_no_number(service: Service) -> None:
     service.put("/v2/baselines/cpu-1", BASELINE.model_dump() | {"loss": True}, 422)
     service.post("/v2/experiments", experiment_with(seed=True), 422)
     lines = [{"element": body_of("b") | {"index": True}}, {"element": body_of("c") | {"index": 5, "parent": True}}]
-    lines += [{"element": body_of("d") | {"index": 1}}, {"candidates": [True]}]
+    lines += [{"element": body_of("d") | {"index": 1}}, {"candidates": [999, True]}]
     data = service.http.post("/v2/import", content="\n".join(map(json.dumps, lines))).json()["data"]
-    assert data["stored"] == 1 and sorted(refusal["line"] for refusal in data["refused"]) == [1, 2, 4]
+    assert data["stored"] == 1 and sorted(refusal["line"] for refusal in data["refused"]) == [1, 2, 4, 4]
+    assert [refusal["reason"] for refusal in data["refused"]][2:] == [
+        "candidate 999 is not among the lines before it",
+        "expected candidate as the index of an element, an integer, got True",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,11 @@ def test_runs_of_another_key_and_no_runs_are_refused() -> None:
         build_baseline([run.model_copy(update={"name": "x"})], "k", load_profile("cpu"))
 
 
+@pytest.mark.parametrize(("value", "marked"), [(0.1, True), (0.33, True), (0.34, False)])
+def test_a_score_is_marked_unless_it_is_above_chance(value: float, marked: bool) -> None:
+    assert BenchmarkScore(value=value, n=40, se=0.04, chance=0.25).not_above_chance is marked
+
+
 def test_where_no_task_carries_signal_all_count() -> None:
     assert counted_tasks([record("delta_net", 0, 4.0, {"recall": 0.26, "cloze": 0.24})]) == ["recall", "cloze"]
 

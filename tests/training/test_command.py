@@ -24,6 +24,7 @@ from training.launcher import Launcher
 from training.profiles import load_profile
 from training.programs import Program
 from training.results import element_result, finished_run
+from training.train import main as train_command
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
 WRITES = """
@@ -193,7 +194,10 @@ def test_over_its_time_all_of_it_is_ended_and_results_of_before_are_gone(tmp_pat
 
 def test_what_was_killed_leaves_no_process_and_runs_again(tmp_path: Path) -> None:
     """kill -9 of whoever waits for the command: the same call again begins anew."""
-    text = f'if [ ! -f "$2/again" ]; then touch "$2/again"; echo $$ > "$2/pid"; sleep 600; fi\n{GOOD}'
+    left = 'setsid sleep 600 & echo $! >> "$2/pid"\n'
+    stubborn = 'sh -c \'trap : TERM INT HUP; echo $$ >> "$0/pid"; touch "$0/up"; while :; do sleep 600; done\' "$2"'
+    first = f'touch "$2/again"; echo $$ > "$2/pid"; {20 * left}{stubborn}'
+    text = f'if [ ! -f "$2/again" ]; then {first}; fi\n{GOOD}'
     launcher(tmp_path / "t.sh", text)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
@@ -204,12 +208,33 @@ def test_what_was_killed_leaves_no_process_and_runs_again(tmp_path: Path) -> Non
     )
     call = [sys.executable, "-c", code, str(REPOSITORY), str(tmp_path)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
-        pid, end = tmp_path / "o" / "pid", time.monotonic() + 20
-        while time.monotonic() < end and not (pid.exists() and pid.read_text().strip()):
+        up, end = tmp_path / "o" / "up", time.monotonic() + 20
+        while time.monotonic() < end and not up.exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    assert gone(int(pid.read_text()))
+    pids = (tmp_path / "o" / "pid").read_text().split()
+    assert len(pids) == 22 and all(gone(int(pid)) for pid in pids)
     assert train(launcher(tmp_path / "t.sh", text), tmp_path / "o").status == "finished"
+
+
+def test_a_finished_result_is_shown_again_and_another_run_in_its_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, other, out = tmp_path / "sample.py", tmp_path / "other.py", tmp_path / "o"
+    file.write_text("class DeltaNet: ...")
+    other.write_text("class DeltaNet: pass")
+    made = launcher(tmp_path / "t.sh", GOOD)
+    assert train(made, out).status == "finished"
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    words = ["--profile", str(TINY), "--out", str(out), "--training.command", made.command.text if made.command else ""]
+    words += ["--training.device", "cpu"]
+    assert train_command([str(file), *words]) == 0
+    said = capsys.readouterr().out
+    assert "finished before: to train again, name another --out or remove" in said and "ARC Easy, reported" in said
+    for foreign in ([str(other)], [str(file), "--seed", "1"]):
+        assert train_command([*foreign, *words]) == 2
+        assert "holds the finished result of another run" in capsys.readouterr().err
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(

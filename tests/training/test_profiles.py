@@ -58,6 +58,13 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         load_profile("cpu-smokee")
 
 
+def test_a_profile_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"profile file .*nope.toml does not exist"):
+        load_profile(tmp_path / "nope.toml")
+    with pytest.raises(UsageError, match="is no TOML file"):
+        load_profile(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
