@@ -112,6 +112,11 @@ def test_a_reader_that_is_gone_is_no_fault(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def heard() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, the tests among it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -122,7 +127,7 @@ def test_a_reader_that_is_gone_is_no_fault(tmp_path: Path) -> None:
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, script: str, words: list[str]) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=tmp_path,
+        cwd=tmp_path, preexec_fn=heard,
     )  # fmt: skip
     while process.poll() is None and "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.001)
