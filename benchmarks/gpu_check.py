@@ -22,16 +22,14 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from common.errors import UsageError
 from common.files import write_json
-from common.process import REPOSITORY, exit_with_parent, spawn
+from common.process import REPOSITORY, exit_with_parent, kill_group, spawn
 from common.settings import usage_exit
 from training.architectures import ARCHITECTURES
 from training.environment import find_device
@@ -91,12 +89,12 @@ def _run(part: str, options: dict[str, Any], limit: float) -> dict[str, Any]:
         said, errors = process.communicate(json.dumps(options).encode(), limit)
         ended = f"it ended with status {process.returncode}"
     except subprocess.TimeoutExpired:
-        _kill_group(process)
+        kill_group(process)
         said, errors = process.communicate()
         ended = f"it did not end within {limit:g} s"
     finally:
         if process.poll() is None:
-            _kill_group(process)
+            kill_group(process)
     seconds = round(time.perf_counter() - begun, 1)
     lines = said.decode("utf-8", "replace").strip().splitlines()
     answer = json.loads(lines[-1]) if process.returncode in (0, 1) and lines and lines[-1].startswith("{") else None
@@ -104,12 +102,6 @@ def _run(part: str, options: dict[str, Any], limit: float) -> dict[str, Any]:
     if answer is None or (process.returncode != 0 and not result["error"]):
         result["error"] = f"{errors.decode('utf-8', 'replace')[-_TAIL:]}\n{ended}".strip()
     return {**result, "ok": None if result["reason"] else process.returncode == 0 and answer is not None}
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a part with all that it started in its session, also where the part itself is gone."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _env(options: dict[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ __all__ = [
     "end_on_closed_pipe",
     "end_on_interrupt",
     "exit_with_parent",
+    "kill_group",
     "leave",
     "raise_on_interrupt",
     "spawn",
@@ -126,10 +127,11 @@ def terminate(process: subprocess.Popen[bytes], grace: float = 3.0) -> None:
         try:
             process.wait(grace)
         except subprocess.TimeoutExpired:
-            _kill_group(process)
+            kill_group(process)
     process.wait()
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a child started by `spawn` with all that it started in its session, also where the child itself is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
