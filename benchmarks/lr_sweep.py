@@ -1,8 +1,11 @@
 """Learning rate of a CPU profile: `python benchmarks/lr_sweep.py --profile cpu --rates 2e-3 4e-3 8e-3 --seeds 2`.
 
 Trains a seed architecture (DeltaNet unless --program) at each rate over the seeds and prints a table in Markdown:
-held-out loss, its standard deviation between seeds, and the last training loss. Small version: `--profile cpu-smoke`
-(about 10 s a run). An untuned rate rewards programs that start fast, so a profile's rate is the baseline's best.
+held-out loss, its standard deviation between seeds, and the last training loss; then what each benchmark of the
+profile scores at each rate, beside chance, which says whether its difficulty suits the profile. Small version:
+`--profile cpu-smoke` (about 10 s a run). A long sweep: `--jobs 2 --keep DIR` trains two at a time and keeps the runs, so
+that the same command goes on where it was ended. An untuned rate rewards programs that start fast, so a profile's rate
+is the baseline's best.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ if __name__ == "__main__":
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from common.errors import JobError
+from common.files import read_json
 from common.records import RunRecord
 from common.settings import load as load_settings
 from training.architectures import SEEDS
@@ -33,13 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--program", type=Path, default=SEEDS["delta_net"])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
     parser.add_argument("--seeds", type=int, default=2, help="seeds a rate, 0 to this minus 1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--keep", type=Path, help="folder of the runs, where an ended sweep goes on")
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)
     print(f"profile {profile.name}, program {arguments.program.stem}\n", flush=True)
     print("| lr | held-out loss | SD | last train loss | seeds |\n|---|---|---|---|---|", flush=True)
-    for rate in arguments.rates:
-        runs = [_run(_with_rate(profile, rate), arguments.program, seed) for seed in range(arguments.seeds)]
-        print(_row(rate, runs), flush=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        root = arguments.keep or Path(folder)
+        found = {
+            rate: [
+                pool.submit(_run, _with_rate(profile, rate), arguments.program, seed, root / f"{rate:g}-{seed}")
+                for seed in range(arguments.seeds)
+            ]
+            for rate in arguments.rates
+        }
+        runs = {rate: [one.result() for one in several] for rate, several in found.items() if _print_row(rate, several)}
+    _print_benchmarks(runs)
     return 0
 
 
@@ -47,11 +62,32 @@ def _with_rate(profile: Profile, rate: float) -> Profile:
     return profile.model_copy(update={"train": profile.train.model_copy(update={"lr": rate})})
 
 
-def _run(profile: Profile, program: Path, seed: int) -> RunRecord:
-    with tempfile.TemporaryDirectory() as folder:
-        return Launcher(load_settings(), profile).train(
-            load(program, name=program.stem), seed=seed, out=Path(folder), run_id=f"sweep-{seed}"
-        )
+def _run(profile: Profile, program: Path, seed: int, out: Path) -> RunRecord:
+    launcher = Launcher(load_settings(), profile)
+    if (file := out / "result.json").is_file():
+        known = RunRecord.model_validate(read_json(file))
+        if known.status == "finished" and known.baseline_key == launcher.baseline_key():
+            return known
+    loaded = load(program, name=program.stem)
+    return launcher.train(loaded, seed=seed, out=out, run_id=f"sweep-{seed}", foreign="discard")
+
+
+def _print_row(rate: float, several: Sequence[Future[RunRecord]]) -> bool:
+    """Waits for the runs of a rate and prints their line; whether all finished."""
+    runs = [one.result() for one in several]
+    print(_row(rate, runs), flush=True)
+    return all(run.status == "finished" for run in runs)
+
+
+def _print_benchmarks(runs: Mapping[float, Sequence[RunRecord]]) -> None:
+    if not runs:
+        return
+    print(
+        "\n| benchmark | chance | " + " | ".join(f"{rate:g}" for rate in runs) + " |\n" + "|---" * (len(runs) + 2) + "|"
+    )
+    for name, score in next(iter(runs.values()))[0].benchmarks.items():
+        means = (statistics.fmean(run.benchmarks[name].value for run in several) for several in runs.values())
+        print(f"| {name} | {score.chance:.2f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
 
 
 def _row(rate: float, runs: Sequence[RunRecord]) -> str:
