@@ -3,9 +3,9 @@
 Trains a seed architecture (DeltaNet unless --program) at each rate over the seeds and prints a table in Markdown:
 held-out loss, its standard deviation between seeds, and the last training loss; then what each benchmark of the
 profile scores at each rate, beside chance, which says whether its difficulty suits the profile. Small version:
-`--profile cpu-smoke` (about 10 s a run). A long sweep: `--jobs 2 --keep DIR` trains two at a time and keeps the runs, so
-that the same command goes on where it was ended. An untuned rate rewards programs that start fast, so a profile's rate
-is the baseline's best.
+`--profile cpu-smoke` (about 10 s a run). A long sweep: `--jobs 2 --keep DIR` trains two at a time and keeps the runs,
+so that the same command goes on where it was ended. An untuned rate rewards programs that start fast, so a profile's
+rate is the baseline's best.
 """
 
 from __future__ import annotations
@@ -87,7 +87,11 @@ def _print_benchmarks(runs: Mapping[float, Sequence[RunRecord]]) -> None:
     )
     for name, score in next(iter(runs.values()))[0].benchmarks.items():
         means = (statistics.fmean(run.benchmarks[name].value for run in several) for several in runs.values())
-        print(f"| {name} | {score.chance:.2f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+        print(
+            f"| {name} | {'' if score.chance is None else f'{score.chance:.2f}'} | "
+            + " | ".join(f"{mean:.3f}" for mean in means)
+            + " |"
+        )
 
 
 def _row(rate: float, runs: Sequence[RunRecord]) -> str:
