@@ -82,16 +82,16 @@ def _print_row(rate: float, several: Sequence[Future[RunRecord]]) -> bool:
 def _print_benchmarks(runs: Mapping[float, Sequence[RunRecord]]) -> None:
     if not runs:
         return
-    print(
-        "\n| benchmark | chance | " + " | ".join(f"{rate:g}" for rate in runs) + " |\n" + "|---" * (len(runs) + 2) + "|"
-    )
+    print("\n" + _line("benchmark", "chance", *(f"{rate:g}" for rate in runs)))
+    print("|---" * (len(runs) + 2) + "|")
     for name, score in next(iter(runs.values()))[0].benchmarks.items():
+        chance = "" if score.chance is None else f"{score.chance:.2f}"
         means = (statistics.fmean(run.benchmarks[name].value for run in several) for several in runs.values())
-        print(
-            f"| {name} | {'' if score.chance is None else f'{score.chance:.2f}'} | "
-            + " | ".join(f"{mean:.3f}" for mean in means)
-            + " |"
-        )
+        print(_line(name, chance, *(f"{mean:.3f}" for mean in means)))
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _row(rate: float, runs: Sequence[RunRecord]) -> str:
