@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from database.candidate_manager import Candidates
 from database.evaluate_agent.rubric import Novelty
@@ -70,9 +70,10 @@ def fill(settings: DatabaseSettings, size: int) -> None:
     scores = Scores()
     store.write(scores.begin)
     revision = store.read(lambda session: scores.revision(session, None))
+    children = Counter(_parents(size))
     for batch in _batches(size):
         if isinstance(store, MongoStore):
-            _fill_mongodb(store, batch, revision)
+            _fill_mongodb(store, batch, revision, children)
         else:
             _fill(store, batch, revision)
     candidates = Candidates(settings, scores)
@@ -94,6 +95,7 @@ _Batch = list[tuple[NewEntry, Evidence, Evaluation]]
 def _batches(size: int) -> Iterator[_Batch]:
     rng = random.Random(_SEED)
     block = vectors(size)
+    parents = _parents(size)
     forms = []
     for number in range(min(size, _FORMS)):
         element = element_of(number, None, rng)
@@ -106,7 +108,7 @@ def _batches(size: int) -> Iterator[_Batch]:
             element, evidence = forms[number % len(forms)]
             own = {
                 "name": f"delta_net_{number % 70_000}",
-                "parent": rng.randint(1, number) if number else None,
+                "parent": parents[number],
                 "motivation": f"vector {number} {element.motivation.partition(' ')[2]}",
             }
             element = element.model_copy(update=own)
@@ -122,6 +124,12 @@ def _batches(size: int) -> Iterator[_Batch]:
         yield batch
 
 
+def _parents(size: int) -> list[int | None]:
+    """The parent of each element: any that came before."""
+    rng = random.Random(_SEED)
+    return [rng.randint(1, number) if number else None for number in range(size)]
+
+
 def _fill(store: Store, batch: _Batch, revision: int) -> None:
     def work(session: Session) -> None:
         for entry, evidence, evaluation in batch:
@@ -131,8 +139,8 @@ def _fill(store: Store, batch: _Batch, revision: int) -> None:
     store.write(work)
 
 
-def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int) -> None:
-    """As `_fill`, a thousand documents a request."""
+def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int, children: Mapping[int | None, int]) -> None:
+    """As `_fill`, a thousand documents a request; what is counted is counted when the store is opened."""
     collection = store._database[ELEMENTS]
     first = collection.estimated_document_count() + 1
     documents: list[dict[str, Any]] = []
@@ -143,7 +151,7 @@ def _fill_mongodb(store: MongoStore, batch: _Batch, revision: int) -> None:
         document["asi"] |= {
             "pending": False,
             "revision": revision,
-            "program_sha256": sha256_text(entry.element.program),
+            "children": children.get(index, 0),
             "evaluation": evaluation.model_copy(update={"revision": revision}).model_dump_json(),
             "sketch": entry.sketch,
             "sketch_sequence": index,

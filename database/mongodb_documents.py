@@ -6,11 +6,14 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from common.files import sha256_text
 from database.models import Element
 from database.store import MAX_INDEX, Facts, NewEntry, Order, Where
 
 __all__ = [
+    "BY_NAME",
     "ELEMENTS",
+    "INDEXES",
     "ORDERS",
     "SMALL",
     "STATE",
@@ -24,12 +27,32 @@ __all__ = [
 
 ELEMENTS = "data_elements"
 STATE = "asi_state"
+BY_NAME = "elements_by_name"
+INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
+    # The totals are counted from it alone.
+    (BY_NAME, [("name", 1), ("time", 1), ("index", 1), ("parent", 1), ("asi.bytes", 1)], False),
+    ("parent_1_index_1", [("parent", 1), ("index", 1)], False),
+    ("elements_strongest", [("parent", 1), ("asi.children", -1), ("index", 1)], False),
+    ("elements_leaf", [("asi.children", 1), ("index", 1)], False),
+    ("asi.benchmark_-1_index_1", [("asi.benchmark", -1), ("index", 1)], False),
+    ("score_-1_index_1", [("score", -1), ("index", 1)], False),
+    ("asi.complete_1_index_1", [("asi.complete", 1), ("index", 1)], False),
+    ("asi.pending_1_index_1", [("asi.pending", 1), ("index", 1)], False),
+    ("asi.baseline_key_1_score_-1_index_1", [("asi.baseline_key", 1), ("score", -1), ("index", 1)], False),
+    ("asi.baseline_key_1_asi.revision_1_index_1", [("asi.baseline_key", 1), ("asi.revision", 1), ("index", 1)], False),
+    ("asi.vector.model_1_asi.vector.sequence_1", [("asi.vector.model", 1), ("asi.vector.sequence", 1)], False),
+    ("asi.sketch_sequence_1", [("asi.sketch_sequence", 1)], True),
+    ("asi.fingerprint_1", [("asi.fingerprint", 1)], True),
+    ("asi.program_sha256_1", [("asi.program_sha256", 1)], True),
+]
+"""Name, fields, and whether it leaves out what lacks the field; besides the unique ones of index and asi.key."""
 ORDERS: dict[Order, list[tuple[str, int]]] = {
     "index": [("index", 1)],
     "newest": [("index", -1)],
     "time": [("time", 1), ("index", 1)],
     "benchmark": [("asi.benchmark", -1), ("index", 1)],
     "score": [("score", -1), ("index", 1)],
+    "revision": [("asi.revision", 1), ("index", 1)],
 }
 SMALL = {
     "_id": 0,
@@ -48,7 +71,7 @@ SMALL = {
 }
 WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
 _TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
-_BY_VALUE = ("time", "benchmark", "score")
+_BY_VALUE = ("time", "benchmark", "score", "revision")
 
 
 def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
@@ -68,6 +91,8 @@ def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
         "runs": [] if entry.run is None else [entry.run.model_dump_json()],
         "fingerprint": None if entry.run is None else entry.run.fingerprint,
         "revision": None,
+        "children": 0,
+        "program_sha256": sha256_text(entry.element.program),
     }
     if entry.key is not None:
         extra["key"] = entry.key

@@ -1,7 +1,7 @@
 """What a write left behind that was cut off between two documents: a stand-alone MongoDB server has no transactions.
 
-Done at every start, under the lease. Documents of elements are whole by themselves; here is what stands in one document
-about others, put right from them.
+Done under the lease: at every start, and by whoever gets it next. Documents of elements are whole by themselves; here
+is what stands in one document about others, put right from them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from typing import Any
 
 from pymongo.database import Database
 
+from database.mongodb_counts import recount
 from database.mongodb_documents import ELEMENTS
-from database.mongodb_session import BASELINES, MongoSession
+from database.mongodb_draft import Draft
+from database.mongodb_session import MongoSession
+from database.mongodb_state import BASELINES
 
 __all__ = ["mend"]
 
@@ -20,7 +23,10 @@ _ORDER = "baselines"
 
 def mend(database: Database[dict[str, Any]]) -> list[str]:
     """Puts it right; returns a line for each kind of thing that was broken."""
-    session = MongoSession(database)
+    # What is looked at first has to be right before anything is changed.
+    counts = recount(database)
+    draft = Draft(database)
+    session = MongoSession(database, draft=draft)
     said = [
         _forgotten_vectors(database, session),
         _lost_candidates(session),
@@ -29,7 +35,8 @@ def mend(database: Database[dict[str, Any]]) -> list[str]:
     ]
     # Other servers over this store look again at what is gone.
     session.outdate_vectors()
-    return [line for line in said if line]
+    draft.send()
+    return [*counts, *(line for line in said if line)]
 
 
 def _forgotten_vectors(database: Database[dict[str, Any]], session: MongoSession) -> str:

@@ -1,22 +1,23 @@
-"""What a write or read does in MongoDB: the queries behind `database.store.Session`."""
+"""What a write or read does in MongoDB: the queries behind `database.store.Session`.
+
+No question reads more than its answer by an index that docs/database.md names for it. Pages have both ends, and what
+would have to be counted is kept: see `mongodb_counts`.
+"""
 
 from __future__ import annotations
 
-import json
 import random
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-from bson import Binary
-from pymongo.client_session import ClientSession
-from pymongo.database import Database
-
-from common.records import Baseline, RunRecord
+from common.records import RunRecord
 from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
+from database.mongodb_counts import child_counts, counted, kept_children
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
@@ -29,36 +30,29 @@ from database.mongodb_documents import (
     facts_of,
     possible,
 )
+from database.mongodb_draft import ANSWERS, Totals, change_children
 from database.mongodb_ledger import MongoLedger
-from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
+from database.mongodb_pages import FIRST_PAGE, MongoPages
+from database.mongodb_vectors import MongoVectors
+from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
-__all__ = ["BASELINES", "MongoSession"]
+__all__ = ["MongoSession"]
 
-_ANSWERS = "asi_answers"
-BASELINES = "asi_baselines"
 _EVERYTHING = Where()
 _CANDIDATES = "candidates"
 _GUESSES = 20
 _LARGEST = 14 << 20
 """Bytes of an element as JSON: MongoDB's limit is 16 MiB, and vectors and evidence come on top."""
+_SIZES_SECONDS = 10.0
 
 
-class MongoSession:
+class MongoSession(MongoPages, MongoVectors):
     """See `database.store.Session`."""
-
-    def __init__(self, database: Database[dict[str, Any]], session: ClientSession | None = None) -> None:
-        self._database = database
-        self._elements = database[ELEMENTS]
-        self._session = session
 
     # Elements
 
     def insert(self, entry: NewEntry) -> int:
-        # The counter knows of elements that are gone. What it does not know of was cut off after its document, or is
-        # another program's.
-        index = int(self.state("last_index") or 0) + 1
-        while self._elements.count_documents({"index": index}, session=self._session, limit=1):
-            index += 1
+        index = self._next_index()
         document = document_of(entry, index)
         size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
         if size > _LARGEST:
@@ -69,14 +63,27 @@ class MongoSession:
         if entry.windows is not None and entry.model is not None:
             document["asi"]["vector"] = self._vector(entry.model, entry.windows)
             document["asi"]["pending"] = False
-        self._elements.insert_one(document, session=self._session)
+        self.draft.add(document)
         self.put_state("last_index", index)
         if entry.sketch is not None:
             self.put_sketch(index, entry.sketch)
         return index
 
+    def _next_index(self) -> int:
+        """The counter knows of elements that are gone. What it does not know of was cut off after its document, or is
+        another program's."""
+        index = int(self.state("last_index") or 0) + 1
+        if not 0 < self.draft.first_free <= index:
+            found = self._elements.find({"index": {"$gte": index}}, {"_id": 0, "index": 1}, session=self._session)
+            for document in found.sort("index", -1).limit(1):
+                index = int(document["index"]) + 1
+            self.draft.first_free = index
+        return index
+
     def find_key(self, key: str) -> Facts | None:
-        found = self._elements.find_one({"asi.key": key}, SMALL, session=self._session)
+        found = None if self._draft is None else self._draft.with_key(key)
+        if found is None:
+            found = self._database[ELEMENTS].find_one({"asi.key": key}, SMALL, session=self._session)
         return None if found is None else facts_of(found)
 
     def keys(self, indices: Sequence[int]) -> dict[int, str]:
@@ -90,12 +97,29 @@ class MongoSession:
     ) -> list[Facts]:
         if limit == 0 or not possible(where):
             return []
-        found = self._elements.find(condition_of(where, order), SMALL, session=self._session)
-        if where.index is None:
-            found = found.sort(ORDERS[order])
-        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
+        found = None
+        if where.index is not None:
+            found = self._one(where)
+        elif where == Where(after=where.after):
+            found = self._page(order, where.after, limit, offset, SMALL)
+        if found is None:
+            cursor = self._elements.find(condition_of(where, order), SMALL, session=self._session)
+            if where.index is None:
+                cursor = cursor.sort(ORDERS[order])
+            found = list(cursor.skip(min(offset, MAX_INDEX)).limit(limit or 0))
         # A document that another program keeps here is none of ours.
-        return [facts_of(document) for document in page if "asi" in document]
+        return [facts_of(document) for document in found if "asi" in document]
+
+    def _one(self, where: Where) -> list[dict[str, Any]] | None:
+        """An element that was not sent yet; None where the server is to be asked."""
+        assert where.index is not None
+        if where != Where(index=where.index):
+            return None
+        new = None if self._draft is None else self._draft.document(where.index)
+        if new is not None:
+            return [new]
+        found = self._database[ELEMENTS].find_one({"index": where.index}, SMALL, session=self._session)
+        return [] if found is None else [found]
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         known = [index for index in indices if 0 < index <= MAX_INDEX]
@@ -109,9 +133,11 @@ class MongoSession:
         keys = ORDERS[order]
         # Only what the index holds is asked for: no document is read.
         shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
-        found = self._elements.find(condition_of(_EVERYTHING, order), shown, session=self._session).sort(keys)
-        page = found.skip(min(offset, MAX_INDEX)).limit(limit or 0)
-        return [document["index"] for document in page if "index" in document]
+        found = self._page(order, 0, limit, offset, shown)
+        if found is None:
+            cursor = self._elements.find(condition_of(_EVERYTHING, order), shown, session=self._session).sort(keys)
+            found = list(cursor.skip(min(offset, MAX_INDEX)).limit(limit or 0))
+        return [document["index"] for document in found if "index" in document]
 
     def sample(self) -> int | None:
         newest = self.ranked("newest", limit=1)
@@ -122,39 +148,60 @@ class MongoSession:
             if self._elements.find_one({"index": guess}, {"_id": 0, "index": 1}, session=self._session):
                 return guess
         # Most of the numbers are gone: counted off instead.
-        return self.ranked("index", limit=1, offset=random.randrange(self.count()))[0]
+        found = self.ranked("index", limit=1, offset=random.randrange(max(1, self.count())))
+        return found[0] if found else newest[0]
 
     def count(self, where: Where = _EVERYTHING, limit: int | None = None) -> int:
         if limit == 0 or not possible(where):
             return 0
-        options = {} if limit is None else {"limit": limit}
-        return int(self._elements.count_documents(condition_of(where), session=self._session, **options))
+        if where in (_EVERYTHING, Where(explored=True)):
+            total = self.totals.explored if where.explored else self.totals.records
+            return total if limit is None else min(total, limit)
+        if limit is None:
+            return int(self._elements.count_documents(condition_of(where), session=self._session))
+        shown = {"_id": 0, "index": 1}
+        found = self._page("index", where.after, limit, 0, shown) if where == Where(after=where.after) else None
+        if found is None:
+            found = list(self._elements.find(condition_of(where), shown, session=self._session).limit(limit))
+        return len(found)
 
     def unique_names(self) -> int:
-        return len(self._elements.distinct("name", {"name": {"$gte": ""}}, session=self._session))
+        if self._draft is not None:
+            # Which names are new is found out when elements are sent.
+            self._draft.send()
+        return self.totals.names
 
     def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
-        match: dict[str, Any] = {"$gt": 0} if indices is None else {"$in": list(indices)}
-        stages: list[dict[str, Any]] = [
-            {"$match": {"parent": match}},
-            {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
-        ]
-        return {row["_id"]: row["count"] for row in self._elements.aggregate(stages, session=self._session)}
+        wanted: dict[str, Any] = {"asi.children": {"$gt": 0}}
+        if indices is not None:
+            wanted = {"index": {"$in": list(indices)}}
+        found = self._elements.find(wanted, {"_id": 0, "index": 1, "asi.children": 1}, session=self._session)
+        counts = {document["index"]: document.get("asi", {}).get("children", 0) for document in found}
+        return {index: count for index, count in counts.items() if count}
 
     def strongest_children(self, parent: int, limit: int) -> list[int]:
-        shown = {"_id": 0, "index": 1, "parent": 1}
+        shown = {"_id": 0, "index": 1, "asi.children": 1}
         found = self._elements.find({"parent": parent}, shown, session=self._session)
-        children = [document["index"] for document in found]
-        counts = self.child_counts(children)
-        return sorted(children, key=lambda child: (-counts.get(child, 0), child))[:limit]
+        order = [("asi.children", -1), ("index", 1)]
+        return [document["index"] for document in found.sort(order).limit(limit)]
 
     def oldest_leaf(self) -> int | None:
-        parents = set(self._elements.distinct("parent", session=self._session))
-        known = self._elements.find({"index": {"$gt": 0}}, {"_id": 0, "index": 1}, session=self._session)
-        for found in known.sort("index", 1):
-            if found["index"] not in parents:
-                return int(found["index"])
-        return None
+        """Looked for first where it was found last."""
+        last: int | None = None
+        low, high = 0, self._known.leaf
+        while True:
+            # The counter may be behind what another program stored.
+            ends = {"$gt": low, "$lte": high} if last is None or low < last else {"$gt": low}
+            wanted = {"asi.children": 0, "index": ends}
+            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
+            for document in found.limit(1):
+                self._known.leaf = max(FIRST_PAGE, document["index"])
+                return int(document["index"])
+            if "$lte" not in ends:
+                return None
+            if last is None:
+                last = int(self.state("last_index") or 0)
+            low, high = high, 4 * high
 
     def orphans(self) -> list[int]:
         parents = [parent for parent in self._elements.distinct("parent", session=self._session) if parent is not None]
@@ -165,24 +212,48 @@ class MongoSession:
         return sorted(document["index"] for document in found)
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
-        self._elements.update_many(
-            {"index": {"$in": list(indices)}},
-            {"$set": {"parent": parent, "updated_at": datetime.now(UTC)}},
-            session=self._session,
+        wanted = {"index": {"$in": list(indices)}, "asi": {"$exists": True}}
+        found = self._elements.find(wanted, {"_id": 0, "index": 1, "parent": 1}, session=self._session)
+        before = [document.get("parent") for document in found]
+        more = Counter({parent: len(before)} if parent is not None else {})
+        more.subtract(above for above in before if above is not None)
+        self.draft.add_totals(
+            explored=sum(above is None for above in before) if parent is not None else -sum(map(bool, before))
         )
+        changed = {"parent": parent, "updated_at": datetime.now(UTC)}
+        self._changing().update_many(wanted, {"$set": changed}, session=self._session)
+        change_children(self._database, more, self._session)
 
     def delete(self, indices: Sequence[int]) -> None:
         if not indices:
             return
-        self._elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
+        wanted = {"index": {"$in": list(indices)}, "asi": {"$exists": True}}
+        shown = {"_id": 0, "index": 1, "name": 1, "parent": 1, "asi.bytes": 1}
+        gone = list(self._elements.find(wanted, shown, session=self._session))
+        elements = self._changing()
+        elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
+        change_children(self._database, _fewer(gone), self._session)
+        names = {str(document.get("name") or "") for document in gone}
+        left = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+        self.draft.add_totals(
+            records=-len(gone),
+            bytes=-sum(document["asi"]["bytes"] for document in gone),
+            explored=-sum(document.get("parent") is not None for document in gone),
+            names=-len(names.difference(left)),
+        )
         kept = [index for index in self.state(_CANDIDATES) or [] if index not in set(indices)]
         self.put_state(_CANDIDATES, kept)
         self._bump("epoch")
 
     def clear(self) -> None:
-        self._elements.delete_many({"asi": {"$exists": True}}, session=self._session)
-        self._database[_ANSWERS].delete_many({}, session=self._session)
-        self._database[STATE].delete_many({"_id": {"$nin": ["lease", *KEPT_STATE]}}, session=self._session)
+        before = self.totals
+        self._changing().delete_many({"asi": {"$exists": True}}, session=self._session)
+        self._changing(ANSWERS).delete_many({}, session=self._session)
+        kept = ["lease", "totals", *KEPT_STATE]
+        self._changing(STATE).delete_many({"_id": {"$nin": kept}}, session=self._session)
+        for name in set(self.draft.state()).difference(kept):
+            del self.draft.state()[name]
+        self.put_state("totals", vars(Totals(events=before.events, trimmed=before.trimmed, usage=before.usage)))
         self._bump("epoch")
 
     # What is measured and computed of an element
@@ -226,65 +297,6 @@ class MongoSession:
         found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
         return [document["index"] for document in found]
 
-    # Novelty
-
-    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
-        replaced = self._elements.count_documents(
-            {"index": index, "asi.vector": {"$exists": True}}, session=self._session, limit=1
-        )
-        if replaced:
-            self._bump("epoch")
-        self._set(index, {"asi.vector": self._vector(model, windows), "asi.pending": False})
-
-    def windows(self, after: int, limit: int) -> list[VectorRow]:
-        condition = {"asi.vector.model": self.state("model"), "asi.vector.sequence": {"$gt": after}}
-        found = self._elements.find(condition, {"_id": 0, "index": 1, "asi.vector": 1}, session=self._session)
-        rows = []
-        for document in found.sort("asi.vector.sequence", 1).limit(limit):
-            vector = document["asi"]["vector"]
-            block = np.frombuffer(vector["windows"], dtype="<f4").reshape(-1, vector["dimension"])
-            rows.append(VectorRow(vector["sequence"], document["index"], block))
-        return rows
-
-    def vector_state(self) -> VectorState:
-        model = self.state("model")
-        last = list(
-            self._elements.find(
-                {"asi.vector.model": model}, {"_id": 0, "asi.vector.sequence": 1}, session=self._session
-            )
-            .sort("asi.vector.sequence", -1)
-            .limit(1)
-        )
-        sequence = last[0]["asi"]["vector"]["sequence"] if model is not None and last else 0
-        return VectorState(int(self.state("epoch") or 0), sequence, model)
-
-    def vector_sequences(self) -> np.ndarray:
-        condition = {"asi.vector.model": self.state("model"), "asi.vector.sequence": {"$gt": 0}}
-        shown = {"_id": 0, "asi.vector.sequence": 1}
-        found = self._elements.find(condition, shown, session=self._session).sort("asi.vector.sequence", 1)
-        return np.array([document["asi"]["vector"]["sequence"] for document in found], dtype=np.int64)
-
-    def outdate_vectors(self) -> None:
-        """Makes whoever holds the vectors in memory see which are gone."""
-        self._bump("epoch")
-
-    def put_sketch(self, index: int, sketch: bytes) -> None:
-        wanted = {"index": index, "asi.sketch_sequence": {"$exists": False}}
-        if self._elements.count_documents(wanted, session=self._session, limit=1):
-            fields = {"asi.sketch": Binary(sketch), "asi.sketch_sequence": self._bump("sketches")}
-            self._elements.update_one(wanted, {"$set": fields}, session=self._session)
-
-    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
-        found = self._elements.find(
-            {"asi.sketch_sequence": {"$gt": after}},
-            {"_id": 0, "index": 1, "asi.sketch": 1, "asi.sketch_sequence": 1},
-            session=self._session,
-        )
-        return [
-            (row["asi"]["sketch_sequence"], row["index"], bytes(row["asi"]["sketch"]))
-            for row in found.sort("asi.sketch_sequence", 1).limit(limit)
-        ]
-
     # Candidates
 
     def candidates(self) -> list[Facts]:
@@ -302,54 +314,19 @@ class MongoSession:
     def put_candidates(self, indices: Sequence[int]) -> None:
         self.put_state(_CANDIDATES, list(indices))
 
-    # Small state
-
-    def state(self, name: str) -> Any:
-        found = self._database[STATE].find_one({"_id": name}, session=self._session)
-        return None if found is None else json.loads(found["value"])
-
-    def put_state(self, name: str, value: Any) -> None:
-        self._database[STATE].replace_one(
-            {"_id": name}, {"_id": name, "value": json.dumps(value)}, upsert=True, session=self._session
-        )
-
-    def answer(self, route: str, key: str) -> dict[str, Any] | None:
-        found = self._database[_ANSWERS].find_one({"_id": f"{route} {key}"}, session=self._session)
-        return None if found is None else json.loads(found["body"])
-
-    def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
-        name = f"{route} {key}"
-        document = {"_id": name, "body": json.dumps(answer)}
-        self._database[_ANSWERS].replace_one({"_id": name}, document, upsert=True, session=self._session)
-
-    def baseline(self, key: str) -> Baseline | None:
-        found = self._database[BASELINES].find_one({"_id": key}, session=self._session)
-        return None if found is None else Baseline.model_validate_json(found["body"])
-
-    def put_baseline(self, baseline: Baseline) -> None:
-        document = {"_id": baseline.key, "body": baseline.model_dump_json(), "revision": self.next_revision()}
-        self._database[BASELINES].replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
-
-    def baseline_revision(self, key: str) -> int:
-        found = self._database[BASELINES].find_one({"_id": key}, {"revision": 1}, session=self._session)
-        return 0 if found is None else int(found.get("revision") or 0)
-
-    def next_revision(self) -> int:
-        return self._bump("revision")
-
     # Beside the elements
 
     @property
     def ledger(self) -> MongoLedger:
-        return MongoLedger(self._database, self._session)
+        return MongoLedger(self._database, self._session, self._draft, self._known)
 
     # Upkeep
 
     def sizes(self) -> Sizes:
-        stages = [{"$group": {"_id": None, "bytes": {"$sum": "$asi.bytes"}}}]
-        rows = list(self._elements.aggregate(stages, session=self._session))
-        documents = int(rows[0]["bytes"]) if rows else 0
-        stats = self._database.command("dbStats")
+        now, documents = time.monotonic(), self.totals.bytes
+        if self._known.sizes is None or now - self._known.sizes[0] > _SIZES_SECONDS:
+            self._known.sizes = (now, self._database.command("dbStats"))
+        stats = self._known.sizes[1]
         return Sizes(
             database=int(stats.get("dataSize") or documents),
             documents=documents,
@@ -366,31 +343,23 @@ class MongoSession:
             {"$match": {"count": {"$gt": 1}}},
         ]
         twice = self._elements.aggregate(stages, session=self._session)
-        return [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
+        said = [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
+        if self.state("totals") is None:
+            # An earlier release kept no counts.
+            return said
+        if (kept := self.totals) != (totals := counted(self._database)):
+            said.append(f"totals: {kept} are kept, {totals} are there")
+        right, shown = child_counts(self._database), kept_children(self._database)
+        wrong = sorted(index for index in right.keys() | shown.keys() if right.get(index, 0) != shown.get(index, 0))
+        said += [
+            f"children: {shown.get(index, 0)} of element {index} are kept, {right.get(index, 0)} are there"
+            for index in wrong[:20]
+        ]
+        return said
 
-    def _set(self, index: int, fields: dict[str, Any]) -> None:
-        fields["updated_at"] = datetime.now(UTC)
-        self._elements.update_one({"index": index}, {"$set": fields}, session=self._session)
 
-    def _vector(self, model: str, windows: np.ndarray) -> dict[str, Any]:
-        current = self.state("model")
-        if current != model:
-            # Vectors of two models are not comparable: all others are pending from now on.
-            self.put_state("model", model)
-            self._elements.update_many(
-                {"asi": {"$exists": True}}, {"$set": {"asi.pending": True}}, session=self._session
-            )
-            if current is not None:
-                self._bump("epoch")
-        block = np.ascontiguousarray(windows, dtype="<f4")
-        return {
-            "sequence": self._bump("sequence"),
-            "model": model,
-            "dimension": block.shape[1],
-            "windows": Binary(block.tobytes()),
-        }
-
-    def _bump(self, counter: str) -> int:
-        value = int(self.state(counter) or 0) + 1
-        self.put_state(counter, value)
-        return value
+def _fewer(gone: Sequence[dict[str, Any]]) -> Counter[int]:
+    """By how much the children of the parents of removed elements change."""
+    more: Counter[int] = Counter()
+    more.subtract(document["parent"] for document in gone if document.get("parent") is not None)
+    return more

@@ -73,11 +73,12 @@ class Scores:
         return self.rescore(session, facts.index)
 
     def stale(self, session: Session, limit: int) -> list[Facts]:
-        """Elements whose score is out of date; those that were never scored wait for their embedding instead."""
+        """Elements whose score is out of date, the oldest revision first; those that were never scored wait for their
+        embedding instead."""
         found: list[Facts] = []
         for where in self._stale(session):
             if len(found) < limit:
-                found += session.facts(where, limit=limit - len(found))
+                found += session.facts(where, "revision", limit=limit - len(found))
         return found
 
     def stale_count(self, session: Session) -> int:

@@ -18,6 +18,7 @@ ORDERS: dict[Order, str] = {
     "time": "e.time, e.idx",
     "benchmark": "e.benchmark DESC, e.idx",
     "score": "e.score DESC, e.idx",
+    "revision": "e.revision, e.idx",
 }
 COLUMNS = (
     "e.idx, e.name, e.time, e.parent, e.summary, e.loss, e.benchmark, e.complete, e.baseline_key, e.score, e.pending,"

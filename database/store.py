@@ -46,7 +46,7 @@ T = TypeVar("T")
 MAX_INDEX = 2**63 - 1
 KEPT_STATE = ("baselines", "epoch", "opened", "revision", "rules", "sequence")
 """Names of the small state that outlives the removal of all elements."""
-Order = Literal["index", "newest", "time", "benchmark", "score"]
+Order = Literal["index", "newest", "time", "benchmark", "score", "revision"]
 
 
 class StoreFullError(StoreError):
@@ -164,7 +164,8 @@ class Session(Protocol):
     def facts(
         self, where: Where = ..., order: Order = "index", limit: int | None = None, offset: int = 0
     ) -> list[Facts]:
-        """By index, newest first, by time, or best first by benchmark or score (None last); ties by index."""
+        """By index, newest first, by time, best first by benchmark or score (None last), or by the score's revision;
+        ties by index."""
         ...
 
     def elements(self, indices: Sequence[int]) -> list[Element]:

@@ -1,0 +1,62 @@
+"""The connection to a MongoDB server, and what the driver says as errors that tell what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import errors as mongo_errors
+
+from common.errors import StoreError
+from database.mongodb_draft import SendError
+from database.store import StoreBusyError, StoreFullError, without_secrets
+
+__all__ = ["connect", "translated"]
+
+
+def connect(url: str) -> pymongo.MongoClient[dict[str, Any]]:
+    """Raises StoreError for a URL that names no server."""
+    try:
+        return pymongo.MongoClient(
+            url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
+        )
+    except ValueError as error:
+        raise StoreError(
+            f"{without_secrets(url)} names no MongoDB server: {error}",
+            "write mongodb://USER:PASSWORD@HOST:PORT/DATABASE, each of :/?#[]@% in a password as % and two hex digits",
+        ) from error
+
+
+@contextlib.contextmanager
+def translated(shown: str) -> Iterator[None]:
+    """Raises what the driver says as an error that tells what to do; `shown` names the database."""
+    try:
+        yield
+    except SendError as error:
+        cause = error.__cause__
+        assert cause is not None
+        raise _translation(shown, cause) from cause
+    except (mongo_errors.PyMongoError, BSONError) as error:
+        raise _translation(shown, error) from error
+
+
+def _translation(shown: str, error: BaseException) -> StoreError:
+    if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.ExecutionTimeout):
+        return StoreBusyError(
+            f"the MongoDB server of {shown} does not answer: {str(error)[:300]}",
+            "start it, or correct --store mongodb://HOST:PORT/DATABASE",
+        )
+    if isinstance(error, mongo_errors.OperationFailure):
+        # 112 WriteConflict; 14031 OutOfDiskSpace; 13 and 18 are refused credentials.
+        if error.code == 112:
+            return StoreBusyError(
+                f"{shown}: a write that was cut off is in the way of this one", "try again in a minute"
+            )
+        if error.code == 14031:
+            return StoreFullError(f"{shown}: {error}", "free disk space on the MongoDB server")
+        fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
+        return StoreError(f"{shown}: {error}", fix)
+    return StoreError(f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE")

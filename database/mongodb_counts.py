@@ -1,0 +1,94 @@
+"""What is kept beside the documents because it would have to be counted: totals, and numbers of children.
+
+Kept in the transaction of each change; counted anew, here, at every start, and after a write that was cut off on a
+server without transactions. Counting reads indexes only, no documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+from pymongo.database import Database
+
+from database.mongodb_documents import BY_NAME, ELEMENTS, STATE
+from database.mongodb_draft import Totals
+
+__all__ = ["EVENTS", "USAGE", "child_counts", "counted", "kept_children", "newest_id", "recount"]
+
+EVENTS = "asi_events"
+USAGE = "asi_usage"
+_CHUNK = 1000
+
+
+def counted(database: Database[dict[str, Any]]) -> Totals:
+    """The totals as the documents have them."""
+    explored = {"$cond": [{"$gt": ["$parent", 0]}, 1, 0]}
+    named: dict[str, Any] = {"records": {"$sum": 1}, "bytes": {"$sum": "$asi.bytes"}, "explored": {"$sum": explored}}
+    together = {name: {"$sum": f"${name}"} for name in named}
+    stages: list[dict[str, Any]] = [
+        {"$match": {"asi.bytes": {"$gte": 0}}},
+        {"$group": {"_id": "$name"} | named},
+        {"$group": {"_id": None, "names": {"$sum": 1}} | together},
+    ]
+    found = next(iter(database[ELEMENTS].aggregate(stages, hint=BY_NAME)), {})
+    first = next(iter(database[EVENTS].find({}, {"_id": 1}).sort("_id", 1).limit(1)), None)
+    last = newest_id(database, EVENTS)
+    return Totals(
+        **{name: int(found.get(name) or 0) for name in ("records", "bytes", "names", "explored")},
+        events=last,
+        trimmed=last if first is None else first["_id"] - 1,
+        usage=newest_id(database, USAGE),
+    )
+
+
+def newest_id(database: Database[dict[str, Any]], collection: str) -> int:
+    """The highest number in a collection that only grows; 0 in an empty one."""
+    newest = database[collection].find({}, {"_id": 1}).sort("_id", -1).limit(1)
+    return next((int(row["_id"]) for row in newest), 0)
+
+
+def child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
+    """Number of children of every index that has any, counted."""
+    stages: list[dict[str, Any]] = [
+        {"$match": {"parent": {"$gt": 0}}},
+        {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
+    ]
+    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages)}
+
+
+def kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
+    """As `child_counts`, as the documents of these elements say."""
+    found = database[ELEMENTS].find({"asi.children": {"$gt": 0}}, {"_id": 0, "index": 1, "asi.children": 1})
+    return {row["index"]: row["asi"]["children"] for row in found}
+
+
+def recount(database: Database[dict[str, Any]]) -> list[str]:
+    """Counts everything anew; returns a line for each kind of thing that was wrong. To be called under the lease."""
+    said = []
+    before = database[STATE].find_one({"_id": "totals"})
+    kept = None if before is None else Totals(**json.loads(before["value"]))
+    totals = counted(database)
+    if kept is not None and not totals.events:
+        # All events were let go of; their ids are not given again.
+        totals = replace(totals, events=kept.events, trimmed=kept.events)
+    if totals != kept:
+        document = {"_id": "totals", "value": json.dumps(vars(totals))}
+        database[STATE].replace_one({"_id": "totals"}, document, upsert=True)
+        if kept is not None:
+            said.append(f"the totals are {totals} now, they were {kept}")
+    wrong: dict[int, list[int]] = defaultdict(list)
+    right, shown = child_counts(database), kept_children(database)
+    for index in right.keys() | shown.keys():
+        if right.get(index, 0) != shown.get(index, 0):
+            wrong[right.get(index, 0)].append(index)
+    changed = 0
+    for number, indices in wrong.items():
+        for start in range(0, len(indices), _CHUNK):
+            wanted = {"index": {"$in": indices[start : start + _CHUNK]}, "asi": {"$exists": True}}
+            changed += database[ELEMENTS].update_many(wanted, {"$set": {"asi.children": number}}).modified_count
+    if changed and kept is not None:
+        said.append(f"the number of children of {changed} elements was not right")
+    return said

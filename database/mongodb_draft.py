@@ -1,0 +1,236 @@
+"""What the writes of one group share in MongoDB: the small state, read once, and what they add, sent together.
+
+A new element alone would be half a dozen requests, each with its wait for the journal: its document, its parent's
+number of children, its events, the counters. They are gathered here and sent in one request of each kind, before
+anything else reads or changes the elements, and at the end of the group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from bson.errors import BSONError
+from pymongo import ReplaceOne
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from database.mongodb_documents import ELEMENTS, STATE
+
+__all__ = ["ANSWERS", "GATHERED", "Draft", "SendError", "Totals", "change_children"]
+
+ANSWERS = "asi_answers"
+GATHERED = ("last_index", "totals")
+"""Small state that is sent with the elements, at the end; all other is sent when it is put."""
+
+
+class SendError(Exception):
+    """What was gathered could not be kept: a matter of the whole group, not of the write that happened to send it. Its
+    cause is the driver's error."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What would have to be counted: elements, their bytes, names and how many have a parent; the ids of the last event
+    and of the last one that was let go; the number of the last record of usage."""
+
+    records: int = 0
+    bytes: int = 0
+    names: int = 0
+    explored: int = 0
+    events: int = 0
+    trimmed: int = 0
+    usage: int = 0
+
+
+@dataclass
+class _Gathered:
+    """What was not sent yet."""
+
+    documents: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """New elements by index. They are replaced, never changed in place."""
+    children: Counter[int] = field(default_factory=Counter)
+    """How many more children elements get."""
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    """Of collections that only grow, by name."""
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: set[str] = field(default_factory=set)
+    """Names of the small state that changed."""
+    size: int = 0
+    """About how many bytes of documents."""
+
+    def copy(self) -> _Gathered:
+        rows = defaultdict(list, {name: list(rows) for name, rows in self.rows.items()})
+        answers, state = dict(self.answers), set(self.state)
+        return replace(
+            self, documents=dict(self.documents), children=self.children.copy(), rows=rows, answers=answers, state=state
+        )
+
+
+class Draft:
+    """Of one group of writes, in one transaction where the server has them. Used by one thread, under the lease."""
+
+    def __init__(self, database: Database[dict[str, Any]], session: ClientSession | None = None) -> None:
+        self._database = database
+        self._session = session
+        self._state: dict[str, str] | None = None
+        self._gathered = _Gathered()
+        self._gatherings = 0
+        self._sendings = 0
+        self.changes = 0
+        """Changes that were made directly, beside what is gathered."""
+        self.sent: list[Any] = []
+        """The `_id` of each new document that was sent."""
+        self.size = 0
+        """About how many bytes were gathered so far."""
+        self.first_free = 0
+        """An index from which on all are known to be free; 0 before it was looked for."""
+
+    # Small state
+
+    def state(self) -> dict[str, str]:
+        """All small state, as JSON by name: nobody else writes meanwhile."""
+        if self._state is None:
+            found = self._database[STATE].find({}, {"value": 1}, session=self._session)
+            self._state = {row["_id"]: row["value"] for row in found if "value" in row}
+        return self._state
+
+    def gather_state(self, name: str, value: Any) -> None:
+        self.state()[name] = json.dumps(value)
+        self._gathered.state.add(name)
+        self._gatherings += 1
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(**json.loads(self.state().get("totals", "{}")))
+
+    def add_totals(self, **more: int) -> None:
+        """Adds to the totals named."""
+        before = asdict(self.totals)
+        self.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+
+    # What is new
+
+    def document(self, index: int) -> dict[str, Any] | None:
+        """A new element that was not sent yet."""
+        return self._gathered.documents.get(index)
+
+    def with_key(self, key: str) -> dict[str, Any] | None:
+        return next((one for one in self._gathered.documents.values() if one["asi"].get("key") == key), None)
+
+    def add(self, document: dict[str, Any]) -> None:
+        """Takes a new element."""
+        self._gathered.documents[document["index"]] = document
+        parent, size = document["parent"], document["asi"]["bytes"]
+        if parent is not None:
+            above = self.document(parent)
+            if above is None:
+                self._gathered.children[parent] += 1
+            else:
+                self.edit(parent, {"asi.children": above["asi"]["children"] + 1})
+        self._gathered.size += size
+        self.size += size
+        self.add_totals(records=1, bytes=size, explored=parent is not None)
+
+    def edit(self, index: int, fields: dict[str, Any]) -> None:
+        """Changes a new element, by fields of it or, "asi.x", of ours."""
+        document = dict(self._gathered.documents[index])
+        for name, value in fields.items():
+            place, _, inner = name.rpartition(".")
+            if place:
+                document[place] = document[place] | {inner: value}
+            else:
+                document[name] = value
+        self._gathered.documents[index] = document
+        self._gatherings += 1
+
+    def add_rows(self, collection: str, rows: Iterable[dict[str, Any]]) -> None:
+        self._gathered.rows[collection] += rows
+        self._gatherings += 1
+
+    def answer(self, name: str) -> dict[str, Any] | None:
+        return self._gathered.answers.get(name)
+
+    def put_answer(self, document: dict[str, Any]) -> None:
+        self._gathered.answers[document["_id"]] = document
+        self._gatherings += 1
+
+    # Keeping it, or not
+
+    def mark(self) -> _Mark:
+        return _Mark(self._gathered.copy(), dict(self.state()), self._gatherings, self._sendings, self.changes)
+
+    def forget_since(self, mark: _Mark) -> bool:
+        """Lets go of what was gathered since `mark`; whether that is all that happened since. Else something was sent
+        or changed already."""
+        if self.changes == mark.changes and self._gatherings == mark.gatherings:
+            return True
+        if self.changes != mark.changes or self._sendings != mark.sendings:
+            return False
+        self._gathered, self._state, self._gatherings = mark.gathered, mark.state, mark.gatherings
+        return True
+
+    def send(self) -> None:
+        """Sends what was gathered.
+
+        Raises:
+            SendError: the server did not keep it, or only a part of it.
+        """
+        now = self._gathered
+        if not (now.documents or now.rows or now.answers or now.state or now.children):
+            return
+        try:
+            self._send_elements(list(now.documents.values()), now.children)
+            for collection, rows in now.rows.items():
+                if rows:
+                    self._database[collection].insert_many(rows, session=self._session)
+            self._replace(ANSWERS, list(now.answers.values()))
+            self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in sorted(now.state)])
+        except (PyMongoError, BSONError, UnicodeError, OverflowError) as error:
+            raise SendError(str(error)) from error
+        self._gathered = _Gathered()
+        self._sendings += 1
+
+    def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
+        elements = self._database[ELEMENTS]
+        if documents:
+            names = {document["name"] for document in documents}
+            known = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+            self.add_totals(names=len(names.difference(known)))
+            try:
+                elements.insert_many(documents, session=self._session)
+            finally:
+                # The driver has named each of them.
+                self.sent += [document["_id"] for document in documents if "_id" in document]
+        change_children(self._database, children, self._session)
+
+    def _replace(self, collection: str, documents: list[dict[str, Any]]) -> None:
+        if documents:
+            requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
+            self._database[collection].bulk_write(requests, session=self._session)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    gathered: _Gathered
+    state: dict[str, str]
+    gatherings: int
+    sendings: int
+    changes: int
+
+
+def change_children(
+    database: Database[dict[str, Any]], more: Counter[int], session: ClientSession | None = None
+) -> None:
+    """Adds to the kept number of children of elements, by index; what is no element of ours is passed over."""
+    by_number: dict[int, list[int]] = defaultdict(list)
+    for index, number in more.items():
+        if number:
+            by_number[number].append(index)
+    for number, indices in by_number.items():
+        wanted = {"index": {"$in": indices}, "asi": {"$exists": True}}
+        database[ELEMENTS].update_many(wanted, {"$inc": {"asi.children": number}}, session=session)

@@ -1,0 +1,119 @@
+"""The right to write to a MongoDB store: a document that names its holder until a time, by the server's clock."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any
+
+from bson import ObjectId
+from pymongo import errors as mongo_errors
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.write_concern import WriteConcern
+
+from database.mongodb_documents import STATE
+from database.store import StoreBusyError
+
+__all__ = ["LEASE_SECONDS", "Hold", "Lease"]
+
+LEASE_SECONDS = 20.0
+
+
+@dataclass
+class Hold:
+    """The lease while it is held."""
+
+    until: float
+    """Until when (time.monotonic) another write may be begun: half of the lease is left for it then."""
+    broken: bool
+    """Whether a write was cut off: by the holder before, until it was mended; now, for the next one to mend."""
+
+
+class Lease:
+    """
+    Args:
+        shown: names the database in errors.
+        writer: the session of this process's transactions, where the server has them.
+    """
+
+    def __init__(self, database: Database[dict[str, Any]], shown: str, writer: ClientSession | None) -> None:
+        self._database = database
+        self._shown = shown
+        self._writer = writer
+        self._owner = uuid.uuid4().hex
+        at = database.client.admin.command("hello").get("localTime")
+        self._clock_offset = at.replace(tzinfo=UTC).timestamp() - time.time() if at is not None else 0.0
+        # A release that is lost is waited for, which is no harm: it need not wait for the journal.
+        self._unjournaled = database.get_collection(STATE, write_concern=WriteConcern(w=1, j=False))
+
+    @contextlib.contextmanager
+    def hold(self, wait: float) -> Iterator[Hold]:
+        """Holds it. A holder that died lets it run out.
+
+        Args:
+            wait: seconds to wait for another holder.
+
+        Raises:
+            StoreBusyError: another one held it for longer.
+        """
+        token = f"{self._owner}-{ObjectId()}"
+        hold = Hold(0.0, broken=self._acquire(token, wait))
+        done = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(token, done), name="lease", daemon=True)
+        keeper.start()
+        try:
+            hold.until = time.monotonic() + LEASE_SECONDS / 2
+            yield hold
+        finally:
+            done.set()
+            released = {"until": 0.0, "broken": hold.broken}
+            self._unjournaled.update_one({"_id": "lease", "owner": token}, {"$set": released})
+
+    def _acquire(self, token: str, wait: float) -> bool:
+        """Waits for it; whether the holder before cut off a write."""
+        leases = self._database[STATE]
+        deadline = time.monotonic() + wait
+        while True:
+            now = self._server_time()
+            mine = {"owner": token, "until": now + LEASE_SECONDS, "session": self._session_name()}
+            before = leases.find_one_and_update({"_id": "lease", "until": {"$lt": now}}, {"$set": mine})
+            if before is not None:
+                self._end_transaction_of(before)
+                return bool(before["until"]) or bool(before.get("broken"))
+            with contextlib.suppress(mongo_errors.DuplicateKeyError):
+                # The first of all; else somebody holds it.
+                nobody = {"$setOnInsert": {"owner": "", "until": 0.0}}
+                if leases.update_one({"_id": "lease"}, nobody, upsert=True).upserted_id is not None:
+                    continue
+            if time.monotonic() > deadline:
+                raise StoreBusyError(f"{self._shown}: another process has been writing for {wait:g} s", "try again")
+            time.sleep(0.005)
+
+    def _session_name(self) -> Any:
+        return None if self._writer is None else self._writer.session_id["id"]
+
+    def _end_transaction_of(self, before: dict[str, Any]) -> None:
+        """Ends what the holder before left open, if it did not give the lease back: its transaction would be in the way
+        of every write for a minute, and a holder that only stood still must not go on with it."""
+        name = before.get("session")
+        if before["until"] and name is not None and name != self._session_name():
+            # A server, or a user, that may not do so lets it run out.
+            with contextlib.suppress(mongo_errors.OperationFailure):
+                self._database.client.admin.command("killSessions", [{"id": name}])
+
+    def _keep(self, token: str, done: threading.Event) -> None:
+        """Prolongs the lease of a long write, in a thread of its own, until it is given back."""
+        while not done.wait(LEASE_SECONDS / 3):
+            with contextlib.suppress(mongo_errors.PyMongoError):
+                until = self._server_time() + LEASE_SECONDS
+                self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
+
+    def _server_time(self) -> float:
+        """Now by the server's clock, the only one that all processes share."""
+        return time.time() + self._clock_offset

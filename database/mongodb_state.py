@@ -1,0 +1,159 @@
+"""What every part of a MongoDB session shares: its collections, the small state, answers and baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+from common.records import Baseline
+from database.mongodb_counts import counted
+from database.mongodb_documents import ELEMENTS, STATE
+from database.mongodb_draft import ANSWERS, GATHERED, Draft, Totals
+
+__all__ = ["BASELINES", "Known", "MongoState", "spans"]
+
+BASELINES = "asi_baselines"
+
+
+@dataclass
+class Known:
+    """What a process has seen before and looks at first. It makes no answer wrong, only quick: of one store, shared by
+    threads."""
+
+    ranks: dict[int, float] = field(default_factory=dict)
+    """By a number of elements: a benchmark mean that so many had at least."""
+    leaf: int = 64
+    """Up to which index the oldest element without children was found."""
+    sizes: tuple[float, dict[str, Any]] | None = None
+    """When (time.monotonic) the server was asked for its sizes, and what it said."""
+
+    def floor(self, wanted: int) -> float | None:
+        """A benchmark mean that at least `wanted` elements had."""
+        # A copy: other threads note theirs.
+        known = dict(self.ranks)
+        enough = [count for count in known if count >= wanted]
+        return known[min(enough)] if enough else None
+
+    def note_floor(self, wanted: int, lowest: float | None) -> None:
+        """That the `wanted` best had at least `lowest`; None where there are not so many."""
+        if lowest is None:
+            self.ranks.pop(wanted, None)
+        else:
+            self.ranks[wanted] = lowest
+
+
+class MongoState:
+    """
+    Args:
+        session: the transaction, where there is one.
+        draft: with it, this session may write.
+    """
+
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        session: ClientSession | None = None,
+        draft: Draft | None = None,
+        known: Known | None = None,
+    ) -> None:
+        self._database = database
+        self._session = session
+        self._draft = draft
+        self._known = known or Known()
+
+    @property
+    def _elements(self) -> Collection[dict[str, Any]]:
+        """To read: what was gathered is there then."""
+        if self._draft is not None:
+            self._draft.send()
+        return self._database[ELEMENTS]
+
+    def _changing(self, collection: str = ELEMENTS) -> Collection[dict[str, Any]]:
+        """To change directly."""
+        draft = self.draft
+        draft.send()
+        draft.changes += 1
+        return self._database[collection]
+
+    @property
+    def draft(self) -> Draft:
+        if self._draft is None:
+            raise TypeError("a session that reads was asked to write")
+        return self._draft
+
+    @property
+    def totals(self) -> Totals:
+        if self._draft is not None:
+            return self._draft.totals
+        kept = self.state("totals")
+        # An earlier release, whose store is only read, kept none.
+        return counted(self._database) if kept is None else Totals(**kept)
+
+    # Small state
+
+    def states(self, *names: str) -> list[Any]:
+        """Several at once, in the order asked; None for each that is not there."""
+        if self._draft is not None:
+            texts = self._draft.state()
+        else:
+            found = self._database[STATE].find({"_id": {"$in": list(names)}}, session=self._session)
+            texts = {row["_id"]: row["value"] for row in found}
+        return [json.loads(texts[name]) if name in texts else None for name in names]
+
+    def state(self, name: str) -> Any:
+        return self.states(name)[0]
+
+    def put_state(self, name: str, value: Any) -> None:
+        if name in GATHERED:
+            self.draft.gather_state(name, value)
+            return
+        text = json.dumps(value)
+        self._changing(STATE).replace_one(
+            {"_id": name}, {"_id": name, "value": text}, upsert=True, session=self._session
+        )
+        self.draft.state()[name] = text
+
+    def _bump(self, counter: str) -> int:
+        value = int(self.state(counter) or 0) + 1
+        self.put_state(counter, value)
+        return value
+
+    def answer(self, route: str, key: str) -> dict[str, Any] | None:
+        name = f"{route} {key}"
+        found = None if self._draft is None else self._draft.answer(name)
+        if found is None:
+            found = self._database[ANSWERS].find_one({"_id": name}, session=self._session)
+        return None if found is None else json.loads(found["body"])
+
+    def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
+        self.draft.put_answer({"_id": f"{route} {key}", "body": json.dumps(answer)})
+
+    def baseline(self, key: str) -> Baseline | None:
+        found = self._database[BASELINES].find_one({"_id": key}, session=self._session)
+        return None if found is None else Baseline.model_validate_json(found["body"])
+
+    def put_baseline(self, baseline: Baseline) -> None:
+        document = {"_id": baseline.key, "body": baseline.model_dump_json(), "revision": self.next_revision()}
+        self._changing(BASELINES).replace_one({"_id": baseline.key}, document, upsert=True, session=self._session)
+
+    def baseline_revision(self, key: str) -> int:
+        found = self._database[BASELINES].find_one({"_id": key}, {"revision": 1}, session=self._session)
+        return 0 if found is None else int(found.get("revision") or 0)
+
+    def next_revision(self) -> int:
+        return self._bump("revision")
+
+
+def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:
+    """(low, high] from `after` to `through`, growing, so that a range with few numbers in it takes few steps. A page is
+    asked for with both its ends: not every server stops at the limit of a query."""
+    while after < through:
+        high = min(through, after + width)
+        yield after, high
+        after, width = high, 4 * width
