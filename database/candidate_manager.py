@@ -10,6 +10,7 @@ that has elements (see `Candidates.key`). Members measured against another one c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from common.knobs import Database as DatabaseSettings
@@ -24,6 +25,24 @@ __all__ = ["FORCE_NEWEST", "Candidates"]
 FORCE_NEWEST = 300
 _WIDTH = 0.1
 _MERGED = "merged_through"
+
+
+@dataclass(frozen=True)
+class _Standard:
+    """Loss and benchmark that elements are held against, and how far off they may be, as shares of these."""
+
+    loss: float
+    benchmark: float
+    loss_width: float
+    benchmark_width: float
+
+    def admits(self, facts: Facts) -> bool:
+        """Whether the leak rule lets this element in."""
+        if facts.loss is None or facts.benchmark is None:
+            return False
+        near = abs(facts.loss - self.loss) / self.loss < self.loss_width
+        floor = -self.benchmark_width
+        return near and (self.benchmark <= 0 or (facts.benchmark - self.benchmark) / self.benchmark > floor)
 
 
 class Candidates:
@@ -110,7 +129,9 @@ class Candidates:
         old = {facts.index: facts for facts in session.candidates()}
         fresh = [facts for facts in newest if facts.index not in old]
         pool = list(old.values())
-        pool += [facts for facts in fresh if facts.baseline_key == key and self.admissible(session, facts)]
+        standard = self.standard(session, key)
+        if standard is not None:
+            pool += [facts for facts in fresh if facts.baseline_key == key and standard.admits(facts)]
         scores = {facts.index: self._scores.fresh(session, facts) for facts in pool}
         ranked = sorted(pool, key=lambda facts: (facts.baseline_key != key, *_rank(scores[facts.index], facts.index)))
         final = [facts.index for facts in ranked if facts.index in old or scores[facts.index] is not None][
@@ -155,21 +176,19 @@ class Candidates:
             "message": f"the candidate set holds the best {len(best)} of the stored scores",
         }
 
-    def admissible(self, session: Session, facts: Facts) -> bool:
-        """Whether the leak rule lets this element in; its own baseline decides."""
-        baseline = PUBLISHED if facts.baseline_key is None else session.baseline(facts.baseline_key)
-        if baseline is None or facts.loss is None or facts.benchmark is None:
-            return False
+    def standard(self, session: Session, key: str | None) -> _Standard | None:
+        """What decides whether an element measured against the baseline `key` may enter; None where none may."""
+        baseline = PUBLISHED if key is None else session.baseline(key)
+        if baseline is None:
+            return None
         loss, benchmark = baseline.loss, baseline.benchmark
         first = session.facts(limit=1)
-        if first and first[0].index == 1 and first[0].baseline_key == facts.baseline_key:
+        if first and first[0].index == 1 and first[0].baseline_key == key:
             loss = loss if first[0].loss is None else first[0].loss
             benchmark = benchmark if first[0].benchmark is None else first[0].benchmark
         if benchmark is None or not loss > 0:
-            return False
-        near = abs(facts.loss - loss) / loss < max(_WIDTH, baseline.loss_clip)
-        floor = -max(_WIDTH, baseline.benchmark_clip)
-        return near and (benchmark <= 0 or (facts.benchmark - benchmark) / benchmark > floor)
+            return None
+        return _Standard(loss, benchmark, max(_WIDTH, baseline.loss_clip), max(_WIDTH, baseline.benchmark_clip))
 
     def adopt(self, session: Session, indices: Sequence[int], new_count: int) -> int:
         """Takes over a set that another service kept, unless this store has had one; returns how many it took.
