@@ -68,17 +68,22 @@ def kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
 def recount(database: Database[dict[str, Any]]) -> list[str]:
     """Counts everything anew; returns a line for each kind of thing that was wrong. To be called under the lease."""
     said = []
-    before = database[STATE].find_one({"_id": "totals"})
-    kept = None if before is None else Totals(**json.loads(before["value"]))
+    state = {row["_id"]: row["value"] for row in database[STATE].find({"_id": {"$in": ["last_index", "totals"]}})}
+    kept = Totals(**json.loads(state["totals"])) if "totals" in state else None
     totals = counted(database)
     if kept is not None and not totals.events:
         # All events were let go of; their ids are not given again.
         totals = replace(totals, events=kept.events, trimmed=kept.events)
     if totals != kept:
-        document = {"_id": "totals", "value": json.dumps(vars(totals))}
-        database[STATE].replace_one({"_id": "totals"}, document, upsert=True)
+        _put(database, "totals", vars(totals))
         if kept is not None:
             said.append(f"the totals are {totals} now, they were {kept}")
+    # Another program's store has no counter of ours.
+    last = json.loads(state.get("last_index", "0"))
+    for newest in database[ELEMENTS].find({"index": {"$gt": last}}, {"index": 1}).sort("index", -1).limit(1):
+        _put(database, "last_index", int(newest["index"]))
+        if kept is not None:
+            said.append(f"the last index given is {newest['index']} now, it was {last}")
     wrong: dict[int, list[int]] = defaultdict(list)
     right, shown = child_counts(database), kept_children(database)
     for index in right.keys() | shown.keys():
@@ -92,3 +97,7 @@ def recount(database: Database[dict[str, Any]]) -> list[str]:
     if changed and kept is not None:
         said.append(f"the number of children of {changed} elements was not right")
     return said
+
+
+def _put(database: Database[dict[str, Any]], name: str, value: Any) -> None:
+    database[STATE].replace_one({"_id": name}, {"_id": name, "value": json.dumps(value)}, upsert=True)

@@ -251,9 +251,3 @@ class MongoStore:
             # Another program may have stored or removed elements.
             self._say(mend(self._database) if self._writer is None else recount(self._database))
             hold.broken = False
-            draft = Draft(self._database)
-            session = MongoSession(self._database, draft=draft)
-            for newest in self._database[ELEMENTS].find({"index": {"$gt": 0}}, {"index": 1}).sort("index", -1).limit(1):
-                # A store of the published service has no counter of ours.
-                session.ledger.reserve(int(newest["index"]) + 1)
-            draft.send()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from common.files import sha256_text
-from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
+from tests.database.db_service import BASELINE, Service, body_of, element_of, mongodb_server, run_of
 
 NAMES = ["a", "b/all", "$ne", "%2e ü"]
 CELLS = ["0.1", "0.5", "nan", ""]
@@ -359,9 +359,8 @@ def test_a_few_sequences_of_requests(service: Service) -> None:
     check(Place(service), examples=2, steps=12)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_any_sequence_of_requests_with_stops_and_kills(start: Callable[..., Service]) -> None:
+def restarting(start: Callable[..., Service], **kwargs: Any) -> Place:
+    """A server that the sequences stop and kill."""
     few = {f"ASI_DATABASE__{name}": value for name, value in (("COLD_START", "4"), ("UPDATE_BATCH", "2"))}
 
     def again(killed: bool) -> Service:
@@ -369,8 +368,22 @@ def test_any_sequence_of_requests_with_stops_and_kills(start: Callable[..., Serv
             place.service.kill()
         else:
             assert place.service.stop() == 0
-        return start(env=few)
+        return start(env=few, **kwargs)
 
-    place = Place(start(env=few), again)
+    place = Place(start(env=few, **kwargs), again)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_any_sequence_of_requests_with_stops_and_kills(start: Callable[..., Service]) -> None:
+    place = restarting(start)
     check(place, examples=30, steps=40)
     assert missing(place) == set()
+
+
+@pytest.mark.services
+@pytest.mark.timeout(1200)
+def test_sequences_of_requests_with_stops_and_kills_over_mongodb(start: Callable[..., Service]) -> None:
+    with mongodb_server() as url:
+        check(restarting(start, store=f"{url}/test_{uuid.uuid4().hex}"), examples=5, steps=30)
