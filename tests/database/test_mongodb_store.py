@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pymongo
 import pytest
+from pymongo import monitoring
 
 from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
@@ -53,6 +55,14 @@ def place(server: str) -> Iterator[tuple[str, Documents]]:
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
     yield f"{server}/{name}", client[name]["data_elements"]
     client.close()
+
+
+def entry_of(model: str | None) -> NewEntry:
+    """A new element; with the name of an embedding model it has a vector."""
+    element = NewElement.model_validate(body_of("x"))
+    evidence = evidence_of(element.result.train, element.result.test, None)
+    windows = None if model is None else np.ones((1, 4), dtype=np.float32)
+    return NewEntry(element, evidence, complete=True, windows=windows, model=model)
 
 
 def published(index: int, parent: int | None) -> dict[str, Any]:
@@ -121,26 +131,75 @@ def test_two_documents_of_one_index_are_told(place: tuple[str, Documents]) -> No
         open_store(DatabaseSettings(store=url))
 
 
+QUESTIONS: dict[str, Callable[[Session], Any]] = {
+    "count": lambda session: session.count(),
+    "names": lambda session: session.unique_names(),
+    "explored": lambda session: session.count(Where(explored=True), limit=20),
+    "new": lambda session: session.count(Where(after=5), limit=20),
+    "pending": lambda session: session.count(Where(pending=True)),
+    "unscored": lambda session: session.count(Where(unscored=True)),
+    "incomplete": lambda session: session.facts(Where(incomplete=True), limit=3),
+    "one": lambda session: session.facts(Where(index=3), limit=1),
+    "first": lambda session: session.facts(limit=1),
+    "page": lambda session: session.facts(Where(after=3), limit=5),
+    "newest": lambda session: session.facts(order="newest", limit=5),
+    "by name": lambda session: session.facts(Where(name="x"), "time"),
+    "children": lambda session: session.facts(Where(parent=1)),
+    "roots": lambda session: session.facts(Where(roots=True)),
+    "best scores": lambda session: session.facts(Where(baseline_key="k"), "score", limit=5),
+    "out of date": lambda session: session.facts(Where(baseline_key="k", before_revision=3), "revision", limit=5),
+    "elements": lambda session: session.elements([1, 3]),
+    "sample": lambda session: session.sample(),
+    "top": lambda session: session.ranked("benchmark", limit=3),
+    "strongest": lambda session: session.strongest_children(1, 2),
+    "child counts": lambda session: session.child_counts([1, 2]),
+    "leaf": lambda session: session.oldest_leaf(),
+    "key": lambda session: session.find_key("k"),
+    "program": lambda session: session.ledger.with_program("k"),
+    "fingerprint": lambda session: session.with_fingerprint("k"),
+    "vectors": lambda session: (session.vector_state(), session.windows(0, 5)),
+    "sketches": lambda session: session.sketches(0, 5),
+    "events": lambda session: (session.ledger.event_span(), session.ledger.events(2, 5)),
+}
+
+
 def test_no_question_reads_every_document(place: tuple[str, Documents]) -> None:
+    """The queries themselves are explained, each as it was sent."""
     url, documents = place
-    store = open_store(DatabaseSettings(store=url))
-    questions: list[tuple[dict[str, Any], list[tuple[str, int]]]] = [
-        ({"index": 3}, []),
-        ({"index": {"$gt": 3}}, [("index", 1)]),
-        ({"name": "a"}, [("time", 1), ("index", 1)]),
-        ({"parent": 3}, [("index", 1)]),
-        ({}, [("asi.benchmark", -1), ("index", 1)]),
-        ({"asi.pending": True}, [("index", 1)]),
-        ({"asi.baseline_key": "k", "asi.revision": {"$lt": 3}}, [("index", 1)]),
-        ({"asi.vector.model": "m", "asi.vector.sequence": {"$gt": 3}}, [("asi.vector.sequence", 1)]),
-    ]
-    for condition, order in questions:
-        cursor = documents.find(condition)
-        try:
-            plan = json.dumps((cursor.sort(order) if order else cursor).explain(), default=str)
-        except pymongo.errors.OperationFailure:
-            pytest.skip("this server explains no plans")
-        assert "COLLSCAN" not in plan, (condition, plan)
+    sent: list[dict[str, Any]] = []
+
+    class Heard(monitoring.CommandListener):
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            if event.command_name in ("find", "aggregate", "distinct", "count"):
+                sent.append(dict(event.command))
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    before = list(monitoring._LISTENERS.command_listeners)
+    monitoring.register(Heard())
+    try:
+        store = open_store(DatabaseSettings(store=url))
+    finally:
+        monitoring._LISTENERS.command_listeners[:] = before
+    entry = entry_of(None)
+    for parent in (None, 1, 1, 2, 2, None):
+        child = entry.element.model_copy(update={"parent": parent})
+        store.write(lambda session, child=child: session.insert(replace(entry, element=child)))  # type: ignore[misc]
+    for name, question in QUESTIONS.items():
+        sent.clear()
+        store.read(question)
+        store.read(question)
+        assert sent, name
+        for command in sent:
+            if command.get("find") in ("asi_state", "asi_events"):
+                # Looked up by their names or numbers.
+                assert set(command["filter"]["_id"]) == {"$in"}, (name, command)
+                continue
+            asked = {key: value for key, value in command.items() if key not in ("lsid", "$db", "$clusterTime")}
+            plan = json.dumps(documents.database.command("explain", asked), default=str)
+            assert "COLLSCAN" not in plan and "IXSCAN" in plan, (name, asked, plan)
     store.close()
 
 
@@ -206,14 +265,11 @@ def test_what_a_holder_left_open_is_ended_with_its_lease(place: tuple[str, Docum
 def test_what_a_cut_off_write_left_behind_is_put_right_at_the_next_start(place: tuple[str, Documents]) -> None:
     url, documents = place
     store = MongoStore(url, 10)
-    element = NewElement.model_validate(body_of("x"))
-    evidence = evidence_of(element.result.train, element.result.test, None)
-    windows = np.ones((1, 4), dtype=np.float32)
+    entry = entry_of("m")
 
     def fill(session: Session) -> None:
         for parent in (None, 1, 2):
-            child = element.model_copy(update={"parent": parent})
-            session.insert(NewEntry(child, evidence, complete=True, windows=windows, model="m"))
+            session.insert(replace(entry, element=entry.element.model_copy(update={"parent": parent})))
         session.put_candidates([1, 2, 3])
         session.put_baseline(BASELINE)
 
