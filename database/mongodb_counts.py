@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
 from pymongo.database import Database
@@ -16,15 +15,19 @@ from pymongo.database import Database
 from database.mongodb_documents import BY_NAME, ELEMENTS, STATE
 from database.mongodb_draft import Totals
 
-__all__ = ["EVENTS", "USAGE", "child_counts", "counted", "kept_children", "newest_id", "recount"]
+__all__ = ["EVENTS", "USAGE", "counted", "recount", "wrong_children"]
 
 EVENTS = "asi_events"
 USAGE = "asi_usage"
 _CHUNK = 1000
 
 
-def counted(database: Database[dict[str, Any]]) -> Totals:
-    """The totals as the documents have them."""
+def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> Totals:
+    """The totals as the documents have them.
+
+    Args:
+        kept: what a store of this release says; one of an earlier release may lack the index.
+    """
     explored = {"$cond": [{"$gt": ["$parent", 0]}, 1, 0]}
     named: dict[str, Any] = {"records": {"$sum": 1}, "bytes": {"$sum": "$asi.bytes"}, "explored": {"$sum": explored}}
     together = {name: {"$sum": f"${name}"} for name in named}
@@ -33,24 +36,28 @@ def counted(database: Database[dict[str, Any]]) -> Totals:
         {"$group": {"_id": "$name"} | named},
         {"$group": {"_id": None, "names": {"$sum": 1}} | together},
     ]
-    found = next(iter(database[ELEMENTS].aggregate(stages, hint=BY_NAME)), {})
+    options: dict[str, Any] = {} if kept is None else {"hint": BY_NAME}
+    found = next(iter(database[ELEMENTS].aggregate(stages, **options)), {})
     first = next(iter(database[EVENTS].find({}, {"_id": 1}).sort("_id", 1).limit(1)), None)
-    last = newest_id(database, EVENTS)
+    last = _newest_id(database, EVENTS)
+    if first is None and kept is not None:
+        # All events were let go of; their ids are not given again.
+        last = kept.events
     return Totals(
         **{name: int(found.get(name) or 0) for name in ("records", "bytes", "names", "explored")},
         events=last,
         trimmed=last if first is None else first["_id"] - 1,
-        usage=newest_id(database, USAGE),
+        usage=_newest_id(database, USAGE),
     )
 
 
-def newest_id(database: Database[dict[str, Any]], collection: str) -> int:
+def _newest_id(database: Database[dict[str, Any]], collection: str) -> int:
     """The highest number in a collection that only grows; 0 in an empty one."""
     newest = database[collection].find({}, {"_id": 1}).sort("_id", -1).limit(1)
     return next((int(row["_id"]) for row in newest), 0)
 
 
-def child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
+def _child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
     """Number of children of every index that has any, counted."""
     stages: list[dict[str, Any]] = [
         {"$match": {"parent": {"$gt": 0}}},
@@ -59,10 +66,17 @@ def child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
     return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages)}
 
 
-def kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
-    """As `child_counts`, as the documents of these elements say."""
+def _kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
+    """As `_child_counts`, as the documents of these elements say."""
     found = database[ELEMENTS].find({"asi.children": {"$gt": 0}}, {"_id": 0, "index": 1, "asi.children": 1})
     return {row["index"]: row["asi"]["children"] for row in found}
+
+
+def wrong_children(database: Database[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+    """(kept, counted) number of children of every index for which they differ."""
+    right, kept = _child_counts(database), _kept_children(database)
+    pairs = {index: (kept.get(index, 0), right.get(index, 0)) for index in right.keys() | kept.keys()}
+    return {index: (said, there) for index, (said, there) in pairs.items() if said != there}
 
 
 def recount(database: Database[dict[str, Any]]) -> list[str]:
@@ -70,10 +84,7 @@ def recount(database: Database[dict[str, Any]]) -> list[str]:
     said = []
     state = {row["_id"]: row["value"] for row in database[STATE].find({"_id": {"$in": ["last_index", "totals"]}})}
     kept = Totals(**json.loads(state["totals"])) if "totals" in state else None
-    totals = counted(database)
-    if kept is not None and not totals.events:
-        # All events were let go of; their ids are not given again.
-        totals = replace(totals, events=kept.events, trimmed=kept.events)
+    totals = counted(database, kept or Totals())
     if totals != kept:
         _put(database, "totals", vars(totals))
         if kept is not None:
@@ -85,10 +96,8 @@ def recount(database: Database[dict[str, Any]]) -> list[str]:
         if kept is not None:
             said.append(f"the last index given is {newest['index']} now, it was {last}")
     wrong: dict[int, list[int]] = defaultdict(list)
-    right, shown = child_counts(database), kept_children(database)
-    for index in right.keys() | shown.keys():
-        if right.get(index, 0) != shown.get(index, 0):
-            wrong[right.get(index, 0)].append(index)
+    for index, (_, number) in wrong_children(database).items():
+        wrong[number].append(index)
     changed = 0
     for number, indices in wrong.items():
         for start in range(0, len(indices), _CHUNK):

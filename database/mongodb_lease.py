@@ -79,6 +79,7 @@ class Lease:
         """Waits for it; whether the holder before cut off a write."""
         leases = self._database[STATE]
         deadline = time.monotonic() + wait
+        created = False
         while True:
             now = self._server_time()
             mine = {"owner": token, "until": now + LEASE_SECONDS, "session": self._session_name()}
@@ -86,11 +87,12 @@ class Lease:
             if before is not None:
                 self._end_transaction_of(before)
                 return bool(before["until"]) or bool(before.get("broken"))
-            with contextlib.suppress(mongo_errors.DuplicateKeyError):
-                # The first of all; else somebody holds it.
-                nobody = {"$setOnInsert": {"owner": "", "until": 0.0}}
-                if leases.update_one({"_id": "lease"}, nobody, upsert=True).upserted_id is not None:
-                    continue
+            if not created:
+                # Nobody ever held it, or somebody holds it.
+                created = True
+                with contextlib.suppress(mongo_errors.DuplicateKeyError):
+                    leases.update_one({"_id": "lease"}, {"$setOnInsert": {"owner": "", "until": 0.0}}, upsert=True)
+                continue
             if time.monotonic() > deadline:
                 raise StoreBusyError(f"{self._shown}: another process has been writing for {wait:g} s", "try again")
             time.sleep(0.005)

@@ -17,7 +17,7 @@ from common.records import RunRecord
 from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.mongodb_counts import child_counts, counted, kept_children
+from database.mongodb_counts import counted, wrong_children
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
@@ -347,13 +347,16 @@ class MongoSession(MongoPages, MongoVectors):
         if self.state("totals") is None:
             # An earlier release kept no counts.
             return said
-        if (kept := self.totals) != (totals := counted(self._database)):
-            said.append(f"totals: {kept} are kept, {totals} are there")
-        right, shown = child_counts(self._database), kept_children(self._database)
-        wrong = sorted(index for index in right.keys() | shown.keys() if right.get(index, 0) != shown.get(index, 0))
+        # Somebody may write meanwhile: what changes while it is looked at is not broken.
+        if (kept := self.totals) != (there := counted(self._database, kept)) and self.totals == kept:
+            said.append(f"totals: {kept} are kept, {there} are there")
+        wrong = wrong_children(self._database)
+        wrong = (
+            {index: pair for index, pair in wrong_children(self._database).items() if index in wrong} if wrong else {}
+        )
         said += [
-            f"children: {shown.get(index, 0)} of element {index} are kept, {right.get(index, 0)} are there"
-            for index in wrong[:20]
+            f"children: {number} of element {index} are kept, {there} are there"
+            for index, (number, there) in sorted(wrong.items())[:20]
         ]
         return said
 

@@ -22,6 +22,7 @@ import pymongo
 import pytest
 from pymongo import monitoring
 
+from common.errors import StoreError
 from common.process import REPOSITORY
 from database import repair, tree
 from database.errors import NotFoundError, RefusedError
@@ -297,6 +298,30 @@ def test_a_number_beyond_the_counter_is_not_given_again(url: str) -> None:
     assert store.write(lambda session: session.insert(entry_of("y"))) == 2
     assert store.read(lambda session: session.ranked("newest", limit=1)) == [2]
     store.close()
+
+
+def test_counts_that_do_not_agree_are_told_and_put_right_at_the_next_start(url: str, transactions: bool) -> None:
+    store = opened(url, transactions)
+    for parent in (None, 1, 1, 2):
+        store.write(partial(insert_below, parent))
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+    database = client.get_default_database()
+    # Another program took one away, and an earlier release kept no number of children.
+    database["data_elements"].delete_one({"index": 3})
+    database["data_elements"].update_one({"index": 2}, {"$unset": {"asi.children": ""}})
+    client.close()
+    told = store.read(lambda session: session.check())
+    assert [line.partition(":")[0] for line in told] == ["totals", "children", "children"], told
+    store.close()
+    store = opened(url, transactions)
+    assert broken(store, 50) == []
+    assert store.read(lambda session: (session.count(), session.child_counts())) == (3, {1: 1, 2: 1})
+    store.close()
+    reading = MongoStore(url, read_only=True)
+    assert reading.read(lambda session: session.count()) == 3
+    with pytest.raises(StoreError, match="read only"):
+        reading.write(lambda session: session.put_state("x", 1))
+    reading.close()
 
 
 @pytest.mark.timeout(600)
