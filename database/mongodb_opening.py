@@ -37,7 +37,8 @@ def create_indexes(database: Database[dict[str, Any]], shown: str) -> None:
         ) from error
     elements.create_index("asi.key", unique=True, sparse=True)
     for name, fields, sparse in INDEXES:
-        elements.create_index(fields, name=name, sparse=sparse)
+        options: dict[str, Any] = {"sparse": True} if sparse else {}
+        elements.create_index(fields, name=name, **options)
 
 
 def adopt(database: Database[dict[str, Any]]) -> None:
