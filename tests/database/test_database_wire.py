@@ -6,10 +6,12 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from common.files import sha256_text
@@ -333,3 +335,27 @@ def test_an_impossible_usage_is_refused(service: Service, change: dict[str, Any]
     assert said in service.post("/v2/usage", [usage], 422)["detail"]
     assert said in service.post("/v2/experiments", experiment_with() | {"usage": [usage]}, 422)["detail"]
     assert service.get("/health")["database"]["total_records"] == 0
+
+
+@pytest.mark.slow
+def test_other_requests_go_on_while_a_row_of_60_megabytes_is_refused(service: Service) -> None:
+    service.add("first")
+    body = json.dumps(body_of("wide", result={"train": "s" + ",1" * 30_000_000, "test": ""}))
+    waited: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as other:
+            while not ended.is_set():
+                before = time.monotonic()
+                other.get("/elements/by-index/1").raise_for_status()
+                waited.append(time.monotonic() - before)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    answer = service.http.post("/elements", content=body)
+    ended.set()
+    asking.join()
+    assert answer.status_code == 422 and "1048576 characters, got 60000001" in answer.text
+    print(f"{len(waited)} requests meanwhile, the longest waited {max(waited):.3f} s")
+    assert max(waited) < 1.0
