@@ -75,8 +75,8 @@ class Measurement(Record):
 class BenchmarkScore(Measurement):
     """Accuracy of one benchmark task in [0, 1]. `chance` is the accuracy of guessing.
 
-    `counted` is whether the task enters the profile's benchmark mean: a task on which both seed architectures are
-    within 2 SE of chance does not.
+    `counted` is whether the task enters the profile's benchmark mean: a task on which no seed architecture
+    is more than 2 SE above chance does not.
     """
 
     chance: FiniteFloat | None = None
