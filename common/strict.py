@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -46,7 +47,15 @@ def refuse_text(model: type[BaseModel], value: Any, info: ValidationInfo) -> Non
     else:
         found = isinstance(value, str)
     if found and _holds_numbers(model, info.field_name or ""):
-        raise PydanticCustomError("text_for_number", "expected a number, got a text")
+        raise PydanticCustomError(
+            "text_for_number", "expected a number, got the text {given}", {"given": _shown(value)}
+        )
+
+
+def _shown(value: Any) -> str:
+    """The first text in a value, as JSON, cut."""
+    inside = value.values() if isinstance(value, dict) else [value] if isinstance(value, str) else value
+    return json.dumps(next(item for item in inside if isinstance(item, str))[:40])
 
 
 @functools.cache

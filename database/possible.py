@@ -38,6 +38,8 @@ def impossible_run(run: RunRecord) -> list[str]:
     """What cannot be in a run record: a line for each number, with its place in the record."""
     found = [*_measurement("heldout_loss", run.heldout_loss, 0), *_measurement("learning_curve", run.learning_curve, 0)]
     found += _seed("seed", run.seed)
+    if run.status == "finished" and run.reason is not None:
+        found.append(f"reason: expected none of a finished run, got {run.reason}")
     for name in (*_NEEDED, *_NAMES):
         found += _name(name, getattr(run, name), needed=name in _NEEDED)
     found += _name("name", run.name, longest=LONGEST_DESIGN)
