@@ -50,7 +50,7 @@ LONGEST_TABLE = 1 << 20
 """Characters of a result CSV that comes in: 70,000 columns of a step and its loss. No other request is served while a
 row is read."""
 WITHOUT_TIME = ("", "none")
-_TIME = r"^(none|\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d)?$"
+_TIME = r"^(none|\d{4}-[01]\d-[0-3]\d[ T][0-2]\d:[0-5]\d:[0-5]\d)?$"
 """Of those that are read the plain ones: what a client should send."""
 
 
