@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/database.py --sizes 1000 --requests 30 --seconds 2       # a quick look
     .venv/bin/python benchmarks/database.py --stores sqlite mongodb --sizes 1000 10000   # MongoDB-wire beside it
 
-Elements have 20 KB; their vectors are seeded numbers, so nothing is embedded. Each question is asked of a real server
-process; the ratio is that of a full scan of the same store to the median answer. mongodb is the server that
-ASI_TEST_MONGODB_URL names, or a SecantusDB that runs meanwhile.
+Elements have 20 KB, or 2 with --small; their vectors are seeded numbers, so nothing is embedded. Each question is asked
+of a real server process; the ratio is that of a full scan of the same store to the median answer. mongodb is the server
+that ASI_TEST_MONGODB_URL names, or a SecantusDB that runs meanwhile.
 """
 
 from __future__ import annotations
@@ -206,13 +206,13 @@ def place(store: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield f"{url}/bench_{uuid.uuid4().hex}", shown
 
 
-def run(store: str, size: int, requests: int, seconds: float, say: Callable[[str], None]) -> Report:
+def run(store: str, size: int, requests: int, seconds: float, small: bool, say: Callable[[str], None]) -> Report:
     with tempfile.TemporaryDirectory(prefix="bench-database-") as name, place(store, Path(name)) as (url, shown):
         folder = Path(name)
         settings = DatabaseSettings(store=url)
         block = vectors(size)
         began = time.perf_counter()
-        fill(settings, size)
+        fill(settings, size, small)
         say(f"{shown} {size}: filled in {time.perf_counter() - began:.0f} s")
         double = embedding_double(block)
         env = {"ASI_DATABASE__EXACT_WINDOWS": "1000000000"}
@@ -330,6 +330,7 @@ def main() -> int:
     parser.add_argument("--stores", nargs="+", choices=["sqlite", "mongodb"], default=["sqlite"])
     parser.add_argument("--requests", type=int, default=200, help="times each question is asked (default: 200)")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long clients insert (default: 8)")
+    parser.add_argument("--small", action="store_true", help="elements of 2 KB instead of 20; inserts are of 20")
     parser.add_argument("--recall", type=int, metavar="WINDOWS", help="also measure the approximate index at this size")
     parser.add_argument("--embedding", action="store_true", help="also measure the embedding server")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
@@ -339,7 +340,7 @@ def main() -> int:
         print(text, file=sys.stderr, flush=True)
 
     reports = [
-        run(store, size, arguments.requests, arguments.seconds, say)
+        run(store, size, arguments.requests, arguments.seconds, arguments.small, say)
         for store in arguments.stores
         for size in arguments.sizes
     ]

@@ -62,8 +62,12 @@ def element_of(number: int, parent: int | None, rng: random.Random) -> NewElemen
     )
 
 
-def fill(settings: DatabaseSettings, size: int) -> None:
-    """Fills a new store with `size` elements, their vectors, scores and candidates."""
+def fill(settings: DatabaseSettings, size: int, small: bool = False) -> None:
+    """Fills a new store with `size` elements, their vectors, scores and candidates.
+
+    Args:
+        small: elements of about 2 KB instead of 20.
+    """
     mongodb = settings.store.startswith("mongodb")
     # Without the events around it, which would be one a document.
     store = MongoStore(settings.store, settings.lock_timeout) if mongodb else open_store(settings)
@@ -71,7 +75,7 @@ def fill(settings: DatabaseSettings, size: int) -> None:
     store.write(scores.begin)
     revision = store.read(lambda session: scores.revision(session, None))
     children = Counter(_parents(size))
-    for batch in _batches(size):
+    for batch in _batches(size, small):
         if isinstance(store, MongoStore):
             _fill_mongodb(store, batch, revision, children)
         else:
@@ -92,13 +96,15 @@ def fill(settings: DatabaseSettings, size: int) -> None:
 _Batch = list[tuple[NewEntry, Evidence, Evaluation]]
 
 
-def _batches(size: int) -> Iterator[_Batch]:
+def _batches(size: int, small: bool) -> Iterator[_Batch]:
     rng = random.Random(_SEED)
     block = vectors(size)
     parents = _parents(size)
     forms = []
     for number in range(min(size, _FORMS)):
         element = element_of(number, None, rng)
+        if small:
+            element = element.model_copy(update={"program": element.program[:800], "analysis": "", "summary": ""})
         evidence = evidence_of(element.result.train, element.result.test, None)
         forms.append((element, evidence.model_copy(update={"novelty": Novelty(motivation=0.4, motivation_index=1)})))
     sketches = np.random.default_rng(_SEED).integers(0, 2**31, size=(size, 128), dtype=np.uint32)

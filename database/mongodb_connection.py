@@ -17,11 +17,21 @@ from database.store import StoreBusyError, StoreFullError, without_secrets
 __all__ = ["connect", "translated"]
 
 
-def connect(url: str) -> pymongo.MongoClient[dict[str, Any]]:
-    """Raises StoreError for a URL that names no server."""
+def connect(url: str, patient: bool = False) -> pymongo.MongoClient[dict[str, Any]]:
+    """
+    Args:
+        patient: an answer may take as long as it takes, such as that to the building of an index.
+
+    Raises:
+        StoreError: the URL names no server.
+    """
     try:
         return pymongo.MongoClient(
-            url, serverSelectionTimeoutMS=5000, connectTimeoutMS=5000, socketTimeoutMS=25000, retryWrites=False
+            url,
+            serverSelectionTimeoutMS=5000,
+            connectTimeoutMS=5000,
+            socketTimeoutMS=None if patient else 25000,
+            retryWrites=False,
         )
     except ValueError as error:
         raise StoreError(

@@ -90,7 +90,8 @@ class MongoStore:
             self._writer = self._client.start_session() if able and transactions else None
             self._lease = Lease(self._database, self._shown, self._writer)
             if not read_only:
-                self._prepare()
+                with connect(url, patient=True) as patient:
+                    self._prepare(patient[database.name].with_options(write_concern=self._database.write_concern))
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
@@ -243,11 +244,11 @@ class MongoStore:
     def cache_file(self) -> str | None:
         return None
 
-    def _prepare(self) -> None:
-        create_indexes(self._database, self._shown)
+    def _prepare(self, database: Database[dict[str, Any]]) -> None:
+        create_indexes(database, self._shown)
         # A holder that was killed keeps the lease until it runs out.
         with self._lease.hold(LEASE_SECONDS + self._lock_timeout) as hold:
-            adopt(self._database)
+            adopt(database)
             # Another program may have stored or removed elements.
-            self._say(mend(self._database) if self._writer is None else recount(self._database))
+            self._say(mend(database) if self._writer is None else recount(database))
             hold.broken = False
