@@ -27,11 +27,11 @@ from tests.fixtures_services import cognition_url, embedding_client, embedding_u
 
 LONGEST = (
     "pipeline/test_kills.py",
-    "pipeline/test_llm_pipeline.py",
-    "training/test_forged.py",
     "training/test_ranks.py",
+    "pipeline/test_llm_pipeline.py",
     "training/test_launcher.py",
     "pipeline/test_pipeline.py",
+    "training/test_forged.py",
     "training/test_verifier_checks.py",
     "training/test_verifier_verdicts.py",
     "pipeline/test_bad_input.py",
@@ -45,7 +45,7 @@ LONGEST = (
     "training/test_architectures.py",
     "training/test_wider_tasks.py",
 )
-"""Files of a quarter of a minute and more, those of a single test first."""
+"""Files of five seconds and more. The first and the third share baselines, so they are not begun at the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
