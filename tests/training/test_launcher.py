@@ -61,7 +61,6 @@ HIDES = HEAD.format(width="8000") + (
 )
 PRINTS = MEAN.replace("        x = self.proj", "        print('said \\x1b[31m so')\n        x = self.proj")
 ENDLESS = assets.planted(assets.RETURN, "        while True:\n            pass\n" + assets.RETURN)
-HUGE = HEAD.format(width="8000") + "        return self.out(x), None, None\n"
 SLEEPS = HEAD.format(width="hidden_size") + (
     "        import time\n        time.sleep(0.3)\n        return self.out(x), None, None\n"
 )
@@ -206,18 +205,26 @@ def test_events_show_stages_and_progress(pair: tuple[list[RunRecord], Path, list
     assert (last.step, last.steps) == (30, 30) and last.loss and last.tokens_per_second and last.seconds_left == 0
 
 
-def test_faults_of_programs_are_records_with_a_reason(launcher: Launcher, tmp_path: Path) -> None:
-    records = train_all(launcher, [program(text) for text in (RAISES, NAN, HUGE)], tmp_path)
+def test_faults_of_programs_are_records_with_a_reason_and_without_files_of_an_earlier_run(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    hiding = tmp_path / "2"
+    hiding.mkdir()
+    for name in ("result.json", "test.csv", "stderr.log"):
+        (hiding / name).write_text("of an earlier run")
+    records = train_all(launcher, [program(text) for text in (RAISES, NAN, HIDES)], tmp_path)
     assert [(record.status, record.reason) for record in records] == [
         ("failed", "crashed"),
         ("stopped", "nan"),
         ("failed", "refused"),
     ]
     assert "no good at all" in records[0].detail and "line 13" in records[0].detail
-    assert "over budget" in records[2].detail
+    assert "over budget" in records[2].detail, "parameters that it hides are counted"
     for number, record in enumerate(records):
-        assert record.benchmark_mean is None
+        assert record.heldout_loss is None and not record.benchmarks and record.benchmark_mean is None
         assert json.loads((tmp_path / str(number) / "result.json").read_text())["reason"] == record.reason
+    # A table without columns is none.
+    assert not any((hiding / name).exists() for name in ("train.csv", "test.csv", "stderr.log"))
 
 
 @pytest.mark.slow
@@ -229,18 +236,6 @@ def test_a_program_that_runs_in_one_precision_only_is_trained_in_it(launcher: La
     record = launcher.train(one, seed=0, out=tmp_path, run_id="half", checks=report)
     assert (record.status, record.dtype) == ("finished", "bfloat16") and record.heldout_loss is not None
     assert [check.detail for check in record.checks if check.name == "shapes" and not check.passed] == warned
-
-
-def test_hidden_parameters_end_without_a_score_and_without_files_of_an_earlier_run(
-    launcher: Launcher, tmp_path: Path
-) -> None:
-    for name in ("result.json", "test.csv", "stderr.log"):
-        (tmp_path / name).write_text("of an earlier run")
-    record = launcher.train(program(HIDES), seed=0, out=tmp_path, run_id="hides")
-    assert (record.status, record.reason) == ("failed", "refused") and "over budget" in record.detail
-    assert record.heldout_loss is None and not record.benchmarks
-    # A table without columns is none.
-    assert not any((tmp_path / name).exists() for name in ("train.csv", "test.csv", "stderr.log"))
 
 
 def test_preparing_can_be_cancelled(flags: dict[str, dict[str, Any]], tmp_path: Path) -> None:
