@@ -16,7 +16,9 @@ unexport PYTHONDONTWRITEBYTECODE
 run: setup
 	@$(PIPELINE)
 
+# Every run starts many processes, which would compile our own files anew where Python may not keep what it compiled.
 setup: $(VENV)/ready
+	@$(BIN)/python -m compileall -q common database cognition_base pipeline training
 
 $(VENV)/ready: requirements.txt requirements-dev.txt tools/setup.sh
 	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"

@@ -9,8 +9,8 @@
 
 worker: tokens a second of our worker in its sandbox, reports and all, against a bare PyTorch loop (bare_loop.py).
 pair: two workers at once against two bare loops at once, each of those pinned to a core of its own.
-stages: what of a whole run is not training: start, data (the stream of a fresh seed), audit and scoring; not the
-check, and not the corpus, which is made once a machine.
+stages: what of a whole run is not training: start, data (the stream of a fresh seed, made while the scorer starts),
+audit and scoring; not the check, and not the corpus, which is made once a machine.
 scoring: what held-out loss, benchmarks and the audit of a whole run cost, wall and CPU seconds (of the scorer and of
 the workers it asks; of training, the worker's), and as shares of the training. The aim is the audit's, by the wall
 clock. Its runs are those of stages.
@@ -121,18 +121,16 @@ def measure_runs(launcher: Launcher, program: Program, runs: int) -> list[Run]:
     for number in range(runs):
         seed = FRESH_SEED + number
         begun = time.perf_counter()
-        stream = corpus.stream(launcher.profile, seed)
-        data = time.perf_counter() - begun
         try:
             with tempfile.TemporaryDirectory() as folder:
                 record = launcher.train(program, seed=seed, out=Path(folder), run_id=f"speed-{seed}")
+            total, seconds = time.perf_counter() - begun, record.seconds
         finally:
-            stream.unlink(missing_ok=True)
+            corpus.stream(launcher.profile, seed).unlink(missing_ok=True)
         if record.status != "finished":
             raise JobError(f"the run ended {record.status}, {record.reason}: {record.detail}")
-        total, seconds = time.perf_counter() - begun, record.seconds
-        parts = {name: seconds[name] for name in ("train", "start", "score")}
-        stages = {**parts, "data": data, "other": total - data - sum(parts.values()), "total": total}
+        parts = {name: seconds[name] for name in ("train", "start", "data", "score")}
+        stages = {**parts, "other": total - sum(parts.values()), "total": total}
         measured = ("train", *SCORING)
         found.append(
             Run(stages, {name: seconds[name] for name in measured}, {name: seconds[f"{name}_cpu"] for name in measured})

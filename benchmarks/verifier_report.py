@@ -139,10 +139,10 @@ def _job(rows: Sequence[Row], parallel: int) -> list[CheckReport]:
             found[event["index"]] = CheckReport(**event["report"])
 
     programs = to_job(Program(row[0], row[1]) for row in rows)
-    job = {"kind": "check", "programs": programs, "backend": "auto", "device": "cpu", "parallel": parallel}
+    job = {"programs": programs, "backend": "auto", "device": "cpu", "parallel": parallel}
     missing = "the scorer did not report it"
     try:
-        run_job(job, on_event)
+        run_job("check", job, on_event)
     except AsiError as fault:
         missing = str(fault)
     none = [CheckReport(program=row[0], accepted=None, checks=[], error=missing) for row in rows]

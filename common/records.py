@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
-from common.strict import refuse_boolean
+from common.strict import refuse_boolean, refuse_text
 
 __all__ = [
     "Baseline",
@@ -50,8 +50,9 @@ class Record(BaseModel):
     @classmethod
     def _as_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Programs write into errors and details what they like: what UTF-8 cannot hold is replaced, as no file could
-        take it. A boolean is no number."""
+        take it. A boolean is no number, nor is a text."""
         refuse_boolean(cls, value, info)
+        refuse_text(cls, value, info)
         return _storable(value)
 
 
@@ -74,8 +75,8 @@ class Measurement(Record):
 class BenchmarkScore(Measurement):
     """Accuracy of one benchmark task in [0, 1]. `chance` is the accuracy of guessing.
 
-    `counted` is whether the task enters the profile's benchmark mean: a task on which both seed architectures are
-    within 2 SE of chance does not.
+    `counted` is whether the task enters the profile's benchmark mean: a task on which no seed architecture
+    is more than 2 SE above chance does not.
     """
 
     chance: FiniteFloat | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import functools
+import json
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["StrictModel", "refuse_boolean", "types_in"]
+__all__ = ["StrictModel", "refuse_boolean", "refuse_text", "types_in"]
 
 
 class StrictModel(BaseModel):
@@ -34,6 +36,34 @@ def refuse_boolean(model: type[BaseModel], value: Any, info: ValidationInfo) -> 
         allowed = types_in(model.model_fields[info.field_name or ""].annotation)
         if allowed & {int, float} and bool not in allowed:
             raise PydanticCustomError("boolean_for_number", "Input should be a number")
+
+
+def refuse_text(model: type[BaseModel], value: Any, info: ValidationInfo) -> None:
+    """Refuses a text in a field of `model` that holds numbers, of which "1" would be read as 1."""
+    if isinstance(value, dict):
+        found = any(isinstance(item, str) for item in value.values())
+    elif isinstance(value, list | tuple):
+        found = any(isinstance(item, str) for item in value)
+    else:
+        found = isinstance(value, str)
+    if found and _holds_numbers(model, info.field_name or ""):
+        raise PydanticCustomError(
+            "text_for_number", "expected a number, got the text {given}", {"given": _shown(value)}
+        )
+
+
+def _shown(value: Any) -> str:
+    """The first text in a value, as JSON, cut."""
+    inside = value.values() if isinstance(value, dict) else [value] if isinstance(value, str) else value
+    return json.dumps(next(item for item in inside if isinstance(item, str))[:40])
+
+
+@functools.cache
+def _holds_numbers(model: type[BaseModel], name: str) -> bool:
+    """Whether the field, or each value of it where it is a dictionary, is a number and no text."""
+    annotation = model.model_fields[name].annotation
+    kinds = types_in(get_args(annotation)[1] if get_origin(annotation) is dict else annotation)
+    return bool(kinds & {int, float}) and str not in kinds
 
 
 def types_in(annotation: Any) -> set[Any]:

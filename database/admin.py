@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,10 @@ from common.errors import AsiError, ServiceError, StoreError, UsageError
 from common.knobs import Database as DatabaseSettings
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
-from database.bulk import Importer, export_lines, has_export_line
+from database.bulk import Importer, export_lines, look_over
 from database.invariants import broken
 from database.memory import Memory
+from database.models import Element
 from database.published import read_published
 from database.sqlite_database import open_read_only
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
@@ -121,9 +123,17 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
         raise UsageError("a backup of SQLite cannot be put into MongoDB", "restore it into sqlite:///FILE first, then "
                          "export that by GET /v2/export and restore the JSON Lines")  # fmt: skip
     count = _require_ours(source)
+    unreadable = _unreadable(source)
+    if unreadable and len(unreadable) == count:
+        raise StoreError(f"no element of {source} can be read: {unreadable[0]}", "take another backup")
     if file.exists():
-        if _require_ours(file) and not replace:
+        held = _require_ours(file)
+        if held and not replace:
             raise UsageError(f"{file} holds a database", "add --replace, or name another --store")
+        if held and not count:
+            raise UsageError(
+                f"{source} holds no element, and {file} holds {held}", "name another backup, or remove the database"
+            )
         _require_unused(file)
     partial = file.with_name(f"{file.name}.partial")
     with _translated(source, file), contextlib.closing(open_read_only(source)) as opened:
@@ -136,8 +146,10 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
         for end in ("-wal", "-shm", ".faiss"):
             file.with_name(file.name + end).unlink(missing_ok=True)
         partial.replace(file)
-    print(f"{file}: {count} elements restored from {source}")
-    return 0
+    for line in unreadable[:_SHOWN]:
+        print(printable(line))
+    print(f"{file}: {count} elements restored from {source}, {len(unreadable)} of them cannot be read")
+    return 1 if unreadable else 0
 
 
 def verify(settings: DatabaseSettings) -> int:
@@ -199,17 +211,23 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
 
 
 def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
-    if not has_export_line(source):  # before a store is made
+    known, refusal = look_over(source)  # before a store is made
+    if not known:
         raise StoreError(
             f"{source} is no backup: expected an SQLite database, or JSON Lines as GET /v2/export gives them",
             "name a file that `admin.py backup` or an export wrote",
+        )
+    if refusal is not None:
+        raise StoreError(
+            f"no element of {source} can be stored; line {refusal.line}: {printable(refusal.reason)}",
+            "take another backup",
         )
     with _memory(settings) as memory, source.open("rb") as lines:
         if memory.store.read(lambda session: session.count(limit=1)):
             raise UsageError(
                 "JSON Lines are restored into an empty store, this one holds elements", "name another --store"
             )
-        importer = Importer(memory)
+        importer = Importer(memory, backup=True)
         for number, line in enumerate(lines, 1):
             importer.line(number, line)
         importer.finish()
@@ -248,6 +266,19 @@ def _require_ours(file: Path) -> int:
         if found != [("ok",)]:
             raise StoreError(f"{file} is damaged: {found[0][0]}", "take another backup")
         return int(opened.execute("SELECT COUNT(*) FROM elements").fetchone()[0])
+
+
+def _unreadable(file: Path) -> list[str]:
+    """A line for each element of a database of ours that cannot be read."""
+    found = []
+    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+        query = "SELECT e.idx, d.body FROM elements e LEFT JOIN documents d ON d.idx = e.idx ORDER BY e.idx"
+        for index, body in opened.execute(query):
+            try:
+                Element.model_validate(json.loads(body or "") | {"parent": None, "index": index})
+            except (ValueError, TypeError) as error:
+                found.append(f"element {index} cannot be read: {str(error).splitlines()[0][:200]}")
+    return found
 
 
 def _require_unused(file: Path) -> None:

@@ -7,47 +7,36 @@ and candidates follow.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from common.files import sha256_text
-from common.records import Baseline
+from common.records import Baseline, RunRecord
 from database.errors import ConflictError, NotFoundError, RefusedError
-from database.memory import Memory
-from database.models import NewElement, StoredExperiment
+from database.memory import Memory, refuse_unfit
+from database.models import NewElement, PostedElement, StoredExperiment
 from database.possible import NewBaseline, NewRun
 from database.scores import BASELINES
 from database.store import Session, Where
 
-__all__ = ["Importer", "Refusal", "export_lines", "has_export_line"]
+__all__ = ["Importer", "Refusal", "export_lines", "look_over"]
 
-_RUNS, _BASELINES = TypeAdapter(NewRun), TypeAdapter(NewBaseline)
+_RUNS: TypeAdapter[RunRecord] = TypeAdapter(NewRun)
+_BASELINES: TypeAdapter[Baseline] = TypeAdapter(NewBaseline)
 _PAGE = 50
 _OPEN = 64
 _HIGHEST_KEPT = 2**31
 """Highest index of a file that is kept: the counter has to go on from it."""
 _KEYS = ("baseline", "candidates", "element", "program")
 """One of which every line has; the last is a bare element's."""
-
-
-def has_export_line(path: Path) -> bool:
-    """Whether some line of a file has the form of one that is exported, or of a bare element. Raises OSError."""
-    with path.open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(line)
-                if isinstance(value, dict) and not value.keys().isdisjoint(_KEYS):
-                    return True
-    return False
+_REFUSING = (ValidationError, RefusedError, ConflictError, NotFoundError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,34 @@ class Refusal:
 
     line: int
     reason: str
+
+
+def look_over(path: Path) -> tuple[bool, Refusal | None]:
+    """What a restore of this file could come to, without a store: whether some line has the form of one that is
+    exported, or of a bare element; and the first refusal where no element of the file can be stored.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    known, first = False, None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(value, dict) or value.keys().isdisjoint(_KEYS):
+                continue
+            known = True
+            if "baseline" in value or "candidates" in value:
+                continue
+            try:
+                refuse_unfit(*_read_element(value, backup=True))
+            except _REFUSING as error:
+                first = first or Refusal(number, _reason(error))
+            else:
+                return True, None
+    return known, first
 
 
 def export_lines(memory: Memory) -> Iterator[str]:
@@ -104,10 +121,13 @@ class Importer:
 
     Args:
         key: with it, the same lines sent again are stored once.
+        backup: the lines come out of a store of ours: what was taken once is taken again, though it would be refused
+            today.
     """
 
     memory: Memory
     key: str | None = None
+    backup: bool = False
     refused: list[Refusal] = field(default_factory=list)
     stored: int = 0
     repeated: int = 0
@@ -137,16 +157,16 @@ class Importer:
             if not isinstance(value, dict):
                 raise RefusedError(f"expected an object, got {type(value).__name__}")
             if "baseline" in value:
-                self._baseline(number, _BASELINES.validate_python(value["baseline"]))
+                given = value["baseline"]
+                self._baseline(
+                    number, Baseline.model_validate(given) if self.backup else _BASELINES.validate_python(given)
+                )
             elif "candidates" in value:
                 self._candidates(number, value["candidates"])
             else:
                 self._element(number, value)
-        except ValidationError as error:
-            found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]]
-            self.refuse(number, "; ".join(found))
-        except (RefusedError, ConflictError, NotFoundError, RecursionError) as error:
-            self.refuse(number, str(error) or "nested too deeply")
+        except _REFUSING as error:
+            self.refuse(number, _reason(error))
 
     def refuse(self, number: int, reason: str) -> None:
         self.refused.append(Refusal(number, reason.encode("utf-8", "replace").decode()))
@@ -158,15 +178,11 @@ class Importer:
         self.refused.sort(key=lambda refusal: refusal.line)
 
     def _element(self, number: int, value: dict[str, Any]) -> None:
+        element, run = _read_element(value, self.backup)
         given = value.get("element", value)
-        runs = value.get("runs") or []
-        if not isinstance(given, dict) or not isinstance(runs, list) or len(runs) > 1:
-            raise RefusedError("expected an element, an object, with at most one run in a list")
         source = given.get("index")
         if source is not None and (not _is_integer(source) or source < 1 or source in self._known):
             raise RefusedError(f"expected an index of its own, a positive integer, got {str(source)[:40]}")
-        element = NewElement.model_validate({**given, "parent": None})
-        run = _RUNS.validate_python(runs[0]) if runs else None
         parent = given.get("parent")
         if parent is not None:
             element = element.model_copy(update={"parent": self._index(parent, "its parent")})
@@ -208,9 +224,6 @@ class Importer:
         self.stored += created
         self.repeated += not created
 
-    def _admit(self, index: int, session: Session) -> None:
-        self.memory.candidates.add(session, index)
-
     def _baseline(self, number: int, baseline: Baseline) -> None:
         """A late repetition must not make an old baseline the newest."""
         kept: list[int] = []
@@ -229,16 +242,50 @@ class Importer:
         if not isinstance(members, list):
             raise RefusedError("expected candidates as a list of indices")
         self.memory.settling.settle()
-        for member in members:
+        indices: dict[Any, int] = {}
+        for at, member in enumerate(members):
             try:
-                index = self._index(member, "candidate")
+                indices[at] = self._index(member, "candidate")
             except RefusedError as error:
                 self.refuse(number, str(error))
-                continue
-            try:
-                self.memory.store.write(partial(self._admit, index))
-            except (RefusedError, NotFoundError) as error:
-                self.refuse(number, f"candidate {member}: {error}")
+
+        def work(session: Session) -> dict[str, Any]:
+            refused = []
+            for at, index in indices.items():
+                try:
+                    self.memory.candidates.add(session, index)
+                except (RefusedError, NotFoundError) as error:  # each says so before it changes the set
+                    refused.append(f"candidate {members[at]}: {error}")
+            return {"refused": refused}
+
+        # The elements of a repeated file are told by their own lines; what has become of the set since stays.
+        key = None if self.key is None else f"{self.key}:{number}"
+        answer = self.memory.once("import", key, work, sha256_text(json.dumps(members)))
+        for reason in answer["refused"]:
+            self.refuse(number, reason)
+
+
+def _read_element(value: dict[str, Any], backup: bool) -> tuple[NewElement, RunRecord | None]:
+    """The element of a line, without its parent, and its run.
+
+    Raises:
+        ValidationError, RefusedError: they are none.
+    """
+    given = value.get("element", value)
+    runs = value.get("runs") or []
+    if not isinstance(given, dict) or not isinstance(runs, list) or len(runs) > 1:
+        raise RefusedError("expected an element, an object, with at most one run in a list")
+    alone = {**given, "parent": None}
+    element = NewElement.model_validate(alone) if backup else PostedElement.model_validate(alone)
+    if not runs:
+        return element, None
+    return element, RunRecord.model_validate(runs[0]) if backup else _RUNS.validate_python(runs[0])
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return str(error) or "nested too deeply"
 
 
 def _is_integer(value: Any) -> bool:

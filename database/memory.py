@@ -33,7 +33,7 @@ from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import NewEntry, Session, Store, Where
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "refuse_unfit", "with_score"]
 
 _REQUEST = "request_sha256"
 _KEEP_SECONDS = 10.0
@@ -128,7 +128,7 @@ class Memory:
     ) -> Future[StoredExperiment]:
         """As `add`, without waiting; `usage` is kept with it, under its index."""
         wanted = element.stored()
-        _refuse_unfit(element, run)
+        refuse_unfit(element, run)
         train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
         entry = NewEntry(
             element=wanted,
@@ -336,7 +336,8 @@ def _refuse_unknown_parent(session: Session, parent: int | None) -> None:
         raise RefusedError(f"expected the index of a stored element as parent, got {parent}") from error
 
 
-def _refuse_unfit(element: NewElement, run: RunRecord | None) -> None:
+def refuse_unfit(element: NewElement, run: RunRecord | None) -> None:
+    """Raises RefusedError for what is no element with its finished run, whatever the store holds."""
     if not element.result.train and not element.result.test:
         raise RefusedError("expected result to hold the train and test CSV, got an empty result")
     if run is None:

@@ -3,12 +3,13 @@ of them."""
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from common.records import Usage
-from database.possible import NewRun
+from database.possible import LONGEST_DESIGN, NewRun, NewUsage, at_most
 
 __all__ = [
     "Context",
@@ -17,6 +18,7 @@ __all__ = [
     "NewElement",
     "NewExperiment",
     "ParentChange",
+    "PostedElement",
     "Result",
     "ScoredElement",
     "StoredExperiment",
@@ -37,13 +39,41 @@ def _storable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_storable)]
 
 
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"expected an integer, got {str(value).lower()}")
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError(f"expected an integer, got {json.dumps(value)[:40]}")
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_no_boolean)]
+WholeNumber = Annotated[int, BeforeValidator(_number)]
+LONGEST_TABLE = 1 << 20
+"""Characters of a result CSV that comes in: 70,000 columns of a step and its loss. No other request is served while a
+row is read."""
+WITHOUT_TIME = ("", "none")
+_TIME = r"^(none|\d{4}-[01]\d-[0-3]\d[ T][0-2]\d:[0-5]\d:[0-5]\d)?$"
+"""Of those that are read the plain ones: what a client should send."""
+
+
+def read_time(text: str) -> str:
+    """A date and time of ISO 8601 as UTC, YYYY-MM-DD HH:MM:SS; without a zone it is UTC. An empty one, or the "none"
+    that it is stored as, stays.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text in WITHOUT_TIME:
+        return text
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"expected UTC as YYYY-MM-DD HH:MM:SS, got {text[:40]!r}") from error
+    return moment.isoformat(" ", "seconds")
+
+
+Name = Annotated[Text, AfterValidator(at_most(LONGEST_DESIGN)), Field(json_schema_extra={"maxLength": LONGEST_DESIGN})]
+_Table = Annotated[Text, AfterValidator(at_most(LONGEST_TABLE)), Field(json_schema_extra={"maxLength": LONGEST_TABLE})]
 
 
 class Result(BaseModel):
@@ -54,7 +84,7 @@ class Result(BaseModel):
 
 
 class NewElement(BaseModel):
-    """An element before the store gives it an index."""
+    """An element before the store gives it an index. Whatever was stored once can be one."""
 
     time: Text = Field(description="UTC, YYYY-MM-DD HH:MM:SS", examples=["2025-07-01 12:00:00"])
     name: Text = Field(examples=["delta_net_gated_mix"])
@@ -73,6 +103,25 @@ class NewElement(BaseModel):
         """This element as the store keeps it: an empty text becomes "none", an empty summary stays."""
         texts = ("time", "name", "program", "motivation", "analysis", "cognition", "log")
         return self.model_copy(update={key: "none" for key in texts if not getattr(self, key)})
+
+
+class PostedResult(Result):
+    train: _Table = ""
+    test: _Table = ""
+
+
+class PostedElement(NewElement):
+    """A `NewElement` that a client sends: what no element has is refused."""
+
+    time: Annotated[Text, AfterValidator(read_time)] = Field(
+        description="UTC, YYYY-MM-DD HH:MM:SS; another form of ISO 8601 is brought to this one, an empty text is none",
+        examples=["2025-07-01 12:00:00"],
+        json_schema_extra={"pattern": _TIME},
+    )
+    name: Name = Field(examples=["delta_net_gated_mix"])
+    result: PostedResult = Field(
+        examples=[{"train": "step,1,100\nx,10.8,10.2\n", "test": "Model,arc_easy,piqa\nx,0.32,0.53\n"}]
+    )
 
 
 class Element(BaseModel):
@@ -114,9 +163,9 @@ class NewExperiment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     idempotency_key: Annotated[Text, Field(min_length=1, max_length=200)]
-    element: NewElement
+    element: PostedElement
     run: NewRun
-    usage: list[Usage] = Field([], max_length=1000, description="what calls of language models took on the way")
+    usage: list[NewUsage] = Field([], max_length=1000, description="what calls of language models took on the way")
 
     @model_validator(mode="after")
     def _run_is_text(self) -> Self:

@@ -1,16 +1,35 @@
-"""Numbers that no measurement gives, refused where a record comes in. What is stored already is read as it is."""
+"""What no record holds: numbers that no measurement gives, names of 100,000 characters. Refused where a record comes
+in; what is stored already is read as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from common.records import Baseline, BenchmarkScore, Measurement, RunRecord
+from common.records import Baseline, BenchmarkScore, Measurement, RunRecord, Usage
 
-__all__ = ["NewBaseline", "NewRun", "impossible_baseline", "impossible_run"]
+__all__ = [
+    "LONGEST_DESIGN",
+    "NewBaseline",
+    "NewRun",
+    "NewUsage",
+    "at_most",
+    "impossible_baseline",
+    "impossible_run",
+    "impossible_usage",
+]
 
+LONGEST_NAME = 500
+"""Characters of the name of a profile, a model, a task, a key."""
+LONGEST_DESIGN = 5000
+"""Characters of the name of an element: it has to fit into the URLs of its routes."""
+_LARGEST_SEED = 2**63 - 1
+_NEEDED = ("run_id", "profile", "baseline_key")
+_NAMES = ("program_sha256", "fingerprint", "init", "device", "dtype", "corpus_sha256", "git_commit")
+_NAMED = ("reported", "benchmarks", "perplexities", "parameters_by_part", "seconds", "versions", "hardware")
+_STEPPED = ("train_loss", "validation_loss")
 _COUNTED = ("parameters", "mixer_parameters", "ffn_width", "tokens")
 _MEASURED = ("training_flops_per_token", "flops_per_token", "tokens_per_second")
 
@@ -18,6 +37,17 @@ _MEASURED = ("training_flops_per_token", "flops_per_token", "tokens_per_second")
 def impossible_run(run: RunRecord) -> list[str]:
     """What cannot be in a run record: a line for each number, with its place in the record."""
     found = [*_measurement("heldout_loss", run.heldout_loss, 0), *_measurement("learning_curve", run.learning_curve, 0)]
+    found += _seed("seed", run.seed)
+    if run.status == "finished" and run.reason is not None:
+        found.append(f"reason: expected none of a finished run, got {run.reason}")
+    for name in (*_NEEDED, *_NAMES):
+        found += _name(name, getattr(run, name), needed=name in _NEEDED)
+    found += _name("name", run.name, longest=LONGEST_DESIGN)
+    for place in _NAMED:
+        found += _names(place, getattr(run, place))
+    found += _names("checks", (check.name for check in run.checks))
+    for place in _STEPPED:
+        found += _steps(place, getattr(run, place))
     found += _measurement("benchmark_mean", run.benchmark_mean, 0, 1)
     for task, score in run.benchmarks.items():
         found += _measurement(f"benchmarks.{task}", score, 0, 1)
@@ -33,6 +63,7 @@ def impossible_run(run: RunRecord) -> list[str]:
         found += _number(name, getattr(run, name), 0)
     if run.efficiency is not None:
         found += _measurement("efficiency.decode", run.efficiency.decode, 0)
+        found += _steps("efficiency.prefill", run.efficiency.prefill, "a length")
         for length, speed in run.efficiency.prefill.items():
             found += _measurement(f"efficiency.prefill.{length}", speed, 0)
         for name in ("state_bytes", "peak_memory_mb"):
@@ -43,6 +74,11 @@ def impossible_run(run: RunRecord) -> list[str]:
 def impossible_baseline(baseline: Baseline) -> list[str]:
     """As `impossible_run`. A loss or a clip width of 0 would be divided by."""
     found = [] if baseline.seeds else ["seeds: expected at least one, got none"]
+    found += _once("seeds", baseline.seeds) + _once("tasks", baseline.tasks) + _names("tasks", baseline.tasks)
+    for seed in baseline.seeds:
+        found += _seed("seeds", seed)
+    for name in ("key", "profile", "program"):
+        found += _name(name, getattr(baseline, name), needed=True)
     for name in ("loss", "loss_clip", "benchmark_clip"):
         value = getattr(baseline, name)
         found += [] if value > 0 else [f"{name}: expected more than 0, got {value:g}"]
@@ -50,6 +86,51 @@ def impossible_baseline(baseline: Baseline) -> list[str]:
     for name in ("loss_sd", "benchmark_sd", "parameters", "mixer_parameters", "flops_per_token"):
         found += _number(name, getattr(baseline, name), 0)
     return [*found, *_number("sd_dof", baseline.sd_dof, 1)]
+
+
+def impossible_usage(usage: Usage) -> list[str]:
+    """As `impossible_run`. An attempt that failed is a call, and tokens come of calls."""
+    found = _name("role", usage.role, needed=True) + _name("model", usage.model, needed=True)
+    if usage.failed > usage.calls:
+        found.append(f"failed: expected at most the {usage.calls} calls, got {usage.failed}")
+    for name in ("input_tokens", "output_tokens", "cost"):
+        if not usage.calls and getattr(usage, name):
+            found.append(f"{name}: expected none of 0 calls, got {getattr(usage, name):g}")
+    return found
+
+
+def at_most(longest: int) -> Callable[[str], str]:
+    """A validator of texts of up to so many characters."""
+
+    def check(text: str) -> str:
+        if len(text) > longest:
+            raise ValueError(f"expected at most {longest} characters, got {len(text)}")
+        return text
+
+    return check
+
+
+def _name(place: str, name: str | None, *, needed: bool = False, longest: int = LONGEST_NAME) -> list[str]:
+    if name is None or needed <= len(name) <= longest:
+        return []
+    return [f"{place}: expected {'1 to' if needed else 'at most'} {longest} characters, got {len(name)}"]
+
+
+def _names(place: str, names: Iterable[str]) -> list[str]:
+    return [line for name in names for line in _name(f"{place}.{name[:20]}", name)]
+
+
+def _steps(place: str, steps: Iterable[str], what: str = "a step") -> list[str]:
+    wrong = [step for step in steps if not (step.isascii() and step.isdigit() and len(step) < 20)]
+    return [f"{place}: expected {what} in decimal digits, got {step[:20]!r}" for step in wrong]
+
+
+def _seed(place: str, seed: int) -> list[str]:
+    return [] if 0 <= seed <= _LARGEST_SEED else [f"{place}: expected 0 to {_LARGEST_SEED}, got {seed}"]
+
+
+def _once(place: str, values: Sequence[object]) -> list[str]:
+    return [] if len(set(values)) == len(values) else [f"{place}: expected each once, got {str(values)[:100]}"]
 
 
 def _measurement(place: str, measured: Measurement | None, low: float, high: float | None = None) -> Iterator[str]:
@@ -79,6 +160,11 @@ def _possible_baseline(baseline: Baseline) -> Baseline:
     return baseline
 
 
+def _possible_usage(usage: Usage) -> Usage:
+    _refuse(impossible_usage(usage))
+    return usage
+
+
 def _refuse(found: list[str]) -> None:
     if found:
         raise ValueError("; ".join(found[:10]))
@@ -86,3 +172,4 @@ def _refuse(found: list[str]) -> None:
 
 NewRun = Annotated[RunRecord, AfterValidator(_possible_run)]
 NewBaseline = Annotated[Baseline, AfterValidator(_possible_baseline)]
+NewUsage = Annotated[Usage, AfterValidator(_possible_usage)]

@@ -16,6 +16,7 @@ from typing import Any
 from common.errors import UsageError
 from common.files import sha256_text
 from database.evaluate_agent.score import benchmark_mean, parse_table
+from database.models import read_time
 
 __all__ = ["GALLERY_KEY", "PublishedRow", "read_published"]
 
@@ -96,6 +97,11 @@ def _read(number: int, row: Any, known: set[int]) -> PublishedRow:
         return PublishedRow(number, None, f"it has no {' and no '.join(lacking)}")
     index, parent = _integer(row.get("index")), _integer(row.get("parent"))
     notes = []
+    try:
+        read_time(texts["time"])
+    except ValueError:
+        notes.append(f"its time {texts['time'][:40]!r} cannot be read: stored without one")
+        texts["time"] = ""
     if parent is not None and parent not in known:
         notes.append(f"its parent {parent} is not in the file: stored as a root")
         parent = None

@@ -34,7 +34,8 @@ def counted_tasks(records: Sequence[RunRecord]) -> list[str]:
 
 
 def tasks_with_signal(records: Sequence[RunRecord]) -> list[str]:
-    """Those on which some seed architecture is more than 2 standard errors from chance.
+    """Those on which some seed architecture is more than 2 standard errors above chance; one far below it has learnt
+    nothing that the task asks for.
 
     An architecture's score is its mean over seeds, and its standard error that of one run: all runs answer the same
     items, so more seeds do not shrink it. A task without a known chance level always counts.
@@ -48,18 +49,18 @@ def tasks_with_signal(records: Sequence[RunRecord]) -> list[str]:
         name
         for name in names
         if any(
-            _off_chance([r.benchmarks[name] for r in records if r.name == program and name in r.benchmarks])
+            _above_chance([r.benchmarks[name] for r in records if r.name == program and name in r.benchmarks])
             for program in programs
         )
     ]
 
 
-def _off_chance(scores: Sequence[BenchmarkScore]) -> bool:
+def _above_chance(scores: Sequence[BenchmarkScore]) -> bool:
     chances = [score.chance for score in scores if score.chance is not None]
     if not scores or len(chances) < len(scores):
         return bool(scores)
     error = statistics.fmean(score.se or 0.0 for score in scores)
-    return abs(statistics.fmean(score.value for score in scores) - chances[0]) > 2 * error
+    return statistics.fmean(score.value for score in scores) - chances[0] > 2 * error
 
 
 def recount(record: RunRecord, tasks: Collection[str]) -> RunRecord:

@@ -48,7 +48,6 @@ def run_checks(
     check = settings.check
     seconds, call_seconds = (s * (_CUDA if device == "cuda" else 1) for s in (check.seconds, check.call_seconds))
     job = {
-        "kind": "check",
         "programs": to_job(programs),
         "backend": settings.sandbox.backend,
         "image": settings.sandbox.image,
@@ -68,4 +67,4 @@ def run_checks(
         },
     }
     turns = -(-len(programs) // PARALLEL)
-    return run_job(job, on_event, cancel, _START + turns * (WALL * seconds + _START))
+    return run_job("check", job, on_event, cancel, _START + turns * (WALL * seconds + _START))

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import JobError
 from common.process import REPOSITORY, spawn
@@ -28,7 +28,8 @@ _TAIL = 16384
 
 
 def run_job(
-    job: dict[str, Any],
+    kind: Literal["check", "train"],
+    job: dict[str, Any] | Callable[[], dict[str, Any]],
     on_event: Callable[[dict[str, Any]], None] | None = None,
     cancel: threading.Event | None = None,
     timeout: float | None = None,
@@ -36,17 +37,18 @@ def run_job(
     """Starts training/scorer/main.py, sends it `job`, and returns its result event.
 
     Args:
-        job: {kind: "check" or "train", ...}, plain JSON.
+        job: what training/scorer/check_job.py or train_job.py takes, plain JSON; or what makes it, called while the
+            scorer starts.
         on_event: called in this thread with each event before the result. What it raises ends the job and is raised.
         cancel: once set, the job's whole group is killed within about 0.2 s and a copy of `CANCELLED` returned.
         timeout: seconds after which the job is killed.
 
     Raises:
-        JobError: the scorer failed through a fault of ours, or took longer than `timeout`.
+        JobError: the scorer failed through a fault of ours, or took longer than `timeout`. What making the job raises.
     """
     mark = secrets.token_hex(16)
     process = spawn(
-        [sys.executable, str(REPOSITORY / "training" / "scorer" / "main.py")],
+        [sys.executable, str(REPOSITORY / "training" / "scorer" / "main.py"), kind],
         env={**os.environ, SCORER: mark},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -57,8 +59,9 @@ def run_job(
     drain.start()
     try:
         assert process.stdin is not None
+        text = json.dumps(job() if callable(job) else job)
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(job).encode())
+            process.stdin.write(text.encode())
             process.stdin.close()
         return _events(process, tail, drain, on_event, cancel, None if timeout is None else time.monotonic() + timeout)
     finally:

@@ -256,7 +256,7 @@ class Launcher:
         if file.is_file() and (known := _kept_size(file)) is not None:
             return known
         tell(Event("stage", "size"))
-        answer = run_job({**self.job(baseline, 0, None), "measure": True}, None, cancel)
+        answer = run_job("train", {**self.job(baseline, 0, None), "measure": True}, None, cancel)
         if answer == CANCELLED:
             raise JobError("measuring the baseline's size was cancelled")
         if answer.get("reason") is not None:
@@ -289,7 +289,6 @@ class Launcher:
     def job(self, program: Program, seed: int, dtype: str | None) -> dict[str, Any]:
         """What every training job of this launcher says."""
         return {
-            "kind": "train",
             "program": to_job([program])[0],
             "profile": self.profile.model_dump(mode="json"),
             "seed": seed,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,7 @@ class Run:
         self.metrics = Metrics(out)
         self.threshold: float | None = None
         self.origin: Path | None = None
+        self.data: float | None = None
         self.forecast: Forecast | None = None
 
     def execute(
@@ -112,16 +113,15 @@ class Run:
         started = time.perf_counter()
         with self.metrics:
             tell(Event("stage", "data"))
+            job = cache(partial(self._job, corpus, folder, identity, cancel))
             try:
-                stream = corpus.stream(self.profile, self.seed, cancel)
+                answer = self._tried(job, peers, tell, cancel)
             except JobError:
-                if cancel is None or not cancel.is_set():
+                if cancel is None or not cancel.is_set() or self.data is not None:
                     raise
-                answer: Mapping[str, Any] = _INTERRUPTED
-            else:
-                data = time.perf_counter() - started
-                answer = self._tried(self._job(corpus, stream, folder, identity), peers, tell, cancel)
-                answer = {**answer, "seconds": {"data": data, **answer.get("seconds", {})}}
+                answer = _INTERRUPTED
+            if self.data is not None:
+                answer = {**answer, "seconds": {"data": self.data, **answer.get("seconds", {})}}
             record = self._finish(answer, corpus, time.perf_counter() - started)
         if record.reason != "interrupted":
             checkpoints.settle(folder, self.keep and record.status == "finished")
@@ -134,8 +134,12 @@ class Run:
         wandb = partial(WandB, self.out, training.wandb, name, facts)
         return ([board] if training.tensorboard else []) + ([wandb] if training.wandb != "off" else [])
 
-    def _job(self, corpus: Corpus, stream: Path, folder: Path, identity: Identity) -> dict[str, Any]:
-        job = {
+    def _job(self, corpus: Corpus, folder: Path, identity: Identity, cancel: threading.Event | None) -> dict[str, Any]:
+        """What the scorer is told. Makes the training stream, where there is none of this seed, beside its start."""
+        begun = time.perf_counter()
+        stream = corpus.stream(self.profile, self.seed, cancel)
+        self.data = time.perf_counter() - begun
+        return {
             **self.launcher.job(self.program, self.seed, self.dtype),
             "stream": str(stream),
             "heldout": str(corpus.heldout),
@@ -148,10 +152,9 @@ class Run:
                 "origin": str(self.origin.absolute()) if self.origin else None,
             },
         }
-        return job
 
     def _tried(
-        self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+        self, job: Callable[[], dict[str, Any]], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of the run; once more where the worker was killed, and as often as the micro-batch can
         be halved where memory ran out."""
@@ -169,7 +172,8 @@ class Run:
             tell(Event("note", "train", text=f"{answer['detail']}: tried again with {half} sequences a forward pass"))
             train = self.profile.train.model_copy(update={"micro_batch": half})
             self.profile = self.profile.model_copy(update={"train": train})
-            answer = self._answer({**job, "profile": self.profile.model_dump(mode="json")}, peers, tell, cancel)
+            smaller = {**job(), "profile": self.profile.model_dump(mode="json")}
+            answer = self._answer(partial(dict, smaller), peers, tell, cancel)
         return answer
 
     def _half(self) -> int | None:
@@ -178,7 +182,7 @@ class Run:
         return min(rows, self.profile.train.micro_batch or rows) // 2 or None
 
     def _answer(
-        self, job: dict[str, Any], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
+        self, job: Callable[[], dict[str, Any]], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
         self.reports, self.validated, self.resumed = [], [], 0
@@ -191,7 +195,11 @@ class Run:
         )
         try:
             answer = run_job(
-                job, lambda event: self._event(event, monitor, tell), cancel, 2 * self.profile.limits.seconds + 120
+                "train",
+                job,
+                lambda event: self._event(event, monitor, tell),
+                cancel,
+                2 * self.profile.limits.seconds + 120,
             )
         except _StoppedError as ended:
             return {"status": "stopped", "reason": ended.stop.reason, "detail": ended.stop.detail}

@@ -116,9 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         out=str(arguments.out.absolute()),
         more=_branch_flags(arguments),
     )
-    with _Display() as display:
+    cancel = threading.Event()
+    with _Display(cancel) as display:
         try:
-            record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display)
+            record = _run(launcher, program, settings, arguments.out, arguments.start_from, command, display, cancel)
         except AsiError as error:
             display.line(f"error: {error}", error=True)
             return error.exit_code
@@ -155,9 +156,10 @@ def _run(
     origin: Path | None,
     command: str,
     display: _Display,
+    cancel: threading.Event,
 ) -> RunRecord | None:
-    """The record, which lies in `out` too; None where Ctrl-C came before there was a corpus to name in it."""
-    cancel = threading.Event()
+    """The record, which lies in `out` too; None where Ctrl-C, which sets `cancel`, came before there was a corpus to
+    name in it."""
     seed = settings.run.seed
     run_id = sha256_text(f"{program.sha256} {launcher.profile.fingerprint()} {seed}")[:16]
 
@@ -215,11 +217,16 @@ def _run(
 
 
 class _Display:
-    """Shows events: one moving line a stage on a terminal, plain lines otherwise."""
+    """Shows events: one moving line a stage on a terminal, plain lines otherwise.
 
-    def __init__(self) -> None:
+    Args:
+        cancel: once set, a stage that ends was not done but stopped.
+    """
+
+    def __init__(self, cancel: threading.Event) -> None:
         from rich.console import Console
 
+        self._cancel = cancel
         self._console = Console(highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -276,7 +283,8 @@ class _Display:
             if self._progress is not None and self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = None
-            self.line(f"{self._stage}: {time.monotonic() - self._begun:.1f} s")
+            stopped = "stopped after " if self._cancel.is_set() else ""
+            self.line(f"{self._stage}: {stopped}{time.monotonic() - self._begun:.1f} s")
             self._stage = ""
 
     def summary(self, record: RunRecord, out: Path) -> None:

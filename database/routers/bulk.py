@@ -16,6 +16,7 @@ from starlette.types import Send
 from common.errors import StoreError
 from database.answers import ApiResponse, Imported
 from database.bulk import Importer, export_lines
+from database.errors import RefusedError
 from database.routers import IdempotencyKey, MemoryDep
 from database.routers.route import ThreadRoute
 
@@ -24,6 +25,8 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _LOG = logging.getLogger(__name__)
 _LINES = "application/x-ndjson"
+_NAMED = 10
+"""Refusals that an error names."""
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {_LINES: {"schema": {"type": "string"}}}}}
 
 
@@ -53,19 +56,25 @@ def export_all(memory: MemoryDep) -> LinesResponse:
 async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Imported]:
     """Stores the lines of an export, or bare elements, one by one; each line that is refused is named with its reason.
 
-    With an Idempotency-Key the same lines sent again are stored once. A line may be as long as a body elsewhere.
+    With an Idempotency-Key the same lines sent again are stored once. A line may be as long as a body elsewhere. Where
+    every line is refused, so is the import (400).
     """
     importer = await run_in_threadpool(Importer, memory, key)
     longest = memory.settings.max_body_mb << 20
-    number = 0
+    number = given = 0
     async for line in _lines(request, longest):
         number += 1
+        given += line is None or bool(line.strip())
         if line is None:
             importer.refuse(number, f"expected a line of at most {longest} bytes, got more")
         else:
             await run_in_threadpool(importer.line, number, line)
     await run_in_threadpool(importer.finish)
     refused = [asdict(refusal) for refusal in importer.refused]
+    if given and len({refusal.line for refusal in importer.refused}) == given:
+        said = [f"line {refusal.line}: {refusal.reason}" for refusal in importer.refused]
+        more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
+        raise RefusedError(f"no line can be stored: {'; '.join([*said[:_NAMED], *more])}")
     return ApiResponse(
         message=f"{importer.stored} lines are stored, {importer.repeated} were before, {len(refused)} are refused",
         data={"stored": importer.stored, "repeated": importer.repeated, "refused": refused},

@@ -11,7 +11,7 @@ from fastapi import Path as PathArgument
 from database import repair, tree
 from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
-from database.models import Element, NewElement, ScoredElement
+from database.models import Element, PostedElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash, submitted
 from database.routers.route import ThreadRoute, reads_body
 from database.store import Session, Where
@@ -23,8 +23,8 @@ Count = Annotated[Whole, PathArgument(ge=1, le=1000)]
 
 
 @router.post("/elements")
-@reads_body(NewElement)
-async def add_element(memory: MemoryDep, element: NewElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
+@reads_body(PostedElement)
+async def add_element(memory: MemoryDep, element: PostedElement, key: IdempotencyKey = None) -> ApiResponse[Stored]:
     """Stores an element without a run record. Answered when it is on disk; vectors and score follow."""
     if key is None:
         stored = await submitted(memory, element)

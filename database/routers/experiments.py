@@ -12,7 +12,7 @@ from database.errors import NotFoundError, RefusedError
 from database.models import NewExperiment, StoredExperiment
 from database.possible import NewBaseline
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, submitted
-from database.routers.route import ThreadRoute
+from database.routers.route import ThreadRoute, reads_body
 from database.store import Session
 
 __all__ = ["router"]
@@ -21,6 +21,7 @@ router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 
 
 @router.post("/experiments")
+@reads_body(NewExperiment, keyed=False)
 async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiResponse[StoredExperiment]:
     """Stores element, run record and usage and updates the candidates, in one transaction, once for each key. Then
     waits for the score, at most 12 s; null when it takes longer."""

@@ -25,6 +25,7 @@ from database.answers import (
 from database.errors import NotFoundError
 from database.memory import with_score
 from database.models import ElementPage
+from database.possible import NewUsage
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session, Where
@@ -185,7 +186,7 @@ def elements_with_fingerprint(memory: MemoryDep, fingerprint: str) -> list[int]:
 def add_usage(
     memory: MemoryDep,
     request: Request,
-    records: Annotated[list[Usage], Body(min_length=1, max_length=1000)],
+    records: Annotated[list[NewUsage], Body(min_length=1, max_length=1000)],
     key: IdempotencyKey = None,
 ) -> ApiResponse[UsageStored]:
     """Keeps what calls of a language model took: one record a role and model, of any number of calls."""

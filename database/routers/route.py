@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, get_type_hints
 
 from fastapi import HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -18,6 +19,8 @@ __all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
 
 LONGEST_KEY = 200
 """Characters of an Idempotency-Key."""
+_LONG_BODY = 1 << 16
+"""Bytes of a body that is read in a thread."""
 B = TypeVar("B", bound=BaseModel)
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -44,17 +47,18 @@ class ThreadRoute(APIRoute):
         return handler or super().get_route_handler()
 
 
-def reads_body(
-    model: type[B],
-) -> Callable[[Callable[[Any, B, str | None], Awaitable[BaseModel]]], Callable[..., Any]]:
+def reads_body(model: type[B], *, keyed: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For a coroutine (memory, body, idempotency key) that stores one thing: its body goes from JSON to `model` in one
     pass, and its answer back.
 
     What FastAPI does in between (each parameter a dependency, JSON to dicts to the model and the answer likewise) takes
     longer than the write itself. The declared parameters still describe the route.
+
+    Args:
+        keyed: whether the coroutine takes the header's key; one whose body holds its key does not.
     """
 
-    def decorate(endpoint: Callable[[Any, B, str | None], Awaitable[BaseModel]]) -> Callable[..., Any]:
+    def decorate(endpoint: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Any]:
         async def handler(request: Request) -> Response:
             key = request.headers.get("idempotency-key")
             if key is not None and len(key) > LONGEST_KEY:
@@ -63,7 +67,10 @@ def reads_body(
             kind = (request.headers.get("content-type") or "application/json").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
                 raise _malformed(("body",), f"expected application/json, got {kind}")
-            answer = await endpoint(request.app.state.memory, _read(model, await request.body()), key)
+            body = await request.body()
+            # No other request waits while a long body is read.
+            given = _read(model, body) if len(body) <= _LONG_BODY else await run_in_threadpool(_read, model, body)
+            answer = await endpoint(request.app.state.memory, given, *([key] if keyed else []))
             return Response(answer.model_dump_json(), media_type="application/json")
 
         endpoint.handler = handler  # type: ignore[attr-defined]
@@ -75,20 +82,26 @@ def reads_body(
 def _read(model: type[B], text: bytes) -> B:
     try:
         return model.model_validate_json(text)
-    except ValidationError:
+    except ValidationError as error:
+        if error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] != "json_invalid":
+            raise _unfit(error) from error
         # Python's parser takes what the quick one does not, such as half a surrogate pair, and the fields say what is
         # wrong with it, as on every other route.
         try:
             value = json.loads(text)
-        except ValueError as error:
-            raise _malformed(("body",), f"expected JSON, got {error}") from error
-        except RecursionError as error:
-            raise HTTPException(400, "the body's JSON is nested too deeply") from error
+        except ValueError as wrong:
+            raise _malformed(("body",), f"expected JSON, got {wrong}") from wrong
+        except RecursionError as deep:
+            raise HTTPException(400, "the body's JSON is nested too deeply") from deep
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([item | {"loc": ("body", *item["loc"])} for item in found]) from error
+        raise _unfit(error) from error
+
+
+def _unfit(error: ValidationError) -> RequestValidationError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([item | {"loc": ("body", *item["loc"])} for item in found])
 
 
 def _malformed(place: tuple[str, ...], message: str) -> RequestValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -194,10 +195,40 @@ def test_what_is_no_database_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out.sqlite").exists() and not (tmp_path / "new.sqlite").exists()
 
 
+# What would be refused today, as an earlier release took it.
+ODD = """
+UPDATE elements SET time = 'yesterday' WHERE idx = 5;
+UPDATE documents SET body = json_set(body, '$.time', 'yesterday', '$.name', printf('%.6000c', 'n')) WHERE idx = 5;
+UPDATE elements SET name = printf('%.6000c', 'n') WHERE idx = 5;
+UPDATE documents SET body = json_set(body, '$.result.train', printf('%.2000000c', 's')) WHERE idx = 5;
+UPDATE runs SET body = json_set(body, '$.seed', -1, '$.profile', '', '$.train_loss', json('{"last": 1}')) WHERE idx = 4;
+UPDATE baselines SET body = json_set(body, '$.seeds', json('[1, 1]'));
+INSERT INTO usage (body) VALUES ('{"role": "", "model": "m", "calls": 1, "failed": 2}');
+"""
+
+
 def test_an_export_is_restored_into_an_empty_store(
     file: Path, start: Callable[..., Service], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run("migrate", store=file) == 0
+    with contextlib.closing(sqlite3.connect(file)) as before:
+        before.executescript(ODD)
     service = start()
+    # What is stored is read, whatever is asked of what comes in.
+    for path in (
+        "/elements/by-index/5",
+        "/elements/with-score/by-index/5",
+        "/elements/roots",
+        "/v2/elements",
+        "/v2/runs",
+    ):
+        service.get(path)
+    assert service.get("/elements/by-index/5")["time"] == "yesterday" and service.client.runs(4)[0].seed == -1
+    assert service.get("/v2/usage")["usage"][0]["failed"] == 2 and service.get("/v2/usage/totals")[0]["failed"] == 2
+    kept = service.client.baseline("cpu-1")
+    assert kept is not None and kept.seeds == [1, 1]
+    service.client.add_candidate(5)
+    service.post("/repair")
     lines = tmp_path / "export.jsonl"
     lines.write_text(service.http.get("/v2/export").text)
     service.stop()
@@ -210,6 +241,46 @@ def test_an_export_is_restored_into_an_empty_store(
             (1, None), (3, 1), (4, 1), (5, 4),
         ]  # fmt: skip
         assert after.execute("SELECT COUNT(*) FROM runs").fetchone() == (3,)
+        assert after.execute("SELECT body ->> '$.seed' FROM runs WHERE idx = 4").fetchone() == (-1,)
+        assert after.execute("SELECT body ->> '$.time' FROM documents WHERE idx = 5").fetchone() == ("yesterday",)
+        assert after.execute("SELECT body ->> '$.seeds' FROM baselines").fetchone() == ("[1,1]",)
+
+
+def test_a_restore_never_ends_well_without_what_it_should_hold(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh, lines = tmp_path / "fresh" / "database.sqlite", tmp_path / "lines.jsonl"
+    # No element of the file can be stored.
+    rows = [{"baseline": BASELINE.model_dump()}, {"element": {"name": "x"}}, {"element": body_of("y", result={})}]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows) + json.dumps({"candidates": [1]}))
+    assert run("restore", lines, store=fresh) == 3
+    told = capsys.readouterr().err
+    assert "no element" in told and "line 2: time: Field required" in told and "fix:" in told
+    assert not fresh.parent.exists()
+    # Nor read.
+    assert run("migrate", store=file) == 0
+    good, broken = file.read_bytes(), tmp_path / "broken.sqlite"
+    for statement, status, said in (
+        ("UPDATE documents SET body = '{'", 3, "no element of"),
+        ("DELETE FROM documents", 3, "no element of"),
+        ("DELETE FROM elements", 2, f"holds no element, and {file} holds 4"),
+    ):
+        broken.write_bytes(good)
+        with contextlib.closing(sqlite3.connect(broken, isolation_level=None)) as opened:
+            opened.execute("PRAGMA journal_mode = DELETE")
+            opened.execute(statement)
+        assert run("restore", broken, "--replace", store=file) == status
+        assert said in capsys.readouterr().err
+        assert run("verify", store=file) == 0, "the good store stays"
+    # Some can: they are put in place, and the status says that it is not all.
+    broken.write_bytes(good)
+    with contextlib.closing(sqlite3.connect(broken, isolation_level=None)) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+        opened.execute("UPDATE documents SET body = '{' WHERE idx = 4")
+    capsys.readouterr()
+    assert run("restore", broken, store=fresh) == 1
+    told = capsys.readouterr().out
+    assert "element 4 cannot be read" in told and "4 elements restored" in told and "1 of them cannot be read" in told
 
 
 def test_what_is_no_backup_is_one_error_and_leaves_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +312,7 @@ DUMP = [
     "text",
     body_of("its own parent") | {"index": 11, "parent": 11},
     body_of("\ud800") | {"index": 12},
-    body_of("later parent") | {"index": 13, "parent": 99},
+    body_of("later parent") | {"index": 13, "parent": 99, "time": "yesterday"},
 ]
 
 
@@ -261,6 +332,7 @@ def test_a_published_dump_is_read_and_its_refusals_told(
     for number, reason in ((3, "no program"), (4, "train and test"), (5, "e"), (6, "not older"), (7, "surrogate")):
         assert any(line.startswith(f"row {number} refused: ") and reason in line for line in out.splitlines()), out
     assert "row 8: its parent 99 is not in the file: stored as a root" in out
+    assert "row 8: its time 'yesterday' cannot be read: stored without one" in out
     assert f"3 stored, 0 were before, {5 + (form == 'lines')} refused" in out
     assert run("import-published", published, store=store) == 0 and "0 stored, 3 were before" in capsys.readouterr().out
     assert run("verify", store=store) == 0, capsys.readouterr().out

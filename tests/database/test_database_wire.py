@@ -6,10 +6,12 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from common.files import sha256_text
@@ -194,6 +196,15 @@ def experiment_with(**changes: Any) -> dict[str, Any]:
     return {"idempotency_key": "nine", "element": element.model_dump(), "run": run}
 
 
+def brought(service: Service, line: object) -> str:
+    """What an import of this one line, which can store nothing, is refused with."""
+    answer = service.http.post("/v2/import", content=json.dumps(line))
+    detail: str = answer.json()["detail"]
+    assert answer.status_code == 400 and detail.startswith("no line can be stored: line 1: "), answer.text
+    return detail
+
+
+LONG = "x" * 100_000
 MEASURED = {"value": 0.5, "n": 10, "se": 0.1}
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"heldout_loss": MEASURED | {"value": -0.1}}, "heldout_loss.value: expected at least 0, got -0.1"),
@@ -212,6 +223,18 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"parameters": -1}, "parameters"),
     ({"tokens": -1}, "tokens"),
     ({"seconds": {"train": -1.0}}, "seconds.train"),
+    ({"seed": -1}, "seed: expected 0 to 9223372036854775807, got -1"),
+    ({"seed": "0"}, 'seed: expected a number, got the text "0"'),
+    ({"heldout_loss": MEASURED | {"value": "0.5"}}, 'heldout_loss.value: expected a number, got the text "0.5"'),
+    ({"train_loss": {"1": "4.0"}}, 'train_loss: expected a number, got the text "4.0"'),
+    ({"trainer": "command", "train_loss": {"last": 4.0}}, "train_loss: expected a step in decimal digits, got 'last'"),
+    ({"profile": LONG}, "profile: expected 1 to 500 characters, got 100000"),
+    ({"profile": ""}, "profile: expected 1 to 500 characters, got 0"),
+    ({"name": LONG}, "name: expected at most 5000 characters, got 100000"),
+    ({"benchmarks": {LONG: MEASURED}}, "expected at most 500 characters, got 100000"),
+    ({"checks": [{"name": LONG, "passed": True}]}, "expected at most 500 characters, got 100000"),
+    ({"reason": "nan"}, "reason: expected none of a finished run, got nan"),
+    ({"reason": LONG}, "reason: Input should be 'refused'"),
 ]
 
 
@@ -219,8 +242,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 def test_an_impossible_run_is_refused(service: Service, change: dict[str, Any], said: str) -> None:
     assert said in service.post("/v2/experiments", experiment_with(**change), 422)["detail"]
     line = {"element": experiment_with()["element"] | {"index": 1}, "runs": [experiment_with(**change)["run"]]}
-    data = service.http.post("/v2/import", content=json.dumps(line)).json()["data"]
-    assert data["stored"] == 0 and said in data["refused"][0]["reason"]
+    assert said in brought(service, line)
 
 
 @pytest.mark.parametrize(
@@ -234,14 +256,19 @@ def test_an_impossible_run_is_refused(service: Service, change: dict[str, Any], 
         ({"loss_clip": 0.0}, "loss_clip"),
         ({"benchmark_clip": -0.1}, "benchmark_clip"),
         ({"seeds": []}, "seeds: expected at least one"),
+        ({"seeds": [1, 1]}, "seeds: expected each once, got [1, 1]"),
+        ({"seeds": [-1]}, "seeds: expected 0 to 9223372036854775807, got -1"),
+        ({"seeds": [0, "1"]}, 'seeds: expected a number, got the text "1"'),
+        ({"tasks": ["a", "a"]}, "tasks: expected each once"),
+        ({"loss": "4.0"}, 'loss: expected a number, got the text "4.0"'),
+        ({"program": LONG}, "program: expected 1 to 500 characters, got 100000"),
         ({"sd_dof": 0}, "sd_dof"),
     ],
 )
 def test_an_impossible_baseline_is_refused(service: Service, change: dict[str, Any], said: str) -> None:
     baseline = BASELINE.model_dump() | {"key": "impossible"} | change
     assert said in service.put("/v2/baselines/impossible", baseline, 422)["detail"]
-    data = service.http.post("/v2/import", content=json.dumps({"baseline": baseline})).json()["data"]
-    assert data["stored"] == 0 and said in data["refused"][0]["reason"]
+    assert said in brought(service, {"baseline": baseline})
     service.get("/v2/baselines/impossible", 404)
 
 
@@ -251,3 +278,85 @@ def test_a_run_at_the_edge_of_what_can_be_is_stored(service: Service) -> None:
     # The published element allows any text as a result: there nothing is measured, and an odd number scores nothing.
     odd = {"train": "step,1\nx,-4.5", "test": "Model,piqa\nx,nan"}
     assert service.get(f"/elements/{service.add('odd', result=odd)}/score")["data"]["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"time": "yesterday"}, "time: Value error, expected UTC as YYYY-MM-DD HH:MM:SS, got 'yesterday'"),
+        ({"time": "2025-02-30 00:00:00"}, "time: Value error, expected UTC as YYYY-MM-DD HH:MM:SS"),
+        ({"time": "0001-01-01T00:00:00+10:00"}, "time: Value error, expected UTC as YYYY-MM-DD HH:MM:SS"),
+        ({"name": LONG}, "name: Value error, expected at most 5000 characters, got 100000"),
+        ({"result": {"train": "s" + ",1" * 600_000}}, "expected at most 1048576 characters, got 1200001"),
+        ({"result": {"test": "x" * 1_048_577}}, "expected at most 1048576 characters, got 1048577"),
+        ({"parent": "1"}, "expected"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_an_odd_element_is_refused_wherever_it_comes_in(service: Service, change: dict[str, Any], said: str) -> None:
+    service.add("first")
+    element = element_of(9, None).model_dump() | change
+    assert said in service.post("/elements", element, 422)["detail"]
+    assert said in service.post("/v2/experiments", experiment_with() | {"element": element}, 422)["detail"]
+    assert said in brought(service, {"element": element})
+    assert service.get("/health")["database"]["total_records"] == 1
+
+
+def test_a_parent_is_no_text(service: Service) -> None:
+    service.add("first")
+    service.add("second")
+    assert 'expected an integer, got "1"' in service.post("/elements", body_of("x", "1"), 422)["detail"]  # type: ignore[arg-type]
+    assert 'got "1"' in service.post("/elements/2/set-parent", {"parent_index": "1"}, 422)["detail"]
+    assert service.get("/elements/by-index/2")["parent"] is None
+
+
+def test_a_time_is_kept_as_utc(service: Service) -> None:
+    for sent_as, kept in (
+        ("2025-07-01 12:00:00", "2025-07-01 12:00:00"),
+        ("2025-07-01T14:00:00.5+02:00", "2025-07-01 12:00:00"),
+        ("", "none"),
+        ("none", "none"),
+    ):
+        index = service.add("a", time=sent_as)
+        assert service.get(f"/elements/by-index/{index}")["time"] == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"failed": 4}, "failed: expected at most the 3 calls, got 4"),
+        ({"calls": 0, "input_tokens": 5}, "input_tokens: expected none of 0 calls, got 5"),
+        ({"calls": "3"}, 'calls: expected a number, got the text "3"'),
+        ({"model": LONG}, "model: expected 1 to 500 characters, got 100000"),
+        ({"role": ""}, "role: expected 1 to 500 characters, got 0"),
+    ],
+)
+def test_an_impossible_usage_is_refused(service: Service, change: dict[str, Any], said: str) -> None:
+    usage = {"role": "planner", "model": "m", "calls": 3, "failed": 3} | change
+    assert said in service.post("/v2/usage", [usage], 422)["detail"]
+    assert said in service.post("/v2/experiments", experiment_with() | {"usage": [usage]}, 422)["detail"]
+    assert service.get("/health")["database"]["total_records"] == 0
+
+
+@pytest.mark.slow
+def test_other_requests_go_on_while_a_row_of_60_megabytes_is_refused(service: Service) -> None:
+    service.add("first")
+    body = json.dumps(body_of("wide", result={"train": "s" + ",1" * 30_000_000, "test": ""}))
+    waited: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as other:
+            while not ended.is_set():
+                before = time.monotonic()
+                other.get("/elements/by-index/1").raise_for_status()
+                waited.append(time.monotonic() - before)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    answer = service.http.post("/elements", content=body)
+    ended.set()
+    asking.join()
+    assert answer.status_code == 422 and "1048576 characters, got 60000001" in answer.text
+    print(f"{len(waited)} requests meanwhile, the longest waited {max(waited):.3f} s")
+    assert max(waited) < 1.0

@@ -253,7 +253,7 @@ def test_no_number_or_operator_passes_for_a_parent(client: Client, value: str) -
 )  # fmt: skip
 def test_a_hostile_name_is_a_name(client: Client, text: str) -> None:
     everywhere = body_of(text) | {key: text for key, value in body_of("").items() if isinstance(value, str)}
-    everywhere["result"] = {"train": text, "test": text}
+    everywhere |= {"result": {"train": text, "test": text}, "time": body_of("")["time"]}
     stored = client.data("POST", "/elements", json=everywhere)
     quoted = requests.utils.quote(text, safe="")
     assert client.elements(f"/elements/by-name/{quoted}") == [stored["index"]]

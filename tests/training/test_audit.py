@@ -241,7 +241,37 @@ def test_benchmark_questions_with_a_future_are_audited() -> None:
         recorder.at(tokens, last)  # nothing follows the last token
         assert (answer == type(model)(*(() if guilty else (VOCAB,))).at(tokens, open_places)).all()
         scored = Scored({}, {}, list(model.calls), Places.joined([]), recorder.places(), recorder.owners)
-        audit = audited(scored, fresh := honest())
+        audit = audited(scored, honest())
         assert len(recorder.places()) == 16 and len(audit.places) == 8 and bool(audit.suspects()) is guilty
-        lengths = [call.places[:, 1].tolist() for call in fresh.calls if call.places is not None]
-        assert all(len(set(places)) == 1 for places in lengths) and lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_question_shows_what_follows_a_place_that_is_still_to_be_asked(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tokens = random.integers(1, VOCAB, (40, 24)).astype(np.int32)
+    for first in range(0, 40, 4):  # the choices of an item: one beginning, of any length, and some go on alike
+        shared = int(random.integers(2, 20))
+        tokens[first : first + 4, :shared] = tokens[first, :shared]
+        tokens[first + 1, : shared + 2] = tokens[first, : shared + 2]
+    places = np.array([(row, at) for row in range(40) for at in range(2 + row // 4, 23)], dtype=np.int32)
+    recorder = Recorder(model := honest(), first=0)
+    recorder.at(tokens, places)
+    scored = Scored({}, {}, list(model.calls), Places.joined([]), recorder.places(), recorder.owners)
+    audit = audited(scored, fresh := honest(), seed)
+    follows = {
+        tuple(tokens[row, : at + 1].tolist()): set(tokens[tokens_alike(tokens, row, at), at + 1].tolist())
+        for row, at in zip(audit.places.row.tolist(), audit.places.place.tolist(), strict=True)
+    }
+    shown: set[tuple[int, ...]] = set()
+    for call in fresh.calls:
+        assert call.places is not None
+        asked = [tuple(call.tokens[row, : at + 1].tolist()) for row, at in call.places.tolist()]
+        shown.update(row[:length] for row in asked for length in range(1, len(row) + 1))
+        assert not any((*row, token) in shown for row in asked for token in follows[row])
+    assert len(fresh.calls) <= 8 < len(set(audit.places.place.tolist()))
+
+
+def tokens_alike(tokens: np.ndarray, row: int, at: int) -> np.ndarray:
+    """Rows that are equal to `row` as far as `at`."""
+    alike: np.ndarray = (tokens[:, : at + 1] == tokens[row, : at + 1]).all(axis=1)
+    return alike

@@ -287,9 +287,9 @@ def record(name: str, seed: int, loss: float, scores: dict[str, float]) -> RunRe
 
 def test_the_baseline_is_delta_nets_mean_over_the_tasks_that_carry_signal() -> None:
     runs = [
-        record("delta_net", 0, 4.0, {"recall": 0.8, "copying": 0.30, "cloze": 0.26}),
-        record("delta_net", 1, 4.2, {"recall": 0.6, "copying": 0.31, "cloze": 0.20}),
-        record("gated_delta_net", 0, 3.9, {"recall": 0.8, "copying": 0.5, "cloze": 0.30}),
+        record("delta_net", 0, 4.0, {"recall": 0.8, "copying": 0.30, "cloze": 0.26, "parity": 0.05}),
+        record("delta_net", 1, 4.2, {"recall": 0.6, "copying": 0.31, "cloze": 0.20, "parity": 0.02}),
+        record("gated_delta_net", 0, 3.9, {"recall": 0.8, "copying": 0.5, "cloze": 0.30, "parity": 0.0}),
     ]
     assert counted_tasks(runs) == ["recall", "copying"]
     base = build_baseline(runs, "k", load_profile("cpu"))
@@ -305,6 +305,7 @@ def test_the_baseline_is_delta_nets_mean_over_the_tasks_that_carry_signal() -> N
     again = recount(runs[0], base.tasks)
     assert again.benchmark_mean is not None and again.benchmark_mean.value == pytest.approx(0.55)
     assert again.benchmark_mean.n == 200 and not again.benchmarks["cloze"].counted
+    assert not again.benchmarks["parity"].counted, "far below chance is no signal"
 
 
 def test_runs_of_another_key_and_no_runs_are_refused() -> None:

@@ -132,7 +132,7 @@ def test_a_cancelled_job_leaves_nothing_behind() -> None:
         cancel.set()
 
     threading.Thread(target=strike, daemon=True).start()
-    assert run_job({"kind": "check", "programs": to_job([program])}, cancel=cancel) == {"event": "cancelled"}
+    assert run_job("check", {"programs": to_job([program])}, cancel=cancel) == {"event": "cancelled"}
     deadline = time.monotonic() + 15
     while (left := _descendants()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -154,17 +154,17 @@ def test_a_cancelled_limited_process_leaves_no_folder(tmp_path: Path, monkeypatc
         seen.extend(tmp_path.glob("asi-arch-job-*"))
         cancel.set()
 
-    job = {"kind": "check", "programs": to_job([program]), "backend": "process"}
-    assert run_job(job, on_event, cancel, 60) == {"event": "cancelled"}
+    job = {"programs": to_job([program]), "backend": "process"}
+    assert run_job("check", job, on_event, cancel, 60) == {"event": "cancelled"}
     assert seen and not list(tmp_path.glob("asi-arch-job-*"))
 
 
 def test_a_scorer_that_fails_is_an_error_with_its_words() -> None:
     with pytest.raises(JobError) as found:
-        run_job({"kind": "check"})
+        run_job("check", {})
     assert "programs" in str(found.value)
     with pytest.raises(JobError, match="in time"):
-        run_job({"kind": "check", "programs": to_job([Program("p", assets.BASE)])}, timeout=0.2)
+        run_job("check", {"programs": to_job([Program("p", assets.BASE)])}, timeout=0.2)
 
 
 def _descendants() -> list[str]:

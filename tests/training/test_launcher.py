@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -407,6 +408,7 @@ def test_an_interrupt_before_the_corpus_is_a_status_that_main_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(launcher: Launcher, tell: Any, cancel: threading.Event) -> None:
+        tell(Event("stage", "corpus"))
         os.kill(os.getpid(), signal.SIGINT)
         assert cancel.wait(60)
         raise JobError("preparing the corpus was cancelled")
@@ -414,7 +416,8 @@ def test_an_interrupt_before_the_corpus_is_a_status_that_main_returns(
     monkeypatch.setattr(Launcher, "ready", interrupted)
     seed = str(REPOSITORY / "training" / "architectures" / "delta_net.py")
     assert train_command([seed, "--profile", str(TINY), "--out", str(tmp_path)]) == 4
-    assert "the corpus was not ready" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "the corpus was not ready" in told.err and re.search(r"^corpus: stopped after \d+\.\d s$", told.out, re.M)
 
 
 def test_a_refused_program_has_status_1_and_a_record(

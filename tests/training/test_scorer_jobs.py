@@ -58,7 +58,7 @@ def test_what_a_killed_scorer_leaves_between_two_steps_of_bubblewrap_ends_too(
 
     program = Program("endless", assets.hostile("while True: pass", "forward"), trust="user")
     with pytest.raises(JobError):
-        run_job({"kind": "check", "programs": to_job([program]), "backend": "bubblewrap"}, strike, timeout=60)
+        run_job("check", {"programs": to_job([program]), "backend": "bubblewrap"}, strike, timeout=60)
     assert struck and not _waiting(wait)
 
 

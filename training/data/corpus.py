@@ -200,7 +200,11 @@ def _key(profile: Profile, text: Sequence[Path]) -> str:
 
 @contextmanager
 def _locked(path: Path, say: Report, cancel: threading.Event | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; the kernel releases it when the holder dies."""
+    """Holds an exclusive lock on `path`; the kernel releases it when the holder dies.
+
+    The empty file stays: whoever removed it could take it from under one that waits for it, which then holds the lock
+    of a file that is gone while a third makes the file anew and holds that.
+    """
     with path.open("w") as handle:
         said = False
         while True:

@@ -72,16 +72,14 @@ def _windows(tokens: np.ndarray | TokenFiles, starts: np.ndarray, length: int) -
 
 def _task_row(profile: Profile, random: np.random.Generator, length: int, end: int) -> np.ndarray:
     """int16 [length]: whole task sequences, each begun as in scoring by the end token of the one before."""
-    row = np.full(length, -1 - end, dtype=np.int16)
+    row: list[int] = []
     names = profile.tasks.names
-    at = 0
     while True:
         sequence = GENERATORS[names[int(random.integers(len(names)))]](profile.tasks, random)
-        ids = np.asarray(sequence.ids, dtype=np.int16)
-        if at + 1 + len(ids) > length:
-            return row
-        at += 1  # the end token before it
-        coded = -1 - ids
-        coded[sequence.answers] = ids[sequence.answers]
-        row[at : at + len(ids)] = coded
-        at += len(ids)
+        ids = sequence.ids
+        if len(row) + 1 + len(ids) > length:
+            return np.array(row + [-1 - end] * (length - len(row)), dtype=np.int16)
+        coded = [-1 - end, *(-1 - token for token in ids)]  # the end token before it
+        for answer in sequence.answers:
+            coded[answer + 1] = ids[answer]
+        row += coded

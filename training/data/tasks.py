@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypedDict
 
 import numpy as np
@@ -38,19 +39,22 @@ def recall(spec: TaskSpec, random: np.random.Generator) -> Sequenced:
     half = spec.symbols // 2
     keys = FIRST + random.choice(half, spec.recall_pairs, replace=False)
     values = FIRST + half + random.choice(half, spec.recall_pairs, replace=False)
-    ids = [RECALL, *np.stack([keys, values], 1).ravel().tolist(), SEPARATOR]
+    pairs = list(zip(keys.tolist(), values.tolist(), strict=True))
     order = random.permutation(2 * spec.recall_pairs) % spec.recall_pairs
+    ids = [RECALL, *chain.from_iterable(pairs), SEPARATOR]
     start = len(ids)
-    ids += np.stack([keys[order], values[order]], 1).ravel().tolist()
+    ids += chain.from_iterable(pairs[at] for at in order.tolist())
     return Sequenced(ids, list(range(start + 1, len(ids), 2)), range(FIRST + half, FIRST + 2 * half))
 
 
 def copying(spec: TaskSpec, random: np.random.Generator) -> Sequenced:
     """Symbols scattered in noise, then the symbols alone in their order."""
     content = FIRST + random.choice(spec.symbols, spec.copy_items, replace=False)
-    body = np.full(spec.copy_length, NOISE)
-    body[np.sort(random.choice(spec.copy_length, spec.copy_items, replace=False))] = content
-    ids = [COPY, *body.tolist(), SEPARATOR, *content.tolist()]
+    places = sorted(random.choice(spec.copy_length, spec.copy_items, replace=False).tolist())
+    symbols, body = content.tolist(), [NOISE] * spec.copy_length
+    for place, symbol in zip(places, symbols, strict=True):
+        body[place] = symbol
+    ids = [COPY, *body, SEPARATOR, *symbols]
     return Sequenced(ids, list(range(len(ids) - spec.copy_items, len(ids))), range(FIRST, FIRST + spec.symbols))
 
 

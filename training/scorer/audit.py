@@ -108,15 +108,13 @@ class Audit:
     def _questions(self, vocab: int) -> Iterator[np.ndarray]:
         """Numbers of places that are asked together.
 
-        Held-out rows have nothing in common, so each may stand in every question once. Rows of a benchmark share their
-        beginnings, so there only places of one position go together, the lower ones first.
+        Rows that have nothing in common may stand in one question. Places of rows that begin alike, as the choices of
+        one benchmark item do, come one a question, the lower ones first: no row shows what follows a place that has
+        still to be asked.
         """
         most_rows = max(1, MOST_BYTES // (4 * vocab))
-        order = np.lexsort((self.places.place, self.places.owner))[: self._heldout]
-        ranks = _ranks(self.places.owner[order])
-        rounds = [order[ranks == rank] for rank in range(int(ranks.max(initial=-1)) + 1)]
-        choices = np.arange(self._heldout, len(self.places))
-        rounds += [choices[self.places.place[choices] == place] for place in np.unique(self.places.place[choices])]
+        heldout, choices = np.arange(self._heldout), np.arange(self._heldout, len(self.places))
+        rounds = [*self._rounds(heldout, self.places.owner[heldout]), *self._rounds(choices, self._beginnings(choices))]
         for chosen in rounds:
             batch: list[int] = []
             for number in chosen[np.argsort(self.places.place[chosen], kind="stable")].tolist():
@@ -125,6 +123,23 @@ class Audit:
                     batch = []
                 batch.append(number)
             yield np.array(batch)
+
+    def _rounds(self, numbers: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+        """`numbers` of places in rounds with at most one of each group, whose places come in ascending order."""
+        order = np.lexsort((self.places.place[numbers], groups))
+        ranks = _ranks(groups[order])
+        return [numbers[order[ranks == rank]] for rank in range(int(ranks.max(initial=-1)) + 1)]
+
+    def _beginnings(self, numbers: np.ndarray) -> np.ndarray:
+        """A number for each place, equal where rows are equal as far as all of them are shown: only such a row can show
+        what follows the place of another."""
+        shown = int(self.places.place[numbers].min()) + 1 if len(numbers) else 0
+        rows = (
+            self._calls[call].tokens[row, :shown].astype(np.int32).tobytes()
+            for call, row in zip(self.places.call[numbers], self.places.row[numbers], strict=True)
+        )
+        known: dict[bytes, int] = {}
+        return np.array([known.setdefault(row, len(known)) for row in rows], dtype=np.int64)
 
     def _width(self, number: int) -> int:
         return int(self.places.place[number]) + 2
@@ -177,10 +192,10 @@ def _one_a_row(places: Places, random: np.random.Generator) -> Places:
     return shuffled.take(np.sort(first)[:_CHOICES])
 
 
-def _ranks(owners: np.ndarray) -> np.ndarray:
-    """For sorted `owners`: how many equal ones stand before each."""
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    return np.arange(len(owners)) - np.repeat(starts, np.diff(np.append(starts, len(owners))))
+def _ranks(groups: np.ndarray) -> np.ndarray:
+    """For sorted `groups`, from 0: how many equal ones stand before each."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
 
 
 def changed_futures(tokens: np.ndarray, cuts: Mapping[int, int], vocab: int, random: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The trusted process of one job: `python training/scorer/main.py < job.json`, started by training/jobs.py.
+"""The trusted process of one job: `python training/scorer/main.py check|train < job.json`, started by training/jobs.py.
 
-Reads one JSON job {kind: "check" or "train", ...} from standard input and prints one JSON event a line; the last is
+Reads one JSON job from standard input, which may come late, and prints one JSON event a line; the last is
 {"event": "result", ...}, or {"event": "error", message, fix} for a fault of ours. Candidate code never runs here.
 """
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _ended)
     emit = _emitter()
     try:
-        job = json.load(sys.stdin)
-        result = _runner(job["kind"])(job, emit)
+        run = _runner((sys.argv[1:] if argv is None else argv)[0])
+        result = run(json.load(sys.stdin), emit)
         emit({"event": "result", **result})
     except AsiError as error:
         emit({"event": "error", "message": error.message, "fix": error.fix})
