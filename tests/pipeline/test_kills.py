@@ -58,6 +58,7 @@ def kill_until_done(data_dir: Path, experiments: int, kills: int, rng: random.Ra
     return struck
 
 
+@pytest.mark.timeout(600)  # where there are no baselines yet, it trains them first
 def test_a_kill_in_the_midst_of_an_experiment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     # One kill; services that are killed under a running pipeline are in test_pipeline, twenty kills in the slow suite.
     evolved = tmp_path / "experiments" / "0001" / "evolve.json"
@@ -70,7 +71,7 @@ def test_a_kill_in_the_midst_of_an_experiment_loses_and_doubles_nothing(tmp_path
     # They have five seconds where the machine is as fast as any; here it may be busy with other tests.
     assert not left_of(family, 30), "children outlived the pipeline"
     written = evolved.read_bytes()
-    done = run(tmp_path, 1)
+    done = run(tmp_path, 1, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert evolved.read_bytes() == written, "what was done before is not done again"
     assert_whole(tmp_path, 1)
