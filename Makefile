@@ -8,6 +8,9 @@ EXPERIMENTS ?= 3
 DATA_DIR ?= runs/demo
 PIPELINE := $(BIN)/python pipeline/pipeline.py --experiments $(EXPERIMENTS) --profile $(PROFILE) --data-dir $(DATA_DIR)
 
+# Each program that is started would compile our modules again where byte-compilation is switched off.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run setup test test-services test-slow check compose-check format lock clean
 
 run: setup

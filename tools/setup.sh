@@ -29,8 +29,12 @@ echo "setup: installing the pinned packages (about 3 GB to download the first ti
 echo "setup: byte-compiling"
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 packages=()
-for name in torch transformers lm_eval datasets einops numpy sympy networkx faiss scipy sklearn pandas tokenizers fastapi \
-    starlette uvicorn pydantic pydantic_core pydantic_settings httpx httpcore flask werkzeug waitress rich matplotlib mpmath jinja2; do
+for name in torch triton transformers lm_eval datasets einops numpy sympy networkx faiss scipy sklearn pandas tokenizers \
+    safetensors huggingface_hub pyarrow fsspec requests urllib3 chardet charset_normalizer idna dateutil multiprocess dill \
+    filelock sacrebleu portalocker tqdm yaml fastapi starlette uvicorn anyio h11 click limits prometheus_client pymongo bson \
+    pydantic pydantic_core pydantic_settings pydantic_ai pydantic_graph griffe openai aiohttp attr opentelemetry httpx httpcore \
+    flask werkzeug waitress opensearchpy docker datasketch rich pygments matplotlib mpl_toolkits PIL pyparsing fontTools mpmath \
+    jinja2 _pytest pluggy xdist execnet hypothesis; do
     [ -d "$site/$name" ] && packages+=("$site/$name")
 done
 "$venv/bin/python" -m compileall -q -j 0 "${packages[@]}" >/dev/null 2>&1 || true

@@ -377,7 +377,7 @@ def task_lengths(tasks: TaskSpec) -> dict[str, int]:
         **recalled,
         "fuzzy_recall": 8 * tasks.mad_pairs + 3,
         "compression": 3 * tasks.mad_pairs + 3,
-        "memorisation": 3 * tasks.mad_pairs + 2,
+        "memorisation": 2 * tasks.mad_pairs + 2,
         **tracked,
         "needle": tasks.needle_length + 1,
     }

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,10 +74,8 @@ def test_it_serves_the_repository_s_file_from_any_folder_and_ends_on_sigterm(roo
     assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
     assert (root / "database.sqlite").exists()
     assert b"mongodb_api.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes()  # the shell has become the server
-    began = time.monotonic()
     process.terminate()
     assert process.wait(20) == 0
-    assert time.monotonic() - began < 10
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health", trust_env=False)
 

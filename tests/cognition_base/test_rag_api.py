@@ -272,7 +272,7 @@ def test_it_starts_from_inside_its_folder_without_embedding_anything_twice(servi
         assert httpx.get(f"{url}/health").json()["stats"] == service.http.get("/stats").json()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_damaged_cache_is_replaced(service: Service) -> None:

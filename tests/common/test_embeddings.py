@@ -157,7 +157,7 @@ def test_one_server_for_many_threads_restarted_when_killed_and_ended_by_close() 
     assert len(urls) == 1 and all(np.array_equal(vectors[0], v) for v in vectors)
     url = urls.pop()
     first = server_pid(url)
-    with EmbeddingClient(external(url)) as other:
+    with EmbeddingClient(external(url), patience=120.0) as other:
         assert np.array_equal(other.embed(["the same text"]), vectors[0])
         os.kill(first, signal.SIGKILL)
         # Whoever only has the address waits until the owner has started it again there.

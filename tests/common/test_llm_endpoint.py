@@ -23,6 +23,8 @@ from common.llm.openai_backend import OpenAIBackend
 from tests.llm_endpoint import (
     Behaviour,
     FakeEndpoint,
+    Request,
+    Response,
     broken_json,
     closes,
     drip,
@@ -160,9 +162,9 @@ def test_a_complaint_reaches_the_model() -> None:
 @pytest.mark.parametrize("late", [slow, drip])
 def test_a_slow_answer_times_out_even_while_bytes_arrive(late: Callable[[float, Behaviour], Behaviour]) -> None:
     started = time.monotonic()
-    with FakeEndpoint(default=late(5.0, ok(GOOD))) as endpoint, pytest.raises(LLMError) as caught:
+    with FakeEndpoint(default=late(60.0, ok(GOOD))) as endpoint, pytest.raises(LLMError) as caught:
         ask(endpoint, timeout=0.4, retries=1)
-    assert time.monotonic() - started < 4 and "timeout" in caught.value.message and "llm.timeout" in caught.value.fix
+    assert time.monotonic() - started < 50 and "timeout" in caught.value.message and "llm.timeout" in caught.value.fix
 
 
 def test_the_wait_the_endpoint_asks_for_is_kept() -> None:
@@ -226,20 +228,23 @@ def test_the_key_of_openai_never_goes_to_another_endpoint(monkeypatch: pytest.Mo
 
 
 def test_questions_of_several_threads_run_side_by_side() -> None:
-    with FakeEndpoint(default=slow(0.4, ok(GOOD))) as endpoint:
+    together = threading.Barrier(4, timeout=60)
+
+    def waits(request: Request) -> Response:
+        together.wait()  # until all four are there
+        return ok(GOOD)(request)
+
+    with FakeEndpoint(default=waits) as endpoint:
         backend = OpenAIBackend(endpoint.settings())
-        backend.ask("checker", "warm up", Verdict)
-        started = time.monotonic()
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda number: backend.ask("checker", str(number), Verdict), range(4)))
-        seconds = time.monotonic() - started
         backend.close()
-    assert seconds < 1.4 and backend.log.totals()["checker"].attempts == 5
+    assert backend.log.totals()["checker"].attempts == 4
 
 
 def test_close_ends_a_question_that_is_under_way() -> None:
     caught: list[BaseException] = []
-    with FakeEndpoint(default=slow(8.0, ok(GOOD))) as endpoint:
+    with FakeEndpoint(default=slow(60.0, ok(GOOD))) as endpoint:
         backend = OpenAIBackend(endpoint.settings())
 
         def run() -> None:
@@ -254,7 +259,7 @@ def test_close_ends_a_question_that_is_under_way() -> None:
             time.sleep(0.01)
         backend.close()
         backend.close()
-        thread.join(3)
+        thread.join(30)
         assert not thread.is_alive() and len(caught) == 1
         with pytest.raises(LLMError):
             backend.ask("checker", "?", Verdict)

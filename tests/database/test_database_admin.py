@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_a_backup_under_load_is_whole_and_comes_back(
     writer = threading.Thread(target=write)
     writer.start()
     while len(acknowledged) < 10:
-        pass
+        assert writer.is_alive()
+        time.sleep(0.005)
     before = len(acknowledged)
     assert run("backup", copy, store=source) == 0
     assert run("restore", copy, "--replace", store=source) == 3 and "stop the server" in capsys.readouterr().err

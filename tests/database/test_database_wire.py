@@ -169,7 +169,7 @@ class Reading(Memory):
         self.may_end = threading.Event()
 
     def submit(self, element: NewElement, *_: Any, **__: Any) -> Future[StoredExperiment]:
-        assert self.may_end.wait(2), "the loop stands still meanwhile"
+        assert self.may_end.wait(30), "the loop stands still meanwhile"
         stored: Future[StoredExperiment] = Future()
         stored.set_result(StoredExperiment(index=1, name=element.name, score=None, created=True))
         return stored

@@ -99,8 +99,9 @@ def zombie(pid: int) -> bool:
         return True
 
 
-def assert_whole(data_dir: Path, experiments: int) -> None:
-    found = elements(data_dir)
+def assert_whole(data_dir: Path, experiments: int, stored: list[dict[str, Any]] | None = None) -> None:
+    """Asserts that a run is stored without a gap or a double; `stored` are its elements, read now where not given."""
+    found = elements(data_dir) if stored is None else stored
     assert [element["index"] for element in found] == list(range(1, experiments + 3))
     assert len({element["name"] for element in found}) == len(found)
     assert integrity(data_dir) == "ok"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ServiceError
+from common.errors import JournalError, ServiceError
 from common.settings import load
+from pipeline.experiment import journal
 from pipeline.services import Services
 from pipeline.workspace import Workspace
 from tests.pipeline.running import ROOT, TINY, run
@@ -69,13 +70,17 @@ def test_a_start_that_failed_before_it_did_anything_binds_nobody(tmp_path: Path)
     assert (found["run_id"], found["profile"], found["seed"]) == ("a", "cpu", 3)
 
 
-@pytest.mark.parametrize("content", ['{"index": 3', "[]", '{"index": 3}'])
-def test_a_corrupt_journal(tmp_path: Path, content: str) -> None:
+def test_a_corrupt_journal(tmp_path: Path) -> None:
     folder = tmp_path / "experiments" / "0001"
     folder.mkdir(parents=True)
-    (folder / "update.json").write_text(content)
+    (folder / "update.json").write_text('{"index": 3')
     refused(run(tmp_path, 1), "update.json", status=3)
-    assert (folder / "update.json").read_text() == content
+    assert (folder / "update.json").read_text() == '{"index": 3'
+    for content in ("[]", '{"index": 3}'):
+        (folder / "update.json").write_text(content)
+        with pytest.raises(JournalError, match=r"update\.json") as told:
+            journal(folder.parent, "run")
+        assert told.value.fix and (folder / "update.json").read_text() == content
 
 
 def test_a_taken_port() -> None:

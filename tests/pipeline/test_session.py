@@ -215,5 +215,5 @@ def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback() -> None:
     while "Again" not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == ""

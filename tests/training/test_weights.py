@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -144,20 +144,26 @@ def test_more_buffers_than_a_fresh_process_is_given_are_refused(telling: Telling
         read_weights(cast(Any, telling), 1000)
 
 
-def test_all_fresh_processes_share_one_span_of_time() -> None:
+def test_all_fresh_processes_share_one_span_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lives: list[float] = []
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr("training.scorer.fresh.time", clock)
 
     def start(seconds: float) -> Any:
         lives.append(seconds)
         return object()
 
-    with Fresh(start, lambda worker: time.sleep(0.3), 0.5) as fresh:
+    def build(worker: Any) -> None:
+        now[0] += 0.3
+
+    with Fresh(start, build, 0.5) as fresh:
         fresh.open(Weights([], []))
         fresh.open(Weights([], []))
         with pytest.raises(CandidateFault, match=r"did not end within 0\.5 s") as caught:
             fresh.open(Weights([], []))
     assert caught.value.reason == "timeout"
-    assert len(lives) == 2 and 0 < lives[1] <= lives[0] - 0.3 <= 0.2
+    assert lives == pytest.approx([0.5, 0.2])
 
 
 @pytest.mark.parametrize("extra", [3, 0])

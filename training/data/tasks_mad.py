@@ -86,16 +86,15 @@ def compression(spec: TaskSpec, random: np.random.Generator) -> Sequenced:
     return Sequenced(ids, answers, third(spec, 1))
 
 
-def facts(spec: TaskSpec) -> dict[tuple[int, int], int]:
-    """Two keys in their order -> value, of the mapping that is to be memorised: nothing in a sequence tells it."""
-    keys = [(one, two) for one in third(spec, 0) for two in third(spec, 0)]
-    values = np.random.default_rng([FACTS_SEED, spec.symbols]).choice(third(spec, 1), len(keys)).tolist()
-    return dict(zip(keys, values, strict=True))
+def facts(spec: TaskSpec) -> dict[int, int]:
+    """Key -> value of the mapping that is to be memorised: nothing in a sequence tells it."""
+    values = np.random.default_rng([FACTS_SEED, spec.symbols]).permutation(third(spec, 1)).tolist()
+    return dict(zip(third(spec, 0), values, strict=True))
 
 
 def memorisation(spec: TaskSpec, random: np.random.Generator) -> Sequenced:
-    """Keys of two tokens, each followed by the value that it has in every sequence: a fact in the weights."""
+    """Different keys, each followed by the value that it has in every sequence: a fact in the weights."""
     known = facts(spec)
-    keys = [(one, two) for one, two in random.choice(third(spec, 0), (spec.mad_pairs, 2)).tolist()]
-    ids = [marker(spec, "memorisation"), *(token for key in keys for token in (*key, known[key]))]
-    return Sequenced(ids, list(range(3, len(ids), 3)), third(spec, 1))
+    keys = random.choice(third(spec, 0), spec.mad_pairs, replace=False).tolist()
+    ids = [marker(spec, "memorisation"), *(token for key in keys for token in (key, known[key]))]
+    return Sequenced(ids, list(range(2, len(ids), 2)), third(spec, 1))
