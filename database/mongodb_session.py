@@ -323,10 +323,11 @@ class MongoSession(MongoPages, MongoVectors):
     # Upkeep
 
     def sizes(self) -> Sizes:
-        now, documents = time.monotonic(), self.totals.bytes
-        if self._known.sizes is None or now - self._known.sizes[0] > _SIZES_SECONDS:
-            self._known.sizes = (now, self._database.command("dbStats"))
-        stats = self._known.sizes[1]
+        documents, known = self.totals.bytes, self._known.sizes
+        if known is None or time.monotonic() - known[0] > _SIZES_SECONDS:
+            stats = self._database.command("dbStats")
+            self._known.sizes = known = (time.monotonic(), stats)
+        stats = known[1]
         return Sizes(
             database=int(stats.get("dataSize") or documents),
             documents=documents,
