@@ -48,8 +48,8 @@ class Frame:
     arrays: list[np.ndarray] = field(default_factory=list)
 
 
-def encode(frame: Frame) -> bytes:
-    """The bytes of one frame.
+def encode(frame: Frame) -> list[memoryview]:
+    """The bytes of one frame, in parts: large arrays are not copied.
 
     Raises:
         ProtocolError: an array has another dtype than `DTYPES`, or the frame is over its bounds.
@@ -60,7 +60,8 @@ def encode(frame: Frame) -> bytes:
         if name not in DTYPES:
             raise ProtocolError(f"expected an array of {', '.join(DTYPES)}, got {name}", "convert it before sending")
         shapes.append({"dtype": name, "shape": list(array.shape)})
-        blocks.append(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
+        flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1)
+        blocks.append(flat.view(np.uint8).data)
     header = json.dumps(
         {"kind": frame.kind, "id": frame.id, "op": frame.op, "meta": frame.meta, "arrays": shapes},
         separators=(",", ":"),
@@ -69,7 +70,7 @@ def encode(frame: Frame) -> bytes:
         raise ProtocolError(
             f"a frame of {len(blocks)} arrays and {len(header)} header bytes is too large", "send it in parts"
         )
-    return b"".join([_LENGTH.pack(len(header)), header, *blocks])
+    return [memoryview(_LENGTH.pack(len(header)) + header), *blocks]
 
 
 def decode_header(
@@ -137,13 +138,13 @@ class Channel:
             ProtocolError: the frame is over its bounds. TimeoutError: the other side does not read. OSError: it is
                 gone.
         """
-        view = memoryview(encode(frame))
-        while view:
-            self._wait(self.write_fd, deadline, write=True)
-            try:
-                view = view[os.write(self.write_fd, view[: 1 << 20]) :]
-            except BlockingIOError:
-                continue
+        for view in encode(frame):
+            while view:
+                self._wait(self.write_fd, deadline, write=True)
+                try:
+                    view = view[os.write(self.write_fd, view[: 1 << 20]) :]
+                except BlockingIOError:
+                    continue
 
     def receive(self, deadline: float | None = None) -> Frame:
         """Reads one frame.

@@ -57,7 +57,7 @@ def carry(raw: bytes) -> Frame:
     st.lists(arrays, max_size=3),
 )
 def test_a_frame_arrives_as_it_was_sent(kind: str, number: int, op: str, meta: dict, values: list[np.ndarray]) -> None:
-    found = carry(encode(Frame(kind, number, op, meta, values)))  # type: ignore[arg-type]
+    found = carry(b"".join(encode(Frame(kind, number, op, meta, values))))  # type: ignore[arg-type]
     assert (found.kind, found.id, found.op, found.meta) == (kind, number, op, meta)
     for sent, came in zip(values, found.arrays, strict=True):
         assert came.dtype == sent.dtype and came.shape == sent.shape
@@ -125,7 +125,7 @@ def test_silence_and_a_full_pipe_end_at_the_deadline(pair: tuple[Channel, Channe
         one.receive(started + 0.1)
     with pytest.raises(TimeoutError):  # nobody reads, so the pipe fills
         other.send(Frame("call", 1, "x", {}, [np.zeros(1 << 20)]), time.monotonic() + 0.1)
-    assert 0.2 <= time.monotonic() - started < 20
+    assert 0.19 <= time.monotonic() - started < 20  # a wait is in whole milliseconds
 
 
 def test_a_closed_pipe_is_the_end(pair: tuple[Channel, Channel, list[int]]) -> None:

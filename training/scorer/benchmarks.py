@@ -54,11 +54,14 @@ class WorkerLM(TemplateLM):
     """lm-eval's view of a worker: log-likelihoods in batches sorted by length, right-padded, each input scored once.
 
     Every input starts with the end token, as every training sequence does.
+
+    Args:
+        encoded: ids of texts that are known already.
     """
 
-    def __init__(self, server: LogitServer, codec: Codec) -> None:
+    def __init__(self, server: LogitServer, codec: Codec, encoded: Mapping[str, list[int]] | None = None) -> None:
         super().__init__()
-        self._server, self._codec = server, codec
+        self._server, self._codec, self._known = server, codec, encoded or {}
         self._encode = functools.lru_cache(maxsize=4096)(codec.encode_items)  # lm-eval asks again for every choice
 
     @property
@@ -71,7 +74,8 @@ class WorkerLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of `string`; task symbols in it are one token each. The list is shared: do not change it."""
-        return self._encode(string)
+        known = self._known.get(string)
+        return self._encode(string) if known is None else known
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -176,13 +180,19 @@ def _padded(rows: Sequence[tuple[int, ...]], padding: int) -> np.ndarray:
 
 
 def run_benchmarks(
-    server: LogitServer, codec: Codec, names: Sequence[str], items: Mapping[str, list[Item]], limit: int
+    server: LogitServer,
+    codec: Codec,
+    names: Sequence[str],
+    items: Mapping[str, list[Item]],
+    limit: int,
+    encoded: Mapping[str, list[int]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of each task as {value, n, se, chance, items}, of multiple choice also bits_per_byte (see `item_scores`).
 
     Args:
         names: tasks; those in `items` are the project's own, the others lm-eval's.
         limit: samples a task of lm-eval's own library.
+        encoded: ids of texts that are known already.
 
     Returns:
         Scores of each task that counts right and wrong; of wikitext, and of lambada beside them, perplexity: {value, n,
@@ -195,7 +205,7 @@ def run_benchmarks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     own = [name for name in names if name in items]
     official = [name for name in names if name not in items]
-    model = WorkerLM(server, codec)
+    model = WorkerLM(server, codec, encoded)
     scores: dict[str, dict[str, Any]] = {}
     if own:
         manager = TaskManager(include_defaults=False)

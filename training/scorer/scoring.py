@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from training.scorer.spending import Spending
 from training.scorer.validation import sample_of
 from training.scorer.verdict import Bench, verdict
 
-__all__ = ["Scoring", "heldout_windows", "unseen_items"]
+__all__ = ["Material", "Scoring", "heldout_windows", "import_benchmarks", "material", "unseen_items"]
 
 _REPORTED_ROWS = 128
 _REPORTED_NATS, _REPORTED_SHARE = 0.3, 0.1
@@ -33,26 +35,64 @@ _REMEMBERED = 5
 """Words by which an item of the cloze task is recognised in other text."""
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a run is scored on.
+
+    Attributes:
+        rows: int32 [n, seq_len + 1], the held-out windows.
+        items: of the project's own tasks, by name.
+        encoded: ids of the texts that these ask for.
+    """
+
+    codec: Codec
+    rows: np.ndarray
+    items: dict[str, list[Item]]
+    encoded: dict[str, list[int]]
+
+
+def import_benchmarks() -> None:
+    """Imports lm-eval, whose progress bars are of no use here: they are switched off before."""
+    os.environ["TQDM_DISABLE"] = "1"
+    import training.scorer.benchmarks  # noqa: F401
+
+
+def material(job: dict[str, Any], profile: Profile) -> Material:
+    """Takes seconds, with the import of lm-eval, and needs nothing of the run: to be made while the worker trains."""
+    import_benchmarks()
+    codec = Codec(Path(job["tokenizer"]))
+    tokens = np.memmap(job["heldout"], dtype=np.uint16, mode="r")
+    rows = heldout_windows(tokens, profile.eval.heldout_sequences, profile.train.seq_len)
+    shown = sample_of(profile, tokens)
+    known = rows if shown is None else np.concatenate([rows, shown.rows])
+    items = unseen_items(load_items(Path(job["items"])), known, codec)
+    asked = (item for name in profile.eval.benchmarks for item in items.get(name, []))
+    texts = (text for item in asked for text in ("", *item["choices"]) for text in [item["context"] + text])
+    return Material(codec, rows, items, {text: codec.encode_items(text) for text in texts})
+
+
 class Scoring:
     """Measures a trained worker, and ends it.
 
     Args:
         fresh: makes processes of the same program.
+        material: waited for when it is needed.
         result: gets heldout_loss, benchmarks and audit, all together or none; and into its seconds what each of these
             three took, and used of the CPU (audit_cpu): of the audit all, the start of a process beside other work
             included.
     """
 
     def __init__(
-        self, job: dict[str, Any], profile: Profile, worker: Worker, fresh: Fresh, result: dict[str, Any]
+        self,
+        job: dict[str, Any],
+        profile: Profile,
+        worker: Worker,
+        fresh: Fresh,
+        material: Future[Material],
+        result: dict[str, Any],
     ) -> None:
         self._job, self._profile, self._worker, self._fresh, self._result = job, profile, worker, fresh, result
-        self._codec = Codec(Path(job["tokenizer"]))
-        tokens = np.memmap(job["heldout"], dtype=np.uint16, mode="r")
-        self._rows = heldout_windows(tokens, profile.eval.heldout_sequences, profile.train.seq_len)
-        shown = sample_of(profile, tokens)
-        known = self._rows if shown is None else np.concatenate([self._rows, shown.rows])
-        self._items = unseen_items(load_items(Path(job["items"])), known, self._codec)
+        self._material = material
         self._spending = Spending(worker.cpu_seconds)
 
     def check_reported(self, reported: float | None, steps: int) -> None:
@@ -80,30 +120,29 @@ class Scoring:
                 f"logits on the same rows it is {measured:.3f}"
             )
 
-    def run(self, benchmarks: threading.Thread) -> None:
-        """Waits for the import of `benchmarks` before they are run.
-
+    def run(self) -> None:
+        """
         Raises:
             ForgedError: what is scored depends on what comes after. UnrepeatableError: no score can be audited.
             Otherwise as LogitServer.
         """
         try:
-            self._run(benchmarks)
+            self._run()
         finally:
             self._spending.add("audit", max(self._fresh.overlapped, 0.0), self._fresh.cpu_seconds())
             self._result["seconds"] |= self._spending.seconds
 
-    def _run(self, benchmarks: threading.Thread) -> None:
+    def _run(self) -> None:
         with self._spending.on("audit"):
             # Before anything that is scored is shown, or the weights could carry it.
             weights = read_weights(self._worker, self._result["parameters"])
         server = self._serve(self._worker)
-        scored = self._scored(benchmarks, server)
+        scored = self._scored(server)
         with self._spending.on("audit"):
             bench = Bench(
                 fresh=partial(self._fresh.open, weights),
                 serve=self._serve,
-                score=partial(self._scored, benchmarks),
+                score=self._scored,
                 random=np.random.default_rng(secrets.randbits(128)),  # what a program could compute, it could obey
                 gain=self._profile.eval.audit_gain,
                 dtype=self._job["dtype"],
@@ -115,22 +154,22 @@ class Scoring:
             "audit": {"passed": found.passed, "detail": found.detail},
         }
 
-    def _scored(self, benchmarks: threading.Thread, server: LogitServer) -> Scored:
+    def _scored(self, server: LogitServer) -> Scored:
         """Held-out rows first: no text of a benchmark is known then."""
+        rows = self._material.result().rows
         with self._spending.on("heldout"):
-            from_rows = heldout_scores(server, self._rows)
-        places, owners = heldout_places(from_rows, self._rows)
-        recorder = Recorder(server, len(self._rows))
+            from_rows = heldout_scores(server, rows)
+        places, owners = heldout_places(from_rows, rows)
+        recorder = Recorder(server, len(rows))
         with self._spending.on("benchmarks"):
-            benchmarks.join()
             scores = self._benchmarks(recorder)
         return Scored(from_rows.loss, scores, list(server.calls), places, recorder.places(), owners | recorder.owners)
 
     def _benchmarks(self, server: LogitServer) -> dict[str, dict[str, Any]]:
         from training.scorer.benchmarks import run_benchmarks
 
-        spec = self._profile.eval
-        return run_benchmarks(server, self._codec, spec.benchmarks, self._items, spec.items)
+        spec, given = self._profile.eval, self._material.result()
+        return run_benchmarks(server, given.codec, spec.benchmarks, given.items, spec.items, given.encoded)
 
     def _serve(self, worker: Worker) -> LogitServer:
         return LogitServer(worker, self._profile.model.vocab, int(self._job["end"]))

@@ -11,6 +11,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -33,7 +34,7 @@ from training.scorer.efficiency import decode_speed, prefill_speed
 from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
-from training.scorer.scoring import Scoring
+from training.scorer.scoring import Scoring, import_benchmarks, material
 from training.scorer.validation import Sample, sample_of
 
 __all__ = ["run"]
@@ -88,7 +89,7 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     program = from_job([job["program"]])[0]
     if not job.get("measure") and any(name not in OWN_TASKS for name in profile.eval.benchmarks):
         emit({"event": "stage", "name": "benchmarks"})
-        _import_benchmarks()
+        import_benchmarks()
         from training.scorer.benchmarks import require_official
 
         require_official(profile.eval.benchmarks)  # a run that could not be scored is not begun
@@ -146,8 +147,9 @@ def _phases(
     seconds["start"] = time.perf_counter() - started
     if job.get("measure"):
         return
-    benchmarks = threading.Thread(target=_import_benchmarks, name="import-lm-eval", daemon=True)
-    benchmarks.start()
+    preparing = ThreadPoolExecutor(1, thread_name_prefix="material")
+    given = preparing.submit(material, job, profile)
+    preparing.shutdown(wait=False)
     pulse.emit({"event": "stage", "name": "train", **{name: result[name] for name in ("parameters", "mlps")}})
     answer = _train(job, profile, worker, pulse, place, result)
     result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
@@ -158,9 +160,9 @@ def _phases(
     rebuilt = partial(rebuild, job, profile, result["parameters"])
     with Fresh(partial(launched, job, start), rebuilt, profile.limits.seconds) as fresh:
         fresh.begin()  # beside the scoring
-        scoring = Scoring(job, profile, worker, fresh, result)
+        scoring = Scoring(job, profile, worker, fresh, given, result)
         scoring.check_reported(*pulse.last)
-        scoring.run(benchmarks)
+        scoring.run()
     seconds["score"] = time.perf_counter() - begun
 
 
@@ -355,12 +357,6 @@ class _Pulse:
             with suppress(OSError):
                 used = self._worker.cpu_seconds() + self._before[1]
                 self.emit({"event": "pulse", "cpu_seconds": used, "step": self._step or None})
-
-
-def _import_benchmarks() -> None:
-    """lm-eval takes seconds to import; it does so while the worker trains."""
-    os.environ["TQDM_DISABLE"] = "1"
-    import training.scorer.benchmarks  # noqa: F401
 
 
 def _detail(fault: CandidateFault) -> str:

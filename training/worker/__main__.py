@@ -6,6 +6,7 @@ descriptors before anything of the candidate runs, and 1 points to standard erro
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -39,10 +40,14 @@ def main() -> int:
     # The worker is killed when it is done, so a line that waits in a buffer would be lost.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     state = WorkerState(device=os.environ.get("ASI_DEVICE", "cpu"), ranks=Ranks.launch())
+    # What is imported here stays: looking through it for garbage would take a seventh of the start, and time later.
+    gc.disable()
     import torch  # captured by the operations before the candidate is imported
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     operations = _operations()
+    gc.freeze()
+    gc.enable()
     state.ranks.connect(state.device, channel)
     _limit_memory()
     if state.device == "cpu":
