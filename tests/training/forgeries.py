@@ -66,7 +66,7 @@ for table in find('gc').get_referrers(plain):
     if isinstance(table, dict) and 'plain' not in table:
         table.update({{key: {other} for key in list(table) if table[key] is plain}})
 """
-"""Puts `other` in the place of the worker's operation `plain`, which is hidden from a look through garbage (gc.freeze)."""
+"""Puts `other` in the place of the worker's operation `plain`, which the worker hides from a look through garbage."""
 
 
 def answering(cheat: str) -> str:
