@@ -185,6 +185,7 @@ def speed(options: Options) -> dict[str, Any]:
     profile = _profile(options)
     with _stream(options, profile) as stream:
         runs = [_trained(options, profile, "delta_net", stream) for _ in range(options.repeats)]
+        compiled = [_trained(options, profile, "delta_net", stream, compiled=True)] if options.device == "cuda" else []
     rate = statistics.median(run["tokens_per_second"] for run in runs)
     checked = ((options.found.get("check") or {}).get("value") or {}).get("delta_net", {})
     flops = training_flops(profile, runs[0], checked.get("flops_per_token"))
@@ -194,6 +195,7 @@ def speed(options: Options) -> dict[str, Any]:
         "training_flops_per_token": flops,
         "mfu": mfu(rate, flops, gpu_name() if options.device == "cuda" else None),
         "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
+        "compiled": compiled,
     }
     if options.device == "cuda" and value["mfu"] is None:
         why = "FLOPs were not counted (part check)" if flops is None else f"the peak of {gpu_name()} is not known"
@@ -291,7 +293,13 @@ def _job(options: Options, profile: Profile, name: str, stream: Path, budget: in
 
 
 def _trained(
-    options: Options, profile: Profile, name: str, stream: Path, budget: int | None = None, world: int = 1
+    options: Options,
+    profile: Profile,
+    name: str,
+    stream: Path,
+    budget: int | None = None,
+    world: int = 1,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """{parameters, mlps, losses of the reports, tokens_per_second, peak_memory_mb, seconds} of one worker in its
     sandbox; the speed is the host's, from the first report after a quarter of the steps on, so that compiling does not
@@ -314,7 +322,7 @@ def _trained(
         worker.call("train.prepare", {"seed": 0, "dtype": options.dtype})
         worker.load()
         call = {key: job[key] for key in ("model", "mixers", "budget")}
-        sizes, _ = worker.call("train.build", {**call, "init": "program"})
+        sizes, _ = worker.call("train.build", {**call, "init": "program", "compile": compiled})
         if "refused" in sizes:
             raise FailedError(f"{name} cannot be built: {sizes['refused']}")
         answer, _ = worker.call("train.run", {key: job[key] for key in ("stream", "type", "train")}, on_event=heard)

@@ -206,6 +206,9 @@ class Training(Section):
     deterministic: bool = Field(
         False, description="end a run at an operation that has no deterministic form on its device"
     )
+    compile: bool = Field(
+        False, description="on a GPU, train with torch.compile around the mixers: norms and feed-forward layers"
+    )
     init: Literal["program", "fla"] = Field(
         "program", description="keep the program's own initialisation, or reset it to N(0, 0.02)"
     )

@@ -139,8 +139,14 @@ class Launcher:
         }
         return sha256_text(json.dumps(facts, sort_keys=True))
 
+    @property
+    def compiles(self) -> bool:
+        """Whether what surrounds the mixers is compiled."""
+        return self.settings.training.compile and self.device == "cuda"
+
     def _facts(self, corpus: Corpus) -> dict[str, str]:
         return {
+            **({"compile": "around the mixers"} if self.compiles else {}),
             "corpus": corpus.sha256,
             "tokenizer": corpus.tokenizer_sha256,
             "trainer": source_hash(TRAINER_SOURCES),
@@ -297,6 +303,7 @@ class Launcher:
             "dtype": dtype or self.dtype,
             "processes": self.settings.training.processes,
             "deterministic": self.settings.training.deterministic,
+            "compile": self.compiles,
             "sandbox": {
                 "backend": self.settings.sandbox.backend,
                 "image": self.settings.sandbox.image,

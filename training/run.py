@@ -292,6 +292,8 @@ class Run:
         }
         hardware = dict(answer.get("hardware", {}))
         hardware["deterministic"] = launcher.settings.training.deterministic
+        if launcher.compiles:
+            hardware["compile"] = True
         if launcher.settings.training.processes > 1:
             hardware["processes"] = launcher.settings.training.processes
         if profile.train.micro_batch != launcher.profile.train.micro_batch:

@@ -367,3 +367,28 @@ def test_schedules(profile: Profile) -> None:
     assert stable[9:80] == [1.0] * 71 and cosine[54] == pytest.approx(0.55, abs=0.01)
     published = {**base, "schedule": "wsd", "decay": 0, "final_lr": 1.0}
     assert learning_rate(100, published) == 1.0
+
+
+def test_what_surrounds_the_mixers_can_be_compiled_and_computes_the_same(profile: Profile) -> None:
+    traced: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        traced.append(len(inputs))
+        return graph.forward
+
+    tokens, found = torch.randint(0, 512, (2, 16)), []
+    for fused in (False, True):
+        state, _ = make(profile)
+        model: LanguageModel = state.instances["model"]
+        names = [name for name, _ in model.named_parameters()]
+        if fused:
+            model.fuse(backend)
+        assert [name for name, _ in model.named_parameters()] == names
+        scored = model.eval()(tokens).detach()
+        assert not traced, "scoring stays as it is"
+        loss = torch.nn.functional.cross_entropy(model.train()(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()
+        found.append((scored, loss.detach(), *(parameter.grad for parameter in model.parameters())))
+    assert traced, "nothing was compiled"
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, compiled)

@@ -51,6 +51,7 @@ def build(job: dict[str, Any], profile: Profile, worker: Worker) -> dict[str, An
             "mixers": [model.mixer_arguments(layer) for layer in range(model.layers)],
             "budget": job["budget"],
             "init": job["init"],
+            "compile": bool(job.get("compile")),
         },
     )
     return built

@@ -63,6 +63,13 @@ class Block(nn.Module):
         self.mixer = mixer
         self.mlp_norm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, inner)
+        self._fused: Callable[[Tensor], Tensor] | None = None
+
+    def fuse(self, backend: str | Callable[..., Any]) -> None:
+        self._fused = torch.compile(self._feed, backend=backend)
+
+    def _feed(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
         """(x_BTD, the mixer's auxiliary value: a scalar, or None)."""
@@ -70,7 +77,8 @@ class Block(nn.Module):
         several = isinstance(mixed, tuple | list)
         x_BTD = x_BTD + (mixed[0] if several else mixed)
         auxiliary = mixed[1] if several and len(mixed) > 1 else None
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), auxiliary if isinstance(auxiliary, Tensor) else None
+        feed = self._fused if self._fused is not None and self.training else self._feed
+        return feed(x_BTD), auxiliary if isinstance(auxiliary, Tensor) else None
 
 
 class LanguageModel(nn.Module):
@@ -91,6 +99,14 @@ class LanguageModel(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
         self.recompute = False
+
+    def fuse(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Lets torch.compile fuse the second half of each block, from its norm to the sum, in training mode: scoring
+        asks in many shapes, each of which would be compiled. Mixers stay as they are: their code is nobody's to
+        trace."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.fuse(backend)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         return self.states(tokens_BT)[0]

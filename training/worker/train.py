@@ -54,7 +54,8 @@ def prepare(
 def build(
     state: WorkerState, meta: dict[str, Any], arrays: list[np.ndarray], emit: Emit
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Builds the language model around the loaded program. meta: {model, mixers, budget, init}; returns its sizes.
+    """Builds the language model around the loaded program. meta: {model, mixers, budget, init, compile}; returns its
+    sizes.
 
     An over-budget program is no exception: the answer is {refused: why}.
     """
@@ -69,6 +70,8 @@ def build(
         )
     except OverBudgetError as error:
         return {"refused": str(error)}, []
+    if meta.get("compile"):
+        model.fuse()
     state.instances["model"] = model
     return dict(sizes), []
 
