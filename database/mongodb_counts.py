@@ -12,7 +12,7 @@ from typing import Any
 
 from pymongo.database import Database
 
-from database.mongodb_documents import BY_NAME, ELEMENTS, STATE
+from database.mongodb_documents import BY_NAME, ELEMENTS, OURS, STATE
 from database.mongodb_draft import Totals
 
 __all__ = ["EVENTS", "USAGE", "counted", "recount", "wrong_children"]
@@ -32,7 +32,7 @@ def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> T
     named: dict[str, Any] = {"records": {"$sum": 1}, "bytes": {"$sum": "$asi.bytes"}, "explored": {"$sum": explored}}
     together = {name: {"$sum": f"${name}"} for name in named}
     stages: list[dict[str, Any]] = [
-        {"$match": {"asi.bytes": {"$gte": 0}}},
+        {"$match": OURS},
         {"$group": {"_id": "$name"} | named},
         {"$group": {"_id": None, "names": {"$sum": 1}} | together},
     ]
@@ -60,10 +60,10 @@ def _newest_id(database: Database[dict[str, Any]], collection: str) -> int:
 def _child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
     """Number of children of every index that has any, counted."""
     stages: list[dict[str, Any]] = [
-        {"$match": {"parent": {"$gt": 0}}},
+        {"$match": OURS | {"parent": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
     ]
-    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages)}
+    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, hint=BY_NAME)}
 
 
 def _kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:

@@ -19,7 +19,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from database.mongodb_documents import ELEMENTS, STATE
+from database.mongodb_documents import ELEMENTS, OURS, STATE
 
 __all__ = ["ANSWERS", "GATHERED", "Draft", "SendError", "Totals", "change_children"]
 
@@ -199,7 +199,7 @@ class Draft:
         elements = self._database[ELEMENTS]
         if documents:
             names = {document["name"] for document in documents}
-            known = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+            known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
             self.add_totals(names=len(names.difference(known)))
             try:
                 elements.insert_many(documents, session=self._session)

@@ -21,6 +21,7 @@ from database.mongodb_counts import counted, wrong_children
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
+    OURS,
     SMALL,
     STATE,
     WHOLE,
@@ -181,7 +182,7 @@ class MongoSession(MongoPages, MongoVectors):
 
     def strongest_children(self, parent: int, limit: int) -> list[int]:
         shown = {"_id": 0, "index": 1, "asi.children": 1}
-        found = self._elements.find({"parent": parent}, shown, session=self._session)
+        found = self._elements.find({"parent": parent, "index": {"$gt": 0}}, shown, session=self._session)
         order = [("asi.children", -1), ("index", 1)]
         return [document["index"] for document in found.sort(order).limit(limit)]
 
@@ -208,7 +209,8 @@ class MongoSession(MongoPages, MongoVectors):
         shown = {"_id": 0, "index": 1}
         known = self._elements.find({"index": {"$in": parents}}, shown, session=self._session)
         lost = set(parents) - {document["index"] for document in known}
-        found = self._elements.find({"parent": {"$in": list(lost)}}, shown | {"parent": 1}, session=self._session)
+        wanted = {"parent": {"$in": list(lost)}, "index": {"$gt": 0}}
+        found = self._elements.find(wanted, shown | {"parent": 1}, session=self._session)
         return sorted(document["index"] for document in found)
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
@@ -234,7 +236,7 @@ class MongoSession(MongoPages, MongoVectors):
         elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
         change_children(self._database, _fewer(gone), self._session)
         names = {str(document.get("name") or "") for document in gone}
-        left = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+        left = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
         self.draft.add_totals(
             records=-len(gone),
             bytes=-sum(document["asi"]["bytes"] for document in gone),

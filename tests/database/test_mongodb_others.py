@@ -1,0 +1,68 @@
+"""MongoDB beside other programs and holders: their documents, their numbers, a lease that was lost, slow answers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import pymongo
+import pytest
+
+from common.errors import StoreError
+from database import repair, tree
+from database.errors import NotFoundError
+from database.invariants import broken
+from database.store import Session, Where
+from tests.database.db_service import mongodb_server
+from tests.database.test_mongodb_writes import entry_of, insert_below, opened, together
+
+pytestmark = pytest.mark.services
+Database = pymongo.database.Database[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with mongodb_server() as url:
+        yield url
+
+
+@pytest.fixture
+def place(server: str) -> Iterator[tuple[str, Database]]:
+    """A fresh database: (its URL, the database as another program sees it)."""
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
+    name = f"test_{uuid.uuid4().hex}"
+    yield f"{server}/{name}", client[name]
+    client.close()
+
+
+@pytest.mark.parametrize("transactions", [True, False], ids=["transactions", "stand-alone"])
+def test_a_document_of_another_program_counts_for_nothing(place: tuple[str, Database], transactions: bool) -> None:
+    url, database = place
+    store = opened(url, transactions)
+    for parent in (None, None, 1):
+        store.write(partial(insert_below, parent))
+    # No element: it has no index. It looks like one otherwise, a lost one.
+    database["data_elements"].insert_one({"name": "y", "parent": 1, "note": "of another program"})
+    store.write(lambda session: session.insert(entry_of("y")))
+    store.write(lambda session: repair.remove(session, [4]))
+    assert broken(store, 50) == []
+    context = store.read(lambda session: tree.context(session, 1))
+    assert [element.index for element in context.strongest_siblings] == [3]
+    database["data_elements"].update_one({"note": {"$exists": True}}, {"$set": {"parent": 77}})
+    assert store.read(lambda session: session.orphans()) == []
+    store.close()
+    store = opened(url, transactions)
+    database["data_elements"].update_one({"note": {"$exists": True}}, {"$unset": {"parent": ""}})
+    for where in (Where(roots=True), Where(unscored=True), Where(published=True)):
+        page = store.read(lambda session, where=where: session.facts(where, limit=2))  # type: ignore[misc]
+        assert [facts.index for facts in page] == [1, 2], "a page that is not full is the last one"
+    assert store.read(lambda session: session.count(Where(unscored=True))) == 3
+    assert broken(store, 50) == []
+    store.close()
