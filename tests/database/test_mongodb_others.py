@@ -66,3 +66,21 @@ def test_a_document_of_another_program_counts_for_nothing(place: tuple[str, Data
     assert store.read(lambda session: session.count(Where(unscored=True))) == 3
     assert broken(store, 50) == []
     store.close()
+
+
+def test_a_number_that_another_program_takes_is_told_without_the_element(place: tuple[str, Database]) -> None:
+    url, database = place
+    store = opened(url, False)
+
+    def insert(session: Session) -> int:
+        index = session.insert(entry_of("secret"))
+        database["data_elements"].insert_one({"index": index})
+        return index
+
+    with pytest.raises(StoreError, match="duplicate key") as told:
+        store.write(insert)
+    assert "secret" not in str(told.value)
+    database["data_elements"].delete_many({"asi": {"$exists": False}})
+    assert store.write(partial(insert_below, None)) == 1
+    assert broken(store, 50) == []
+    store.close()
