@@ -183,6 +183,7 @@ class Draft:
         now = self._gathered
         if not (now.documents or now.rows or now.answers or now.state or now.children):
             return
+        gatherings = self._gatherings
         try:
             self._send_elements(list(now.documents.values()), now.children)
             for collection, rows in now.rows.items():
@@ -194,6 +195,8 @@ class Draft:
             raise SendError(str(error)) from error
         self._gathered = _Gathered()
         self._sendings += 1
+        # That names were counted is not the doing of the write that happened to send them.
+        self._gatherings = gatherings
 
     def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
         elements = self._database[ELEMENTS]

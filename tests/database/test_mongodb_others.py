@@ -84,3 +84,23 @@ def test_a_number_that_another_program_takes_is_told_without_the_element(place: 
     assert store.write(partial(insert_below, None)) == 1
     assert broken(store, 50) == []
     store.close()
+
+
+def test_a_write_that_is_refused_and_changed_nothing_has_nothing_mended(place: tuple[str, Database]) -> None:
+    store = opened(place[0], False)
+    store.write(partial(insert_below, None))
+
+    def absent(session: Session) -> None:
+        # It looks where new elements are, which sends those of the writes before.
+        assert session.evidence(99) is None
+        raise NotFoundError("there is no element 99")
+
+    before = store.read(lambda session: session.vector_state().epoch)
+    futures = together(store, [partial(insert_below, 1), absent, partial(insert_below, 2)])
+    assert [futures[0].result(30), futures[2].result(30)] == [2, 3]
+    assert isinstance(futures[1].exception(30), NotFoundError)
+    store.write(lambda session: session.put_state("x", 1))
+    # Mending makes whoever holds the vectors look again.
+    assert store.read(lambda session: session.vector_state().epoch) == before
+    assert broken(store, 50) == []
+    store.close()
