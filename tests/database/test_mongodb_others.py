@@ -104,3 +104,21 @@ def test_a_write_that_is_refused_and_changed_nothing_has_nothing_mended(place: t
     assert store.read(lambda session: session.vector_state().epoch) == before
     assert broken(store, 50) == []
     store.close()
+
+
+def test_the_next_holder_mends_what_one_wrote_that_had_lost_its_lease(place: tuple[str, Database]) -> None:
+    url, database = place
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+
+    def stalled(session: Session) -> None:
+        session.insert(entry_of("y", 1))
+        # It stands still, and another one gets the lease, writes, and gives it back.
+        database["asi_state"].update_one({"_id": "lease"}, {"$set": {"owner": "another", "until": 0.0}})
+
+    store.write(stalled)
+    # The counts are those of one of the two, who did not know of the other's write.
+    database["data_elements"].delete_one({"index": 1})
+    store.write(lambda session: session.put_state("x", 1))
+    assert broken(store, 50) == []
+    store.close()
