@@ -16,6 +16,9 @@ from database.store import StoreBusyError, StoreFullError, without_secrets
 
 __all__ = ["connect", "translated"]
 
+ANSWER_SECONDS = 25.0
+"""How long the server is waited for, unless patiently."""
+
 
 def connect(url: str, patient: bool = False) -> pymongo.MongoClient[dict[str, Any]]:
     """
@@ -30,7 +33,7 @@ def connect(url: str, patient: bool = False) -> pymongo.MongoClient[dict[str, An
             url,
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
-            socketTimeoutMS=None if patient else 25000,
+            socketTimeoutMS=None if patient else int(1000 * ANSWER_SECONDS),
             retryWrites=False,
         )
     except ValueError as error:

@@ -122,3 +122,48 @@ def test_the_next_holder_mends_what_one_wrote_that_had_lost_its_lease(place: tup
     store.write(lambda session: session.put_state("x", 1))
     assert broken(store, 50) == []
     store.close()
+
+
+@contextlib.contextmanager
+def slowed(server: str, seconds: float) -> Iterator[str]:
+    """The URL of a way to the server that holds back each answer to a counting of everything."""
+    host = urlsplit(server)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket, late: threading.Event, asks: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if asks and b"aggregate" in data:
+                    late.set()
+                elif not asks and late.is_set():
+                    late.clear()
+                    time.sleep(seconds)
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                behind = socket.create_connection((host.hostname or "", host.port or 0))
+                late = threading.Event()
+                for one in ((client, behind, late, True), (behind, client, late, False)):
+                    threading.Thread(target=pump, args=one, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"mongodb://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+
+
+def test_mending_waits_for_as_long_as_counting_takes(
+    server: str, place: tuple[str, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.mongodb_connection.ANSWER_SECONDS", 0.4)
+    _, database = place
+    with slowed(server, 0.8) as url:
+        store = opened(f"{url}/{database.name}?directConnection=true", False)
+        database["asi_state"].update_one({"_id": "lease"}, {"$set": {"broken": True}})
+        assert store.write(partial(insert_below, None)) == 1
+        store.close()
