@@ -17,7 +17,7 @@ from common.records import RunRecord
 from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.mongodb_counts import counted, wrong_children
+from database.mongodb_counts import disagreements
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
@@ -347,21 +347,7 @@ class MongoSession(MongoPages, MongoVectors):
         ]
         twice = self._elements.aggregate(stages, session=self._session)
         said = [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
-        if self.state("totals") is None:
-            # An earlier release kept no counts.
-            return said
-        # Somebody may write meanwhile: what changes while it is looked at is not broken.
-        if (kept := self.totals) != (there := counted(self._database, kept)) and self.totals == kept:
-            said.append(f"totals: {kept} are kept, {there} are there")
-        wrong = wrong_children(self._database)
-        wrong = (
-            {index: pair for index, pair in wrong_children(self._database).items() if index in wrong} if wrong else {}
-        )
-        said += [
-            f"children: {number} of element {index} are kept, {there} are there"
-            for index, (number, there) in sorted(wrong.items())[:20]
-        ]
-        return said
+        return said + disagreements(self._database)
 
 
 def _fewer(gone: Sequence[dict[str, Any]]) -> Counter[int]:

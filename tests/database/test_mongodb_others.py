@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pymongo
 import pytest
+from pymongo import monitoring
 
 from common.errors import StoreError
 from database import repair, tree
@@ -103,6 +104,35 @@ def test_a_write_that_is_refused_and_changed_nothing_has_nothing_mended(place: t
     # Mending makes whoever holds the vectors look again.
     assert store.read(lambda session: session.vector_state().epoch) == before
     assert broken(store, 50) == []
+    store.close()
+
+
+def test_a_check_in_the_middle_of_a_write_tells_nothing(place: tuple[str, Database]) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    class Halting(monitoring.CommandListener):
+        """Stops between an element and its event, which the counts follow."""
+
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            if event.command.get("insert") == "asi_events":
+                inside.set()
+                assert go.wait(30)
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    before = list(monitoring._LISTENERS.command_listeners)
+    monitoring.register(Halting())
+    try:
+        store = opened(place[0], False)
+    finally:
+        monitoring._LISTENERS.command_listeners[:] = before
+    writing = store.submit(partial(insert_below, None))
+    assert inside.wait(30)
+    threading.Timer(0.3, go.set).start()
+    assert store.read(lambda session: session.check()) == []
+    assert writing.result(30) == 1
     store.close()
 
 
