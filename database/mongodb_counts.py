@@ -72,7 +72,9 @@ def _child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
 
 def _kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
     """As `_child_counts`, as the documents of these elements say."""
-    found = database[ELEMENTS].find({"asi.children": {"$gt": 0}}, {"_id": 0, "index": 1, "asi.children": 1})
+    shown = {"_id": 0, "index": 1, "asi.children": 1}
+    # Below 0 are those of which two holders took the same child away.
+    found = [row for side in ("$gt", "$lt") for row in database[ELEMENTS].find({"asi.children": {side: 0}}, shown)]
     return {row["index"]: row["asi"]["children"] for row in found}
 
 

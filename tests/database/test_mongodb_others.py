@@ -136,6 +136,19 @@ def test_a_check_in_the_middle_of_a_write_tells_nothing(place: tuple[str, Databa
     store.close()
 
 
+def test_a_number_of_children_below_nothing_is_put_right(place: tuple[str, Database]) -> None:
+    url, database = place
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+    # As two holders leave it who took the same child away.
+    database["data_elements"].update_one({"index": 1}, {"$set": {"asi.children": -1}})
+    assert len(store.read(lambda session: session.check())) == 1
+    store.close()
+    store = opened(url, False)
+    assert store.read(lambda session: session.oldest_leaf()) == 1
+    store.close()
+
+
 def test_the_next_holder_mends_what_one_wrote_that_had_lost_its_lease(place: tuple[str, Database]) -> None:
     url, database = place
     store = opened(url, False)
