@@ -69,6 +69,13 @@ def test_a_document_of_another_program_counts_for_nothing(place: tuple[str, Data
     store.close()
 
 
+def test_two_documents_without_an_index_are_told(place: tuple[str, Database]) -> None:
+    url, database = place
+    database["data_elements"].insert_many([{"note": 1}, {"note": 2}])
+    with pytest.raises(StoreError, match="several documents have no index"):
+        opened(url, False)
+
+
 def test_a_number_that_another_program_takes_is_told_without_the_element(place: tuple[str, Database]) -> None:
     url, database = place
     store = opened(url, False)
