@@ -16,6 +16,9 @@ from database.store import StoreBusyError, StoreFullError, without_secrets
 
 __all__ = ["connect", "translated"]
 
+ANSWER_SECONDS = 25.0
+"""How long the server is waited for, unless patiently."""
+
 
 def connect(url: str, patient: bool = False) -> pymongo.MongoClient[dict[str, Any]]:
     """
@@ -30,7 +33,7 @@ def connect(url: str, patient: bool = False) -> pymongo.MongoClient[dict[str, An
             url,
             serverSelectionTimeoutMS=5000,
             connectTimeoutMS=5000,
-            socketTimeoutMS=None if patient else 25000,
+            socketTimeoutMS=None if patient else int(1000 * ANSWER_SECONDS),
             retryWrites=False,
         )
     except ValueError as error:
@@ -54,6 +57,7 @@ def translated(shown: str) -> Iterator[None]:
 
 
 def _translation(shown: str, error: BaseException) -> StoreError:
+    error = _plain(error)
     if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.ExecutionTimeout):
         return StoreBusyError(
             f"the MongoDB server of {shown} does not answer: {str(error)[:300]}",
@@ -70,3 +74,12 @@ def _translation(shown: str, error: BaseException) -> StoreError:
         fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
         return StoreError(f"{shown}: {error}", fix)
     return StoreError(f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE")
+
+
+def _plain(error: BaseException) -> BaseException:
+    """What a request of several writes failed for. The driver's own error shows the whole document."""
+    if not isinstance(error, mongo_errors.BulkWriteError):
+        return error
+    said = [*(error.details.get("writeErrors") or []), *(error.details.get("writeConcernErrors") or [])]
+    first = said[0] if said else {}
+    return mongo_errors.OperationFailure(str(first.get("errmsg") or "a write was refused")[:300], first.get("code"))

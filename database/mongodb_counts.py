@@ -7,19 +7,23 @@ server without transactions. Counting reads indexes only, no documents.
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from typing import Any
 
 from pymongo.database import Database
 
-from database.mongodb_documents import BY_NAME, ELEMENTS, STATE
+from database.mongodb_documents import BY_NAME, ELEMENTS, OURS, STATE
 from database.mongodb_draft import Totals
 
-__all__ = ["EVENTS", "USAGE", "counted", "recount", "wrong_children"]
+__all__ = ["EVENTS", "USAGE", "counted", "disagreements", "recount"]
 
 EVENTS = "asi_events"
 USAGE = "asi_usage"
 _CHUNK = 1000
+_LOOKS = 5
+_LOOK_SECONDS = 0.2
+_SHOWN = 20
 
 
 def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> Totals:
@@ -32,7 +36,7 @@ def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> T
     named: dict[str, Any] = {"records": {"$sum": 1}, "bytes": {"$sum": "$asi.bytes"}, "explored": {"$sum": explored}}
     together = {name: {"$sum": f"${name}"} for name in named}
     stages: list[dict[str, Any]] = [
-        {"$match": {"asi.bytes": {"$gte": 0}}},
+        {"$match": OURS},
         {"$group": {"_id": "$name"} | named},
         {"$group": {"_id": None, "names": {"$sum": 1}} | together},
     ]
@@ -60,19 +64,53 @@ def _newest_id(database: Database[dict[str, Any]], collection: str) -> int:
 def _child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
     """Number of children of every index that has any, counted."""
     stages: list[dict[str, Any]] = [
-        {"$match": {"parent": {"$gt": 0}}},
+        {"$match": OURS | {"parent": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
     ]
-    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages)}
+    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, hint=BY_NAME)}
 
 
 def _kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
     """As `_child_counts`, as the documents of these elements say."""
-    found = database[ELEMENTS].find({"asi.children": {"$gt": 0}}, {"_id": 0, "index": 1, "asi.children": 1})
+    shown = {"_id": 0, "index": 1, "asi.children": 1}
+    # Below 0 are those of which two holders took the same child away.
+    found = [row for side in ("$gt", "$lt") for row in database[ELEMENTS].find({"asi.children": {side: 0}}, shown)]
     return {row["index"]: row["asi"]["children"] for row in found}
 
 
-def wrong_children(database: Database[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+def disagreements(database: Database[dict[str, Any]]) -> list[str]:
+    """A line for each kept count that is not what the documents say. Without transactions a write changes one after the
+    other: what differs while somebody writes is told only when it does so each time that it is looked at."""
+    lines: list[str] | None = None
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_LOOK_SECONDS)
+        before = _lease(database)
+        found = _differences(database)
+        if not found or (before["until"] == 0.0 and _lease(database) == before):
+            return found
+        lines = found if lines is None else [line for line in lines if line in found]
+    return lines or []
+
+
+def _lease(database: Database[dict[str, Any]]) -> dict[str, Any]:
+    """It has another owner at each write, and no end (0) while nobody writes."""
+    return database[STATE].find_one({"_id": "lease"}) or {"until": 0.0}
+
+
+def _differences(database: Database[dict[str, Any]]) -> list[str]:
+    found = database[STATE].find_one({"_id": "totals"})
+    if found is None:
+        # An earlier release kept no counts.
+        return []
+    kept = Totals(**json.loads(found["value"]))
+    there = counted(database, kept)
+    said = [] if there == kept else [f"totals: {kept} are kept, {there} are there"]
+    wrong = sorted(_wrong_children(database).items())[:_SHOWN]
+    return said + [f"children: {told} of element {index} are kept, {right} are there" for index, (told, right) in wrong]
+
+
+def _wrong_children(database: Database[dict[str, Any]]) -> dict[int, tuple[int, int]]:
     """(kept, counted) number of children of every index for which they differ."""
     right, kept = _child_counts(database), _kept_children(database)
     pairs = {index: (kept.get(index, 0), right.get(index, 0)) for index in right.keys() | kept.keys()}
@@ -96,7 +134,7 @@ def recount(database: Database[dict[str, Any]]) -> list[str]:
         if kept is not None:
             said.append(f"the last index given is {newest['index']} now, it was {last}")
     wrong: dict[int, list[int]] = defaultdict(list)
-    for index, (_, number) in wrong_children(database).items():
+    for index, (_, number) in _wrong_children(database).items():
         wrong[number].append(index)
     changed = 0
     for number, indices in wrong.items():

@@ -8,9 +8,10 @@ what follows from documents (the next index, the counts) is read from them after
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -77,6 +78,7 @@ class MongoStore:
         self._lock_timeout = lock_timeout
         self._read_only = read_only
         self._known = Known()
+        self._url = url
         with translated(without_secrets(url)):
             self._client = connect(url)
             database = self._client.get_default_database(_DEFAULT_DATABASE)
@@ -90,8 +92,8 @@ class MongoStore:
             self._writer = self._client.start_session() if able and transactions else None
             self._lease = Lease(self._database, self._shown, self._writer)
             if not read_only:
-                with connect(url, patient=True) as patient:
-                    self._prepare(patient[database.name].with_options(write_concern=self._database.write_concern))
+                with self._patient() as patient:
+                    self._prepare(patient)
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
@@ -231,8 +233,15 @@ class MongoStore:
     def _mend(self, hold: Hold) -> None:
         """Puts right what a write that was cut off left behind; in a transaction nothing is."""
         if hold.broken and self._writer is None:
-            self._say(mend(self._database))
+            with self._patient() as patient:
+                self._say(mend(patient))
         hold.broken = False
+
+    @contextlib.contextmanager
+    def _patient(self) -> Iterator[Database[dict[str, Any]]]:
+        """The database, for what may take as long as it takes: indexes are built, everything is counted."""
+        with connect(self._url, patient=True) as client:
+            yield client[self._database.name].with_options(write_concern=self._database.write_concern)
 
     def _say(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -15,6 +15,7 @@ __all__ = [
     "ELEMENTS",
     "INDEXES",
     "ORDERS",
+    "OURS",
     "SMALL",
     "STATE",
     "WHOLE",
@@ -46,6 +47,8 @@ INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
     ("asi.program_sha256_1", [("asi.program_sha256", 1)], True),
 ]
 """Name, fields, and whether it leaves out what lacks the field; besides the unique ones of index and asi.key."""
+OURS: dict[str, Any] = {"asi.bytes": {"$gte": 0}}
+"""Which documents are elements, as the index by name tells: not those of another program."""
 ORDERS: dict[Order, list[tuple[str, int]]] = {
     "index": [("index", 1)],
     "newest": [("index", -1)],
@@ -144,9 +147,15 @@ def condition_of(where: Where, order: Order = "index") -> dict[str, Any]:
         condition["asi.baseline_key"] = where.baseline_key
     if where.index is not None:
         condition["index"] = where.index
-    elif where.after or not (condition or order in _BY_VALUE):
+    elif where.after or not (condition or order in _BY_VALUE) or _by_absence(where, order):
         condition["index"] = {"$gt": min(where.after, MAX_INDEX)}
     return condition
+
+
+def _by_absence(where: Where, order: Order) -> bool:
+    """Whether documents of another program, which lack all that is ours, would be found as well."""
+    absent = where.roots or where.unscored or where.published
+    return absent and where.before_revision is None and order not in _BY_VALUE
 
 
 def facts_of(document: dict[str, Any]) -> Facts:

@@ -19,7 +19,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from database.mongodb_documents import ELEMENTS, STATE
+from database.mongodb_documents import ELEMENTS, OURS, STATE
 
 __all__ = ["ANSWERS", "GATHERED", "Draft", "SendError", "Totals", "change_children"]
 
@@ -183,6 +183,7 @@ class Draft:
         now = self._gathered
         if not (now.documents or now.rows or now.answers or now.state or now.children):
             return
+        gatherings = self._gatherings
         try:
             self._send_elements(list(now.documents.values()), now.children)
             for collection, rows in now.rows.items():
@@ -194,12 +195,14 @@ class Draft:
             raise SendError(str(error)) from error
         self._gathered = _Gathered()
         self._sendings += 1
+        # That names were counted is not the doing of the write that happened to send them.
+        self._gatherings = gatherings
 
     def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
         elements = self._database[ELEMENTS]
         if documents:
             names = {document["name"] for document in documents}
-            known = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+            known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
             self.add_totals(names=len(names.difference(known)))
             try:
                 elements.insert_many(documents, session=self._session)

@@ -63,7 +63,9 @@ class Lease:
             StoreBusyError: another one held it for longer.
         """
         token = f"{self._owner}-{ObjectId()}"
-        hold = Hold(0.0, broken=self._acquire(token, wait))
+        before = self._acquire(token, wait)
+        marked = bool(before.get("broken"))
+        hold = Hold(0.0, broken=marked or bool(before["until"]))
         done = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(token, done), name="lease", daemon=True)
         keeper.start()
@@ -72,11 +74,18 @@ class Lease:
             yield hold
         finally:
             done.set()
-            released = {"until": 0.0, "broken": hold.broken}
-            self._unjournaled.update_one({"_id": "lease", "owner": token}, {"$set": released})
+            # A mark that came meanwhile, from one that had lost the lease, stays.
+            changed = {} if hold.broken == marked else {"broken": hold.broken}
+            self._give_back(token, changed | {"until": 0.0})
 
-    def _acquire(self, token: str, wait: float) -> bool:
-        """Waits for it; whether the holder before cut off a write."""
+    def _give_back(self, token: str, released: dict[str, Any]) -> None:
+        mine = self._unjournaled.update_one({"_id": "lease", "owner": token}, {"$set": released})
+        if not mine.matched_count:
+            # It ran out, and another one wrote meanwhile: what was written on both sides may not agree.
+            self._unjournaled.update_one({"_id": "lease"}, {"$set": {"broken": True}})
+
+    def _acquire(self, token: str, wait: float) -> dict[str, Any]:
+        """Waits for it; what its document said before."""
         leases = self._database[STATE]
         deadline = time.monotonic() + wait
         created = False
@@ -86,7 +95,7 @@ class Lease:
             before = leases.find_one_and_update({"_id": "lease", "until": {"$lt": now}}, {"$set": mine})
             if before is not None:
                 self._end_transaction_of(before)
-                return bool(before["until"]) or bool(before.get("broken"))
+                return before
             if not created:
                 # Nobody ever held it, or somebody holds it.
                 created = True

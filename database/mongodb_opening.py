@@ -22,7 +22,7 @@ def create_indexes(database: Database[dict[str, Any]], shown: str) -> None:
     """Creates those that are missing; an earlier release's, which no question uses, stay.
 
     Raises:
-        StoreError: two documents have one index.
+        StoreError: two documents have one index, or none.
     """
     elements = database[ELEMENTS]
     try:
@@ -32,6 +32,7 @@ def create_indexes(database: Database[dict[str, Any]], shown: str) -> None:
         if error.code != 11000:
             raise
         twice = ", ".join(MongoSession(database).check()[:10])
+        twice = twice or "several documents have no index, or one that is no number above 0, and only one may"
         raise StoreError(
             f"{shown}: {twice}", f"remove or renumber all but one of them in {ELEMENTS}, then start again"
         ) from error

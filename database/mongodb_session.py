@@ -17,10 +17,11 @@ from common.records import RunRecord
 from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.mongodb_counts import counted, wrong_children
+from database.mongodb_counts import disagreements
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
+    OURS,
     SMALL,
     STATE,
     WHOLE,
@@ -181,7 +182,7 @@ class MongoSession(MongoPages, MongoVectors):
 
     def strongest_children(self, parent: int, limit: int) -> list[int]:
         shown = {"_id": 0, "index": 1, "asi.children": 1}
-        found = self._elements.find({"parent": parent}, shown, session=self._session)
+        found = self._elements.find({"parent": parent, "index": {"$gt": 0}}, shown, session=self._session)
         order = [("asi.children", -1), ("index", 1)]
         return [document["index"] for document in found.sort(order).limit(limit)]
 
@@ -208,7 +209,8 @@ class MongoSession(MongoPages, MongoVectors):
         shown = {"_id": 0, "index": 1}
         known = self._elements.find({"index": {"$in": parents}}, shown, session=self._session)
         lost = set(parents) - {document["index"] for document in known}
-        found = self._elements.find({"parent": {"$in": list(lost)}}, shown | {"parent": 1}, session=self._session)
+        wanted = {"parent": {"$in": list(lost)}, "index": {"$gt": 0}}
+        found = self._elements.find(wanted, shown | {"parent": 1}, session=self._session)
         return sorted(document["index"] for document in found)
 
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
@@ -234,7 +236,7 @@ class MongoSession(MongoPages, MongoVectors):
         elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
         change_children(self._database, _fewer(gone), self._session)
         names = {str(document.get("name") or "") for document in gone}
-        left = elements.distinct("name", {"name": {"$in": sorted(names)}}, session=self._session)
+        left = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
         self.draft.add_totals(
             records=-len(gone),
             bytes=-sum(document["asi"]["bytes"] for document in gone),
@@ -345,21 +347,7 @@ class MongoSession(MongoPages, MongoVectors):
         ]
         twice = self._elements.aggregate(stages, session=self._session)
         said = [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
-        if self.state("totals") is None:
-            # An earlier release kept no counts.
-            return said
-        # Somebody may write meanwhile: what changes while it is looked at is not broken.
-        if (kept := self.totals) != (there := counted(self._database, kept)) and self.totals == kept:
-            said.append(f"totals: {kept} are kept, {there} are there")
-        wrong = wrong_children(self._database)
-        wrong = (
-            {index: pair for index, pair in wrong_children(self._database).items() if index in wrong} if wrong else {}
-        )
-        said += [
-            f"children: {number} of element {index} are kept, {there} are there"
-            for index, (number, there) in sorted(wrong.items())[:20]
-        ]
-        return said
+        return said + disagreements(self._database)
 
 
 def _fewer(gone: Sequence[dict[str, Any]]) -> Counter[int]:
