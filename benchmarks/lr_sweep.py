@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted: what runs is ended", file=sys.stderr, flush=True)
             return 130
         finally:  # after Ctrl-C or a fault some are left
-            cancel.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            cancel.set()
     _print_benchmarks(runs)
     return 0
 

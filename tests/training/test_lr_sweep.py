@@ -83,10 +83,12 @@ def test_a_sweep_that_ends_early_ends_what_runs_and_begins_nothing_more(
     two = threading.Barrier(2, timeout=30)
 
     def train(self: Trained, program: Program, *, seed: int, cancel: threading.Event | None = None, **_: Any) -> Any:
-        self.begun.append((program.name, self.profile.train.lr))
-        if two.wait() == 0 and ctrl_c:
+        rate = self.profile.train.lr
+        self.begun.append((program.name, rate))
+        first = rate <= 0.2 and two.wait() == 0
+        if first and ctrl_c:
             os.kill(os.getpid(), signal.SIGINT)
-        elif self.profile.train.lr == 0.1 and not ctrl_c:
+        elif rate == 0.1 and not ctrl_c:
             raise JobError("a fault of ours")
         assert cancel is not None and cancel.wait(30), "nobody ends it"
         raise JobError("was cancelled")
@@ -98,4 +100,5 @@ def test_a_sweep_that_ends_early_ends_what_runs_and_begins_nothing_more(
     else:
         with pytest.raises(JobError, match="a fault of ours"):
             lr_sweep.main(sweep)
-    assert sorted(rate for _, rate in begun) == [0.1, 0.2]
+    # One may take the place of the faulty run before the fault is seen.
+    assert {0.1, 0.2} <= {rate for _, rate in begun} <= {0.1, 0.2} | ({0.3} if not ctrl_c else set())
