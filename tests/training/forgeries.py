@@ -61,11 +61,12 @@ def program(before: str = "", leak: str = "pass", built: str = "pass") -> str:
     return BASE.format(before=before, leak=leak, built=built)
 
 
-REPLACE = """for table in find('gc').get_referrers(plain):
+REPLACE = """find('gc').unfreeze()
+for table in find('gc').get_referrers(plain):
     if isinstance(table, dict) and 'plain' not in table:
         table.update({{key: {other} for key in list(table) if table[key] is plain}})
 """
-"""Puts `other` in the place of the worker's operation `plain`."""
+"""Puts `other` in the place of the worker's operation `plain`, which the worker hides from a look through garbage."""
 
 
 def answering(cheat: str) -> str:
