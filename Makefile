@@ -16,9 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 run: setup
 	@$(PIPELINE)
 
-# Every run starts many processes, which would compile our own files anew where Python may not keep what it compiled.
+# Every run starts many processes, which would compile our own files anew where Python may not keep what it compiled. In
+# a checkout that may not be written to they do.
 setup: $(VENV)/ready
-	@$(BIN)/python -m compileall -q common database cognition_base pipeline training
+	@$(BIN)/python -m compileall -q common database cognition_base pipeline training >/dev/null 2>&1 || true
 
 $(VENV)/ready: requirements.txt requirements-dev.txt tools/setup.sh
 	@bash tools/setup.sh "$(PYTHON)" "$(VENV)"

@@ -19,17 +19,18 @@ if __name__ == "__main__":
 import argparse
 import statistics
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from common.errors import JobError
-from common.files import read_json
 from common.records import RunRecord
 from common.settings import load as load_settings
 from training.architectures import SEEDS
 from training.launcher import Launcher
 from training.profiles import Profile, load_profile
 from training.programs import load
+from training.results import finished_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,16 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     profile = load_profile(arguments.profile)
     print(f"profile {profile.name}, program {arguments.program.stem}\n", flush=True)
     print("| lr | held-out loss | SD | last train loss | seeds |\n|---|---|---|---|---|", flush=True)
+    cancel = threading.Event()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         root = arguments.keep or Path(folder)
-        found = {
-            rate: [
-                pool.submit(_run, _with_rate(profile, rate), arguments.program, seed, root / f"{rate:g}-{seed}")
-                for seed in range(arguments.seeds)
-            ]
-            for rate in arguments.rates
-        }
-        runs = {rate: [one.result() for one in several] for rate, several in found.items() if _print_row(rate, several)}
+        try:
+            found = {
+                rate: [
+                    pool.submit(
+                        _run, _with_rate(profile, rate), arguments.program, seed, root / f"{rate:g}-{seed}", cancel
+                    )
+                    for seed in range(arguments.seeds)
+                ]
+                for rate in arguments.rates
+            }
+            runs = {
+                rate: [one.result() for one in several] for rate, several in found.items() if _print_row(rate, several)
+            }
+        except KeyboardInterrupt:
+            print("interrupted: what runs is ended", file=sys.stderr, flush=True)
+            return 130
+        finally:  # after Ctrl-C or a fault some are left
+            pool.shutdown(wait=False, cancel_futures=True)
+            cancel.set()
     _print_benchmarks(runs)
     return 0
 
@@ -62,14 +75,11 @@ def _with_rate(profile: Profile, rate: float) -> Profile:
     return profile.model_copy(update={"train": profile.train.model_copy(update={"lr": rate})})
 
 
-def _run(profile: Profile, program: Path, seed: int, out: Path) -> RunRecord:
-    launcher = Launcher(load_settings(), profile)
-    if (file := out / "result.json").is_file():
-        known = RunRecord.model_validate(read_json(file))
-        if known.status == "finished" and known.baseline_key == launcher.baseline_key():
-            return known
-    loaded = load(program, name=program.stem)
-    return launcher.train(loaded, seed=seed, out=out, run_id=f"sweep-{seed}", foreign="discard")
+def _run(profile: Profile, program: Path, seed: int, out: Path, cancel: threading.Event) -> RunRecord:
+    launcher, loaded = Launcher(load_settings(), profile), load(program, name=program.stem)
+    launcher.ready(cancel=cancel)
+    known = finished_run(out, program_sha256=loaded.sha256, baseline_key=launcher.baseline_key(), seed=seed)
+    return known or launcher.train(loaded, seed=seed, out=out, run_id=f"sweep-{seed}", foreign="discard", cancel=cancel)
 
 
 def _print_row(rate: float, several: Sequence[Future[RunRecord]]) -> bool:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ def zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def left_of(family: set[int], seconds: float) -> list[int]:
+    """Those of the processes that live longer than so many seconds."""
+
+    def left() -> list[int]:
+        return [pid for pid in family if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)]
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and left():
+        time.sleep(0.1)
+    return left()
 
 
 def assert_whole(data_dir: Path, experiments: int, stored: list[dict[str, Any]] | None = None) -> None:

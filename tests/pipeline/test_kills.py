@@ -11,25 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.running import ROOT, assert_whole, children, command, run, zombie
+from tests.pipeline.running import ROOT, assert_whole, children, command, left_of, run
 
 
 def begun(data_dir: Path, experiments: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(data_dir, experiments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
     )
-
-
-def left_of(family: set[int], seconds: float) -> list[int]:
-    """Those of the processes that live longer than so many seconds."""
-
-    def left() -> list[int]:
-        return [pid for pid in family if Path(f"/proc/{pid}/stat").exists() and not zombie(pid)]
-
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and left():
-        time.sleep(0.1)
-    return left()
 
 
 def kill_until_done(data_dir: Path, experiments: int, kills: int, rng: random.Random) -> int:

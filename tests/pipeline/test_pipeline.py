@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.designer import fingerprint
 from pipeline.report import report
-from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, elements, run, stage, zombie
+from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, elements, left_of, run, stage
 
 
 @pytest.fixture(scope="module")
@@ -145,4 +145,5 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     printed += process.stdout.read()
     assert process.wait(60) == 0, printed
     assert "To go on" in printed and "Traceback" not in printed
-    assert len(family) > 3 and all(zombie(pid) for pid in family)
+    # What was killed last may need a moment to be gone.
+    assert len(family) > 3 and not left_of(family, 30)

@@ -304,7 +304,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_numbers(
     assert struck and record.status == "finished"
     (resumed,) = [note for note in notes if "goes on from the checkpoint of step" in note]
     begun = int(resumed.split()[-1])
-    assert all(step > begun for step in shown), "reports that are told again are no progress"
+    assert shown and all(step > begun for step in shown), "reports that are told again are no progress"
     whole = pair[0][0]
     assert (record.train_loss, record.heldout_loss) == (whole.train_loss, whole.heldout_loss)
     assert record.benchmarks == whole.benchmarks
