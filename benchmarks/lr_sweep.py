@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--keep", type=Path, help="folder of the runs, where an ended sweep goes on")
     arguments = parser.parse_args(argv)
+    if arguments.jobs < 1 or arguments.seeds < 1:
+        parser.error("--jobs and --seeds must be at least 1")
     profile = load_profile(arguments.profile)
     print(f"profile {profile.name}, program {arguments.program.stem}\n", flush=True)
     print("| lr | held-out loss | SD | last train loss | seeds |\n|---|---|---|---|---|", flush=True)

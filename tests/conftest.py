@@ -19,11 +19,6 @@ for variable in [name for name in os.environ if name.startswith("ASI_") and not 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# On a busy machine a single example may take any time; tests that wait for something have bounds of their own. The same
-# examples each time: what has passed once passes in CI.
-settings.register_profile("tests", deadline=None, derandomize=True)
-settings.load_profile("tests")
-
 from tests.fixtures_services import cognition_url, embedding_client, embedding_url  # noqa: E402, F401
 
 LONGEST = (
@@ -47,6 +42,14 @@ LONGEST = (
     "training/test_wider_tasks.py",
 )
 """Files of five seconds and more. The first and the third share baselines, so they are not begun at the same time."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On a busy machine a single example may take any time; tests that wait for something have bounds of their own. The
+    fast suite takes the same examples each time: what has passed once passes in CI. The slow tests take new ones."""
+    fast = "not slow" in config.getoption("markexpr")
+    settings.register_profile("tests", deadline=None, derandomize=fast)
+    settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -131,8 +131,9 @@ class Audit:
         return [numbers[order[ranks == rank]] for rank in range(int(ranks.max(initial=-1)) + 1)]
 
     def _beginnings(self, numbers: np.ndarray) -> np.ndarray:
-        """A number for each place, equal where rows are equal as far as all of them are shown: only such a row can show
-        what follows the place of another."""
+        """A number for each place, equal where rows are equal as far as all of them are shown: such a row can show what
+        follows the place of another. Text that two items share elsewhere can as well (a few in a hundred places where
+        a benchmark repeats itself); the other places still tell."""
         shown = int(self.places.place[numbers].min()) + 1 if len(numbers) else 0
         rows = (
             self._calls[call].tokens[row, :shown].astype(np.int32).tobytes()
