@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import StoreError
+from common.errors import StoreError, UsageError
 
 __all__ = [
     "WRITTEN_BY_HAND",
     "NotRegularError",
+    "held",
     "read_json",
     "read_regular",
     "replacing",
@@ -98,6 +100,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds `folder`, which is made where it is missing, against other processes that ask; the kernel lets go of it
+    when this one dies. The empty file `.lock` stays.
+
+    Raises:
+        UsageError: another process holds it. StoreError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a")
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}", "name another folder") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another command that is running writes into {folder}", "wait for it, or name another folder"
+            ) from None
+        yield
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

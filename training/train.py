@@ -21,6 +21,7 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import contextlib
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from common.errors import AsiError, JobError, UsageError
-from common.files import sha256_text, write_json
+from common.files import held, sha256_text, write_json
 from common.process import exit_with_parent, leave
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, path_argument, usage_exit
@@ -167,6 +168,7 @@ def _run(
         cancel.set()
 
     previous = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
+    holding = contextlib.ExitStack()
     try:
         try:
             launcher.ready(display.show, cancel)
@@ -179,6 +181,7 @@ def _run(
         if done is not None:
             display.line(f"{out} holds this run, finished before: to train again, name another --out or remove {out}")
             return done
+        holding.enter_context(held(out))
         if launcher.command is None:
             identity = run_identity(launcher, program, seed)
             refuse_foreign(out / FOLDER, identity)
@@ -212,6 +215,7 @@ def _run(
             origin=origin,
         )
     finally:
+        holding.close()
         for number, handler in previous:
             signal.signal(number, handler)
 

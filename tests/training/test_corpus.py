@@ -260,6 +260,13 @@ def test_a_cancelled_stream_leaves_no_file(corpus: Corpus, profile: Profile) -> 
     assert not list((corpus.folder / "streams").glob("*4711*")) and not list((corpus.folder / "streams").glob(".*"))
 
 
+def test_a_stream_larger_than_the_disk_is_refused_before_it_is_begun(corpus: Corpus, profile: Profile) -> None:
+    huge = profile.model_copy(update={"train": profile.train.model_copy(update={"batch": 10**12})})
+    with pytest.raises(StoreError, match=r"GiB .* are free"):
+        corpus.stream(huge, 4711)
+    assert not list((corpus.folder / "streams").glob(".*"))
+
+
 def test_a_dataset_of_the_hub_gives_cloze_items_where_they_are_asked_for(
     profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

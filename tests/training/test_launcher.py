@@ -23,6 +23,7 @@ import pytest
 import verifier_assets as assets
 
 from common.errors import JobError, StoreError, UsageError
+from common.files import held
 from common.process import REPOSITORY
 from common.records import CheckOutcome, CheckReport, RunRecord
 from common.settings import load
@@ -402,6 +403,18 @@ def test_wrong_usage_is_one_line_and_status_2(flags: dict[str, dict[str, Any]], 
     assert profile.returncode == 2 and "cpu-smoke" in profile.stderr
     folder = run_cli(seed, "--profile", str(TINY), "--out", str(tmp_path / "file" / "o"), flags=flags)
     assert folder.returncode == 2 and folder.stderr.startswith("error: ")
+
+
+def test_a_second_command_into_one_folder_is_refused_while_the_first_runs(
+    flags: dict[str, dict[str, Any]], text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o"
+    seed = str(REPOSITORY / "training" / "architectures" / "delta_net.py")
+    with held(out):
+        (out / "metrics.jsonl").write_text("of the first\n")
+        done = run_cli(seed, "--profile", str(TINY), "--text", str(text_file), "--out", str(out), flags=flags)
+    assert done.returncode == 2 and f"another command that is running writes into {out}" in done.stderr, done
+    assert (out / "metrics.jsonl").read_text() == "of the first\n" and not (out / "result.json").exists()
 
 
 def test_an_interrupt_before_the_corpus_is_a_status_that_main_returns(

@@ -75,7 +75,7 @@ class Corpus:
         """The packed training stream of one run, made on first use. Any number of processes may ask at once.
 
         Raises:
-            JobError: `cancel` was set before it was made.
+            JobError: `cancel` was set before it was made. StoreError: it is larger than the free disk.
         """
         ended = cancel or threading.Event()
         code = code_hash(("packing.py", *_TASKS))
@@ -90,6 +90,12 @@ class Corpus:
                 return path
             for left in path.parent.glob(".stream-*"):
                 left.unlink(missing_ok=True)  # of a process that was killed: whoever holds the lock writes
+            if size > (free := shutil.disk_usage(path.parent).free):
+                raise StoreError(
+                    f"the training stream of profile {profile.name} takes {size / 2**30:,.1f} GiB (steps x batch x "
+                    f"seq_len), and {free / 2**30:,.1f} are free where {path.parent} lies",
+                    "free disk space, set training.cache_dir to a larger disk, or correct the profile",
+                )
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".stream-")
             os.close(handle)
             try:
