@@ -94,11 +94,16 @@ def test_a_sweep_that_ends_early_ends_what_runs_and_begins_nothing_more(
         raise JobError("was cancelled")
 
     monkeypatch.setattr(Trained, "train", train)
+    # A shell that starts the tests in the background lets them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     sweep = ["--seeds", "1", "--jobs", "2", "--keep", str(tmp_path), "--rates", "0.1", "0.2", "0.3", "0.4"]
-    if ctrl_c:
-        assert lr_sweep.main(sweep) == 130
-    else:
-        with pytest.raises(JobError, match="a fault of ours"):
-            lr_sweep.main(sweep)
+    try:
+        if ctrl_c:
+            assert lr_sweep.main(sweep) == 130
+        else:
+            with pytest.raises(JobError, match="a fault of ours"):
+                lr_sweep.main(sweep)
+    finally:
+        signal.signal(signal.SIGINT, before)
     # One may take the place of the faulty run before the fault is seen.
     assert {0.1, 0.2} <= {rate for _, rate in begun} <= {0.1, 0.2} | ({0.3} if not ctrl_c else set())

@@ -19,7 +19,7 @@ from training.worker.registers import all_parameters
 __all__ = ["LanguageModel", "OverBudgetError", "build_model", "fit_width"]
 
 EMBEDDING_STD = 0.02
-_numel = torch.Tensor.numel
+_compile, _numel = torch.compile, torch.Tensor.numel
 _MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
 """Feed-forward widths are multiples of the largest of these that still meets the tolerance: kernels like round
 sizes."""
@@ -66,7 +66,7 @@ class Block(nn.Module):
         self._fused: Callable[[Tensor], Tensor] | None = None
 
     def fuse(self, backend: str | Callable[..., Any]) -> None:
-        self._fused = torch.compile(self._feed, backend=backend)
+        self._fused = _compile(self._feed, backend=backend)
 
     def _feed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
