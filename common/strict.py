@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -26,13 +27,7 @@ class StrictModel(BaseModel):
 
 def refuse_boolean(model: type[BaseModel], value: Any, info: ValidationInfo) -> None:
     """Refuses a boolean in a field of `model` that holds numbers: to Python true is 1."""
-    if isinstance(value, dict):
-        found = any(isinstance(item, bool) for item in value.values())
-    elif isinstance(value, list | tuple):
-        found = any(isinstance(item, bool) for item in value)
-    else:
-        found = isinstance(value, bool)
-    if found:
+    if any(isinstance(item, bool) for item in _within(value)):
         allowed = types_in(model.model_fields[info.field_name or ""].annotation)
         if allowed & {int, float} and bool not in allowed:
             raise PydanticCustomError("boolean_for_number", "Input should be a number")
@@ -40,22 +35,18 @@ def refuse_boolean(model: type[BaseModel], value: Any, info: ValidationInfo) -> 
 
 def refuse_text(model: type[BaseModel], value: Any, info: ValidationInfo) -> None:
     """Refuses a text in a field of `model` that holds numbers, of which "1" would be read as 1."""
-    if isinstance(value, dict):
-        found = any(isinstance(item, str) for item in value.values())
-    elif isinstance(value, list | tuple):
-        found = any(isinstance(item, str) for item in value)
-    else:
-        found = isinstance(value, str)
-    if found and _holds_numbers(model, info.field_name or ""):
+    text = next((item for item in _within(value) if isinstance(item, str)), None)
+    if text is not None and _holds_numbers(model, info.field_name or ""):
         raise PydanticCustomError(
-            "text_for_number", "expected a number, got the text {given}", {"given": _shown(value)}
+            "text_for_number", "expected a number, got the text {given}", {"given": json.dumps(text[:40])}
         )
 
 
-def _shown(value: Any) -> str:
-    """The first text in a value, as JSON, cut."""
-    inside = value.values() if isinstance(value, dict) else [value] if isinstance(value, str) else value
-    return json.dumps(next(item for item in inside if isinstance(item, str))[:40])
+def _within(value: Any) -> Iterable[Any]:
+    """What a dictionary or list holds; else the value itself."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 @functools.cache

@@ -9,9 +9,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pymongo
 import pytest
 
 from tests.database.db_service import RETRY_SECONDS, EmbeddingDouble, Service, mongodb_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A MongoDB-wire server: its URL."""
+    with mongodb_server() as url:
+        yield url
+
+
+@pytest.fixture
+def place(server: str) -> Iterator[tuple[str, pymongo.database.Database[dict[str, Any]]]]:
+    """A fresh database: (its URL, the database as another program sees it)."""
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
+    name = f"test_{uuid.uuid4().hex}"
+    yield f"{server}/{name}", client[name]
+    client.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -21,26 +20,10 @@ from database import repair, tree
 from database.errors import NotFoundError
 from database.invariants import broken
 from database.store import Session, Where
-from tests.database.db_service import mongodb_server
 from tests.database.test_mongodb_writes import entry_of, insert_below, opened, together
 
 pytestmark = pytest.mark.services
 Database = pymongo.database.Database[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with mongodb_server() as url:
-        yield url
-
-
-@pytest.fixture
-def place(server: str) -> Iterator[tuple[str, Database]]:
-    """A fresh database: (its URL, the database as another program sees it)."""
-    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
-    name = f"test_{uuid.uuid4().hex}"
-    yield f"{server}/{name}", client[name]
-    client.close()
 
 
 @pytest.mark.parametrize("transactions", [True, False], ids=["transactions", "stand-alone"])

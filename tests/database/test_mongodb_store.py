@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.database.db_service import (
     Service,
     body_of,
     free_port,
-    mongodb_server,
     settled,
     start_mongodb,
 )
@@ -42,19 +40,11 @@ pytestmark = pytest.mark.services
 Documents = pymongo.collection.Collection[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with mongodb_server() as url:
-        yield url
-
-
 @pytest.fixture
-def place(server: str) -> Iterator[tuple[str, Documents]]:
+def place(place: tuple[str, pymongo.database.Database[dict[str, Any]]]) -> tuple[str, Documents]:
     """A fresh database: (its URL, the collection of elements)."""
-    name = f"test_{uuid.uuid4().hex}"
-    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(server)
-    yield f"{server}/{name}", client[name]["data_elements"]
-    client.close()
+    url, database = place
+    return url, database["data_elements"]
 
 
 def entry_of(model: str | None) -> NewEntry:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from database.ledger import Recorded
 from database.models import NewElement
 from database.mongodb_database import MongoStore
 from database.store import NewEntry, Order, Session, Where
-from tests.database.db_service import body_of, mongodb_server
+from tests.database.db_service import body_of
 
 pytestmark = pytest.mark.services
 SHORT_LEASE = 1.0
@@ -56,12 +56,6 @@ for worker in range(6):
 print("started", flush=True)
 threading.Event().wait()
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with mongodb_server() as url:
-        yield url
 
 
 @pytest.fixture
