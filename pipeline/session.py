@@ -262,6 +262,10 @@ def _interruptible(cancelled: threading.Event, console: Console) -> Iterator[Non
     """Turns the first Ctrl-C or SIGTERM into an order to stop; the second ends this process at once, and its
     children end with it."""
 
+    text = "\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)"
+    # Beside the wait for the second: a terminal that is held (Ctrl-S) lets nobody print.
+    telling = threading.Thread(target=console.note, args=(text,), name="tell of the stop", daemon=True)
+
     def stop(number: int) -> None:
         if cancelled.is_set():
             try:
@@ -269,9 +273,11 @@ def _interruptible(cancelled: threading.Event, console: Console) -> Iterator[Non
             finally:
                 os._exit(128 + number)
         cancelled.set()
-        # Beside the wait for the second: a terminal that is held (Ctrl-S) lets nobody print.
-        text = "\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)"
-        threading.Thread(target=console.note, args=(text,), name="tell of the stop", daemon=True).start()
+        telling.start()
 
-    with on_interrupt(stop):
-        yield
+    try:
+        with on_interrupt(stop):
+            yield
+    finally:
+        if telling.ident is not None:
+            telling.join(5)  # so that what is printed next stands below it

@@ -236,4 +236,4 @@ def test_ctrl_c_is_heard_while_the_main_thread_waits_and_another_gets_the_signal
         "print('ended')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.rstrip().endswith("ended")
+    assert (done.returncode, done.stderr) == (0, "") and "Stopping" in done.stdout and "ended" in done.stdout
