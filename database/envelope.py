@@ -80,7 +80,8 @@ def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
         if status >= 500:
             _LOG.error("%s %s: %s", request.method, request.url.path, error)
         message = error.message if isinstance(error, AsiError) else str(error)
-        return error_answer(status, message, str(error))
+        after = error.retry_after if isinstance(error, StoreBusyError) else None
+        return error_answer(status, message, str(error), None if after is None else {"Retry-After": str(after)})
 
     return handle
 

@@ -21,10 +21,11 @@ from pymongo.errors import PyMongoError
 
 from database.mongodb_documents import ELEMENTS, OURS, STATE
 
-__all__ = ["ANSWERS", "GATHERED", "Draft", "SendError", "Totals", "change_children"]
+__all__ = ["ANSWERS", "COUNTING", "GATHERED", "Counting", "Draft", "SendError", "Totals", "change_children"]
 
 ANSWERS = "asi_answers"
-GATHERED = ("last_index", "totals")
+COUNTING = "counting"
+GATHERED = ("last_index", "totals", COUNTING)
 """Small state that is sent with the elements, at the end; all other is sent when it is put."""
 
 
@@ -45,6 +46,27 @@ class Totals:
     events: int = 0
     trimmed: int = 0
     usage: int = 0
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How far the elements were counted: up to which index, and what there is up to it. Kept while it goes on."""
+
+    doubtful: bool
+    """Nobody may answer from what is kept until it is done."""
+    first: bool
+    """Nothing was kept before, so that nothing can be said to have been wrong."""
+    through: int = 0
+    width: int = 1000
+    """Of the next range."""
+    records: int = 0
+    bytes: int = 0
+    explored: int = 0
+    names: int = 0
+    corrected: int = 0
+    """Elements whose number of children was not right."""
+    roots: int = 0
+    """Elements whose parent did not exist."""
 
 
 @dataclass
@@ -112,6 +134,16 @@ class Draft:
         """Adds to the totals named."""
         before = asdict(self.totals)
         self.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+
+    def counted_through(self) -> int:
+        """Up to which index elements were counted anew so far; 0 where nothing is being counted."""
+        kept = json.loads(self.state().get(COUNTING, "null"))
+        return 0 if kept is None else int(kept["through"])
+
+    def add_counted(self, **more: int) -> None:
+        """Adds to what was counted anew so far."""
+        kept = json.loads(self.state()[COUNTING])
+        self.gather_state(COUNTING, kept | {name: kept[name] + number for name, number in more.items()})
 
     # What is new
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ from pymongo.database import Database
 from common.records import Baseline
 from database.mongodb_counts import counted
 from database.mongodb_documents import ELEMENTS, STATE
-from database.mongodb_draft import ANSWERS, GATHERED, Draft, Totals
+from database.mongodb_draft import ANSWERS, COUNTING, GATHERED, Counting, Draft, Totals
+from database.mongodb_sizes import ServerSizes
+from database.store import UncountedError
 
 __all__ = ["BASELINES", "Known", "MongoState", "spans"]
 
@@ -30,8 +32,11 @@ class Known:
     """By a number of elements: a benchmark mean that so many had at least."""
     leaf: int = 64
     """Up to which index the oldest element without children was found."""
-    sizes: tuple[float, dict[str, Any]] | None = None
-    """When (time.monotonic) the server was asked for its sizes, and what it said."""
+    sizes: ServerSizes | None = None
+    counted: bool = False
+    """Whether everything was counted since this process opened the store."""
+    count: Callable[[], None] | None = None
+    """Lets the counting go on, where this process may write."""
 
     def floor(self, wanted: int) -> float | None:
         """A benchmark mean that at least `wanted` elements had."""
@@ -88,12 +93,50 @@ class MongoState:
         return self._draft
 
     @property
+    def database(self) -> Database[dict[str, Any]]:
+        return self._database
+
+    @property
+    def client_session(self) -> ClientSession | None:
+        return self._session
+
+    @property
     def totals(self) -> Totals:
+        """Of which the numbers of events and usage are right at any time; for the others see `counts`."""
         if self._draft is not None:
             return self._draft.totals
         kept = self.state("totals")
         # An earlier release, whose store is only read, kept none.
         return counted(self._database) if kept is None else Totals(**kept)
+
+    @property
+    def counts(self) -> Totals:
+        """The totals.
+
+        Raises:
+            UncountedError: they are being counted.
+        """
+        now = self.counting()
+        if now is None:
+            return self.totals
+        if self._known.count is None:
+            # Only read: nobody may be there to go on with it.
+            return counted(self._database, self.totals)
+        self._known.count()
+        raise UncountedError(
+            f"the elements are being counted, {now.through} of {self.state('last_index')} so far, and what was asked"
+            " for follows from their number",
+            "ask again in a few seconds; elements are found, stored and sampled meanwhile",
+        )
+
+    def counting(self) -> Counting | None:
+        """How far the counting came; None where what is kept is right."""
+        told = self.state(COUNTING)
+        if told is None:
+            self._known.counted = True
+            return None
+        now = Counting(**told)
+        return now if now.doubtful or not self._known.counted else None
 
     # Small state
 
