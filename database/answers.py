@@ -133,7 +133,7 @@ class JudgeState(TypedDict):
 
 class ExtendedStats(Stats):
     sizes_measured_at: str | None
-    """When the server of a MongoDB store said its sizes in bytes, UTC; null where they are those of now, or not known."""
+    """When a MongoDB server said its sizes in bytes, UTC; null where they are those of now, or not known."""
     pending_embeddings: int
     unscored: int
     stale_scores: int

@@ -97,11 +97,7 @@ class MongoSession(MongoPages, MongoVectors):
     ) -> list[Facts]:
         if limit == 0 or not possible(where):
             return []
-        found = None
-        if where.index is not None:
-            found = self._one(where)
-        elif where == Where(after=where.after):
-            found = self._page(order, where.after, limit, offset, SMALL)
+        found = self._one(where) if where.index is not None else self._page(where, order, limit, offset, SMALL)
         if found is None:
             cursor = self._elements.find(condition_of(where, order), SMALL, session=self._session)
             if where.index is None:
@@ -133,7 +129,7 @@ class MongoSession(MongoPages, MongoVectors):
         keys = ORDERS[order]
         # Only what the index holds is asked for: no document is read.
         shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
-        found = self._page(order, 0, limit, offset, shown)
+        found = self._page(_EVERYTHING, order, limit, offset, shown)
         if found is None:
             cursor = self._elements.find(condition_of(_EVERYTHING, order), shown, session=self._session).sort(keys)
             found = list(cursor.skip(min(offset, MAX_INDEX)).limit(limit or 0))
@@ -162,7 +158,7 @@ class MongoSession(MongoPages, MongoVectors):
         if limit is None:
             return int(self._elements.count_documents(condition_of(where), session=self._session))
         shown = {"_id": 0, "index": 1}
-        found = self._page("index", where.after, limit, 0, shown) if where == Where(after=where.after) else None
+        found = self._page(where, "index", limit, 0, shown)
         if found is None:
             found = list(self._elements.find(condition_of(where), shown, session=self._session).limit(limit))
         return len(found)

@@ -21,6 +21,7 @@ from database.store import UncountedError
 __all__ = ["BASELINES", "Known", "MongoState", "spans"]
 
 BASELINES = "asi_baselines"
+_RANKINGS = 1000
 
 
 @dataclass
@@ -28,8 +29,8 @@ class Known:
     """What a process has seen before and looks at first. It makes no answer wrong, only quick: of one store, shared by
     threads."""
 
-    ranks: dict[int, float] = field(default_factory=dict)
-    """By a number of elements: a benchmark mean that so many had at least."""
+    ranks: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By what is ranked, then by a number of elements: a value that so many had at least."""
     leaf: int = 64
     """Up to which index the oldest element without children was found."""
     sizes: ServerSizes | None = None
@@ -38,19 +39,21 @@ class Known:
     count: Callable[[], None] | None = None
     """Lets the counting go on, where this process may write."""
 
-    def floor(self, wanted: int) -> float | None:
-        """A benchmark mean that at least `wanted` elements had."""
+    def floor(self, ranked: str, wanted: int) -> float | None:
+        """A value that at least `wanted` elements had."""
         # A copy: other threads note theirs.
-        known = dict(self.ranks)
+        known = dict(self.ranks.get(ranked, {}))
         enough = [count for count in known if count >= wanted]
         return known[min(enough)] if enough else None
 
-    def note_floor(self, wanted: int, lowest: float | None) -> None:
+    def note_floor(self, ranked: str, wanted: int, lowest: float | None) -> None:
         """That the `wanted` best had at least `lowest`; None where there are not so many."""
+        if len(self.ranks) >= _RANKINGS:
+            self.ranks.clear()
         if lowest is None:
-            self.ranks.pop(wanted, None)
+            self.ranks.setdefault(ranked, {}).pop(wanted, None)
         else:
-            self.ranks[wanted] = lowest
+            self.ranks.setdefault(ranked, {})[wanted] = lowest
 
 
 class MongoState:

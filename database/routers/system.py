@@ -47,7 +47,7 @@ def describe(request: Request) -> ApiResponse[Described]:
 
 @router.get("/health", response_model=Health)
 def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
-    """healthy with the number of elements, null while a large store is being counted; 503 when the store does not answer."""
+    """healthy with the number of elements, null while these are counted; 503 when the store does not answer."""
     timestamp = datetime.now(UTC).isoformat(timespec="seconds")
     total: int | None
     try:
