@@ -244,10 +244,6 @@ def run(store: str, size: int, requests: int, seconds: float, small: bool, say: 
             client.wait("/stats")
             counted = time.perf_counter() - began
             length = client.get("/stats")[1]["average_object_size"]
-            # Not every server knows its sizes without reading everything, and nothing else is answered fast meanwhile.
-            until = time.monotonic() + 300
-            while client.get("/stats")[1]["database_size"] is None and time.monotonic() < until:
-                time.sleep(0.5)
             first, _ = client.get("/elements/search-similar?motivation=vector%200")
             naive = Naive(url)
             report = Report(shown, size, length, started, counted, first / 1000, 0.0, block.nbytes / 1e6)

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from database.mongodb_counts import WIDTH, Range, count_range, newest_index, numbered
-from database.mongodb_documents import ELEMENTS
+from database.mongodb_documents import ELEMENTS, in_parts
 from database.mongodb_draft import COUNTING, Counting, Totals
 from database.mongodb_session import MongoSession
 
 __all__ = ["begin", "step"]
-
-_CHUNK = 1000
 
 
 def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
@@ -102,8 +100,8 @@ def _correct_children(session: MongoSession, found: Range) -> int:
         wrong[number].append(index)
     changed = 0
     for number, indices in wrong.items():
-        for start in range(0, len(indices), _CHUNK):
-            wanted = {"index": {"$in": indices[start : start + _CHUNK]}, "asi": {"$exists": True}}
+        for some in in_parts(indices):
+            wanted = {"index": {"$in": some}, "asi": {"$exists": True}}
             changed += session.change_elements(wanted, {"$set": {"asi.children": number}})
     return changed
 
@@ -111,9 +109,12 @@ def _correct_children(session: MongoSession, found: Range) -> int:
 def _make_roots(session: MongoSession, found: Range) -> int:
     """Elements of a range whose parent does not exist become roots: cut off while everything was being removed."""
     parents = sorted(set(found.parents.values()))
-    wanted = {"index": {"$in": parents}}
-    there = session.database[ELEMENTS].find(wanted, {"_id": 0, "index": 1}, session=session.client_session)
-    known = {row["index"] for row in there}
+    known: set[int] = set()
+    for some in in_parts(parents):
+        there = session.database[ELEMENTS].find(
+            {"index": {"$in": some}}, {"_id": 0, "index": 1}, session=session.client_session
+        )
+        known.update(row["index"] for row in there)
     lost = [index for index, parent in found.parents.items() if parent not in known]
     if lost:
         session.set_parent(lost, None)

@@ -15,7 +15,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from database.mongodb_documents import ELEMENTS, STATE
+from database.mongodb_documents import ELEMENTS, STATE, in_parts
 from database.mongodb_draft import COUNTING, Totals
 
 __all__ = [
@@ -68,7 +68,7 @@ def count_range(database: Database[dict[str, Any]], low: int, high: int, session
     found = database[ELEMENTS].find({"index": ends}, shown, session=session)
     # A document that another program keeps here is none of ours.
     rows = [row for row in found if row.get("asi", {}).get("bytes") is not None]
-    right = child_counts(database, [row["index"] for row in rows], session)
+    right = _grouped(database, {"$gt": low, "$lte": high}, session)
     kept = {row["index"]: row["asi"].get("children") for row in rows}
     parents = {row["index"]: row["parent"] for row in rows if row.get("parent") is not None}
     return Range(
@@ -85,7 +85,17 @@ def child_counts(
     database: Database[dict[str, Any]], parents: list[int] | None, session: ClientSession | None = None
 ) -> dict[int, int]:
     """Number of children of each of `parents` (of all, for None) that has any, counted."""
-    wanted = {"$gt": 0} if parents is None else {"$in": parents}
+    if parents is None:
+        return _grouped(database, {"$gt": 0}, session)
+    found: dict[int, int] = {}
+    for some in in_parts(parents):
+        found |= _grouped(database, {"$in": some}, session)
+    return found
+
+
+def _grouped(
+    database: Database[dict[str, Any]], wanted: dict[str, Any], session: ClientSession | None
+) -> dict[int, int]:
     stages: list[dict[str, Any]] = [
         {"$match": {"parent": wanted, "index": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
@@ -99,9 +109,10 @@ def _ranges(database: Database[dict[str, Any]]) -> Iterator[Range]:
     last = newest_index(database, 0 if found is None else int(json.loads(found["value"])))
     low, width = 0, WIDTH
     while low < last:
-        one = count_range(database, low, low + width)
+        high = min(last, low + width)
+        one = count_range(database, low, high)
         yield one
-        low, width = low + width, 4 * width if one.few else WIDTH
+        low, width = high, 4 * width if one.few else WIDTH
 
 
 def newest_index(database: Database[dict[str, Any]], known: int) -> int:

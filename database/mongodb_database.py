@@ -257,9 +257,8 @@ class MongoStore:
         self._say(said or [])
         return said is None
 
-    def _ask_sizes(self) -> dict[str, Any]:
-        with self._patient() as patient:
-            return patient.command("dbStats")
+    def _ask_sizes(self, milliseconds: int) -> dict[str, Any]:
+        return self._database.command("dbStats", maxTimeMS=milliseconds)
 
     @contextlib.contextmanager
     def _patient(self) -> Iterator[Database[dict[str, Any]]]:

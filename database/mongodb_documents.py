@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from common.files import sha256_text
 from database.models import Element
@@ -22,6 +23,7 @@ __all__ = [
     "document_of",
     "element_of",
     "facts_of",
+    "in_parts",
     "possible",
 ]
 
@@ -74,6 +76,8 @@ SMALL = {
     "asi.revision": 1,
 }
 WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
+_PART = 50
+T = TypeVar("T")
 _TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
 _BY_VALUE = ("time", "benchmark", "score", "revision")
 
@@ -112,6 +116,13 @@ def element_of(document: dict[str, Any]) -> Element:
     return Element.model_validate(
         texts | {"result": csvs, "parent": document.get("parent"), "index": document["index"]}
     )
+
+
+def in_parts(values: Iterable[T]) -> Iterator[list[T]]:
+    """Parts of a list to be asked for with `$in`: a server may compare each document with each of them."""
+    rest = list(values)
+    for start in range(0, len(rest), _PART):
+        yield rest[start : start + _PART]
 
 
 def possible(where: Where) -> bool:

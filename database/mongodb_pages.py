@@ -10,9 +10,10 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from database.mongodb_documents import condition_of
+from database.mongodb_documents import condition_of, in_parts
 from database.mongodb_state import MongoState
 from database.store import MAX_INDEX, Order, Where
 
@@ -84,7 +85,7 @@ class MongoPages(MongoState):
         right whatever lower end is tried, where it leaves enough of them."""
         ranked = f"{field} {fixed}"
         found: list[dict[str, Any]] = []
-        for floor in [*self._floors(ranked, field, fixed, wanted), None]:
+        for floor in chain(self._floors(ranked, field, fixed, wanted), [None]):
             condition = fixed if floor is None else fixed | {field: {"$gte": floor}}
             cursor = self._elements.find(condition, shown, session=self._session).sort([(field, -1), ("index", 1)])
             found = list(cursor.limit(wanted))
@@ -102,9 +103,12 @@ class MongoPages(MongoState):
         last = int(self.state("last_index") or 0)
         if last <= 2 * _SAMPLE:
             return
-        drawn = {"index": {"$in": random.sample(range(1, last + 1), _SAMPLE)}}
-        found = self._elements.find(fixed | drawn, {"_id": 0, "index": 1, field: 1}, session=self._session)
-        values = sorted((number for row in found if (number := _number(row, field)) is not None), reverse=True)
+        values: list[float] = []
+        for some in in_parts(random.sample(range(1, last + 1), _SAMPLE)):
+            drawn = fixed | {"index": {"$in": some}}
+            rows = self._elements.find(drawn, {"_id": 0, "index": 1, field: 1}, session=self._session)
+            values += [number for row in rows if (number := _number(row, field)) is not None]
+        values.sort(reverse=True)
         # About `last / _SAMPLE` elements are above each of them.
         place = math.ceil(2 * wanted * _SAMPLE / last)
         while place <= len(values):

@@ -28,6 +28,7 @@ from database.mongodb_documents import (
     document_of,
     element_of,
     facts_of,
+    in_parts,
     possible,
 )
 from database.mongodb_draft import ANSWERS, Totals, change_children
@@ -183,10 +184,12 @@ class MongoSession(MongoPages, MongoVectors):
 
     def names_among(self, names: Iterable[str], through: int | None = None) -> set[str]:
         """Those of `names` that an element has; of those up to the index `through`, where it is given."""
-        wanted: dict[str, Any] = OURS | {"name": {"$in": sorted(names)}}
-        if through is not None:
-            wanted["index"] = {"$lte": through}
-        return set(self._elements.distinct("name", wanted, session=self._session))
+        upper: dict[str, Any] = {} if through is None else {"index": {"$lte": through}}
+        found: set[str] = set()
+        for some in in_parts(sorted(names)):
+            wanted = OURS | {"name": {"$in": some}} | upper
+            found.update(self._elements.distinct("name", wanted, session=self._session))
+        return found
 
     def change_elements(self, wanted: dict[str, Any], change: dict[str, Any]) -> int:
         """Changes those that match; returns how many were not so already."""
@@ -380,12 +383,13 @@ class MongoSession(MongoPages, MongoVectors):
     # Upkeep
 
     def sizes(self) -> Sizes:
+        documents = self.counts.bytes
         asked = self._known.sizes
         measured = None if asked is None else asked.latest()
         told = {} if measured is None else measured.said
         return Sizes(
             database=told.get("dataSize"),
-            documents=self.counts.bytes,
+            documents=documents,
             storage=told.get("storageSize"),
             index=told.get("indexSize"),
             database_name=self._database.name,

@@ -1,7 +1,7 @@
 """The bytes of a MongoDB database, as its server says.
 
-Not every server knows them without reading everything, so that no question waits for the answer: it is asked for in the
-background, and kept with its date.
+Not every server knows them without reading everything, and some answer nothing else meanwhile. So no question waits for
+the answer: it is asked for in the background, given up after a moment, and kept with its date.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _KEPT_SECONDS = 10.0
 _SHARE = 100
 """Of the time that the server takes to answer, how many times as long it is left alone after."""
 _WAIT_SECONDS = 0.25
+_PATIENCE_MS = 500
+"""After which the server is to give up."""
 _NAMES = ("dataSize", "storageSize", "indexSize")
 
 
@@ -38,10 +40,10 @@ class ServerSizes:
     """Thread-safe.
 
     Args:
-        ask: `dbStats`, for as long as it takes. Called in a thread of its own.
+        ask: `dbStats`, given up after so many milliseconds. Called in a thread of its own.
     """
 
-    def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, ask: Callable[[int], Mapping[str, Any]]) -> None:
         self._ask = ask
         self._lock = threading.Lock()
         self._kept: Measured | None = None
@@ -52,7 +54,8 @@ class ServerSizes:
         """Whether the answer before came while it was waited for."""
 
     def latest(self) -> Measured | None:
-        """What the server said last, a moment ago where it is quick; None until it has answered."""
+        """What the server said last, a moment ago where it is quick; None until it has answered in
+        time."""
         with self._lock:
             if self._answered.is_set() and time.monotonic() >= self._due:
                 self._answered.clear()
@@ -65,11 +68,11 @@ class ServerSizes:
         began = time.monotonic()
         kept = None
         try:
-            told = self._ask()
+            told = self._ask(_PATIENCE_MS)
             at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
             kept = Measured({name: int(told[name]) for name in _NAMES if told.get(name) is not None}, at)
         except PyMongoError as error:
-            _LOG.warning("the server does not say its sizes: %s", str(error)[:300])
+            _LOG.info("the server does not say its sizes: %s", str(error)[:300])
         finally:
             spent = time.monotonic() - began
             with self._lock:
