@@ -96,6 +96,7 @@ def child_counts(
 def _grouped(
     database: Database[dict[str, Any]], wanted: dict[str, Any], session: ClientSession | None
 ) -> dict[int, int]:
+    """As `child_counts`, of the parents that meet a condition."""
     stages: list[dict[str, Any]] = [
         {"$match": {"parent": wanted, "index": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
@@ -147,26 +148,33 @@ def numbered(database: Database[dict[str, Any]], kept: Totals | None) -> Totals:
         first = _end(database, EVENTS, 1)
         last = _end(database, EVENTS, -1)
         return Totals(events=last, trimmed=first - 1 if first else last, usage=_end(database, USAGE, -1))
-    events = _last_id(database, EVENTS, kept.events)
+    events = _last_id(database, EVENTS, kept.events, kept.trimmed)
     trimmed = min(kept.trimmed, events)
-    if trimmed < events and not _there(database, EVENTS, [trimmed + 1]):
+    if trimmed < events and not _there(database, EVENTS, trimmed, trimmed + 1):
         # Cut off after events were let go of. Where all were, their ids are not given again.
         first = _end(database, EVENTS, 1)
         trimmed = first - 1 if first else events
-    return replace(kept, events=events, trimmed=trimmed, usage=_last_id(database, USAGE, kept.usage))
+    return replace(kept, events=events, trimmed=trimmed, usage=_last_id(database, USAGE, kept.usage, 0))
 
 
-def _last_id(database: Database[dict[str, Any]], collection: str, known: int) -> int:
-    """The last number of a collection whose rows are sent before it is kept."""
-    while True:
-        there = _there(database, collection, list(range(known + 1, known + _PAGE + 1)))
-        known += there
-        if there < _PAGE:
-            return known
+def _last_id(database: Database[dict[str, Any]], collection: str, known: int, lowest: int) -> int:
+    """The last number of a collection, near the one that is `known`. Rows may have been taken back, down to `lowest`,
+    and those that were sent before it was kept follow it."""
+    while known > lowest:
+        low = max(lowest, known - _PAGE)
+        there = _there(database, collection, low, known)
+        known = max(there, default=low)
+        if there:
+            break
+    while there := _there(database, collection, known, known + _PAGE):
+        known = max(there)
+    return known
 
 
-def _there(database: Database[dict[str, Any]], collection: str, ids: list[int]) -> int:
-    return len(list(database[collection].find({"_id": {"$in": ids}}, {"_id": 1})))
+def _there(database: Database[dict[str, Any]], collection: str, low: int, high: int) -> list[int]:
+    """The numbers above `low` and up to `high` that a collection has."""
+    found = database[collection].find({"_id": {"$in": list(range(low + 1, high + 1))}}, {"_id": 1})
+    return [int(row["_id"]) for row in found]
 
 
 def _end(database: Database[dict[str, Any]], collection: str, direction: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -27,7 +27,6 @@ from database.errors import VanishedError
 from database.group_writer import GroupWriter, Write
 from database.mongodb_connection import connect, translated
 from database.mongodb_counting import step
-from database.mongodb_documents import ELEMENTS
 from database.mongodb_draft import COUNTING, Draft, SendError
 from database.mongodb_lease import LEASE_SECONDS, Hold, Lease
 from database.mongodb_mending import mend
@@ -57,11 +56,13 @@ class _LostError(Exception):
 
     Args:
         again: whether nothing of them is there, so that each may be tried alone.
+        spoiled: positions in the group of those of which something is there all the same, and that fail.
     """
 
-    def __init__(self, again: bool) -> None:
+    def __init__(self, again: bool, spoiled: Collection[int] = ()) -> None:
         super().__init__()
         self.again = again
+        self.spoiled = spoiled
 
 
 class MongoStore:
@@ -143,10 +144,12 @@ class MongoStore:
                     try:
                         outcomes = self._attempt(waiting if together else waiting[:1], hold)
                     except _LostError as lost:
+                        assert lost.__cause__ is not None
                         if together and lost.again:
                             together = False
+                            for place in sorted(lost.spoiled, reverse=True):
+                                self._answer(waiting.pop(place), None, lost.__cause__)
                             continue
-                        assert lost.__cause__ is not None
                         if together:
                             raise lost.__cause__ from None
                         outcomes = [(None, lost.__cause__)]
@@ -208,13 +211,12 @@ class MongoStore:
             cause = error.__cause__
             away = isinstance(cause, mongo_errors.ConnectionFailure)
             if not away:
-                # Nobody was told of them.
-                self._database[ELEMENTS].delete_many({"_id": {"$in": draft.sent}})
-            raise _LostError(again=not (away or draft.changes)) from cause
+                draft.take_back()
+            raise _LostError(again=not away, spoiled=draft.changed_by) from cause
 
     def _outcomes(self, group: Sequence[Write[MongoSession]], draft: Draft, hold: Hold) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
-        for write in group:
+        for place, write in enumerate(group):
             if outcomes and (draft.size > _LARGEST_GROUP or time.monotonic() > hold.until):
                 break
             mark = draft.mark()
@@ -229,6 +231,9 @@ class MongoStore:
                         raise _LostError(again=True) from error
                     hold.broken = True
                 outcomes.append((None, error))
+            finally:
+                if draft.changes != mark.changes:
+                    draft.changed_by.add(place)
         return outcomes
 
     def _finish(self, session: ClientSession, deadline: float) -> None:

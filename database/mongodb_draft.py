@@ -105,8 +105,10 @@ class Draft:
         self._sendings = 0
         self.changes = 0
         """Changes that were made directly, beside what is gathered."""
-        self.sent: list[Any] = []
-        """The `_id` of each new document that was sent."""
+        self.changed_by: set[int] = set()
+        """Positions in the group of the writes that made such changes."""
+        self.sent: dict[str, list[Any]] = defaultdict(list)
+        """By collection: the `_id` of each new document, of elements and of what only grows, that was sent."""
         self.size = 0
         """About how many bytes were gathered so far."""
         self.first_free = 0
@@ -220,7 +222,7 @@ class Draft:
             self._send_elements(list(now.documents.values()), now.children)
             for collection, rows in now.rows.items():
                 if rows:
-                    self._database[collection].insert_many(rows, session=self._session)
+                    self._insert(collection, rows)
             self._replace(ANSWERS, list(now.answers.values()))
             self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in sorted(now.state)])
         except (PyMongoError, BSONError, UnicodeError, OverflowError) as error:
@@ -236,12 +238,20 @@ class Draft:
             names = {document["name"] for document in documents}
             known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
             self.add_totals(names=len(names.difference(known)))
-            try:
-                elements.insert_many(documents, session=self._session)
-            finally:
-                # The driver has named each of them.
-                self.sent += [document["_id"] for document in documents if "_id" in document]
+            self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
+
+    def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
+        try:
+            self._database[collection].insert_many(documents, session=self._session)
+        finally:
+            # The driver has named each that had no name.
+            self.sent[collection] += [document["_id"] for document in documents if "_id" in document]
+
+    def take_back(self) -> None:
+        """Removes what was sent and nobody was told of: nothing of it may be there twice when it is sent again."""
+        for collection, ids in self.sent.items():
+            self._database[collection].delete_many({"_id": {"$in": ids}})
 
     def _replace(self, collection: str, documents: list[dict[str, Any]]) -> None:
         if documents:
