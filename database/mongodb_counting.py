@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from database.mongodb_counts import WIDTH, Range, count_range, newest_index, numbered
+from database.mongodb_counts import WIDTH, Range, count_range, newest_index, next_width, numbered
 from database.mongodb_documents import ELEMENTS, in_parts
 from database.mongodb_draft import COUNTING, Counting, Totals
 from database.mongodb_session import MongoSession
@@ -39,7 +39,7 @@ def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
         if kept is not None:
             said.append(f"the last index given is {newest} now, it was {last or 0}")
     doubtful = doubtful or kept is None or (before is not None and before["doubtful"])
-    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None)))
+    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None, width=WIDTH)))
     return said
 
 
@@ -61,7 +61,7 @@ def step(session: MongoSession) -> list[str] | None:
     now = replace(
         now,
         through=through,
-        width=4 * now.width if found.few else WIDTH,
+        width=next_width(found, now.through, through, WIDTH),
         records=now.records + found.records,
         bytes=now.bytes + found.bytes,
         explored=now.explored + found.explored,

@@ -28,6 +28,7 @@ __all__ = [
     "counted",
     "disagreements",
     "newest_index",
+    "next_width",
     "numbered",
 ]
 
@@ -35,7 +36,6 @@ EVENTS = "asi_events"
 USAGE = "asi_usage"
 WIDTH = 1000
 """Indices of a range that is counted at once."""
-_FEW = WIDTH // 4
 _PAGE = 64
 _LOOKS = 5
 _LOOK_SECONDS = 0.2
@@ -55,10 +55,10 @@ class Range:
     parents: dict[int, int]
     """By index: the parent, where there is one."""
 
-    @property
-    def few(self) -> bool:
-        """Whether most indices of it are missing, so that the next range may be wider."""
-        return self.records < _FEW
+
+def next_width(found: Range, low: int, high: int, least: int = WIDTH) -> int:
+    """How many indices to count after this range: more where most of it were missing."""
+    return max(least, 4 * (high - low)) if found.records < (high - low) // 4 else least
 
 
 def count_range(database: Database[dict[str, Any]], low: int, high: int, session: ClientSession | None = None) -> Range:
@@ -113,7 +113,7 @@ def _ranges(database: Database[dict[str, Any]]) -> Iterator[Range]:
         high = min(last, low + width)
         one = count_range(database, low, high)
         yield one
-        low, width = high, 4 * width if one.few else WIDTH
+        low, width = high, next_width(one, low, high)
 
 
 def newest_index(database: Database[dict[str, Any]], known: int) -> int:

@@ -255,11 +255,19 @@ def ranked(store: Recorded, order: Order, limit: int | None = None, offset: int 
     return store.read(lambda session: session.ranked(order, limit, offset))
 
 
+def listed(store: Recorded, where: Where, order: Order, limit: int | None) -> list[int]:
+    return [facts.index for facts in store.read(lambda session: session.facts(where, order, limit))]
+
+
 def delete(indices: list[int], session: Session) -> None:
     session.delete(indices)
 
 
-def test_the_first_in_every_order_are_those_of_the_whole_order(url: str) -> None:
+@pytest.mark.parametrize("sample", [400, 20], ids=["few", "many for a sample"])
+def test_the_first_in_every_order_are_those_of_the_whole_order(
+    url: str, sample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.mongodb_pages._SAMPLE", sample)
     store = opened(url, True)
     rng = random.Random(5)
 
@@ -283,6 +291,11 @@ def test_the_first_in_every_order_are_those_of_the_whole_order(url: str) -> None
                     assert part == whole[offset : offset + limit], (order, limit, offset)
             after = store.read(lambda session: [facts.index for facts in session.facts(Where(after=15), limit=100)])
             assert after == [index for index in ranked(store, "index") if index > 15][:100]
+            for where, order in ((Where(published=True), "index"), (Where(pending=True, after=100), "index"),
+                                 (Where(unscored=True), "index"), (Where(published=True), "score")):  # fmt: skip
+                whole = listed(store, where, order, None)
+                for limit in (1, 7, 90):
+                    assert listed(store, where, order, limit) == whole[:limit], (where, order, limit)
     store.close()
 
 
