@@ -224,7 +224,9 @@ class Draft:
                 if rows:
                     self._insert(collection, rows)
             self._replace(ANSWERS, list(now.answers.values()))
-            self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in sorted(now.state)])
+            # Last, that counting has ended: without a transaction somebody may read between two of them.
+            names = sorted(now.state, key=lambda name: (name == COUNTING, name))
+            self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in names])
         except (PyMongoError, BSONError, UnicodeError, OverflowError) as error:
             raise SendError(str(error)) from error
         self._gathered = _Gathered()

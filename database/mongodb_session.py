@@ -154,7 +154,8 @@ class MongoSession(MongoPages, MongoVectors):
         if where in (_EVERYTHING, Where(explored=True)):
             if limit is not None and self.counting() is not None:
                 return self._some(where, limit)
-            total = self.counts.explored if where.explored else self.counts.records
+            counts = self.counts
+            total = counts.explored if where.explored else counts.records
             return total if limit is None else min(total, limit)
         if limit is None:
             return int(self._elements.count_documents(condition_of(where), session=self._session))

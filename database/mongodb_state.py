@@ -106,9 +106,9 @@ class MongoState:
     @property
     def totals(self) -> Totals:
         """Of which the numbers of events and usage are right at any time; for the others see `counts`."""
-        if self._draft is not None:
-            return self._draft.totals
-        kept = self.state("totals")
+        return self._draft.totals if self._draft is not None else self._totals(self.state("totals"))
+
+    def _totals(self, kept: dict[str, int] | None) -> Totals:
         # An earlier release, whose store is only read, kept none.
         return counted(self._database) if kept is None else Totals(**kept)
 
@@ -119,12 +119,13 @@ class MongoState:
         Raises:
             UncountedError: they are being counted.
         """
-        now = self.counting()
+        kept, told = self.states("totals", COUNTING)
+        now = self._uncounted(told)
         if now is None:
-            return self.totals
+            return self._totals(kept)
         if self._known.count is None:
             # Only read: nobody may be there to go on with it.
-            return counted(self._database, self.totals)
+            return counted(self._database, self._totals(kept))
         self._known.count()
         raise UncountedError(
             f"the elements are being counted, {now.through} of {self.state('last_index')} so far, and what was asked"
@@ -134,7 +135,9 @@ class MongoState:
 
     def counting(self) -> Counting | None:
         """How far the counting came; None where what is kept is right."""
-        told = self.state(COUNTING)
+        return self._uncounted(self.state(COUNTING))
+
+    def _uncounted(self, told: dict[str, Any] | None) -> Counting | None:
         if told is None:
             self._known.counted = True
             return None
