@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
@@ -24,6 +24,7 @@ __all__ = [
     "exit_with_parent",
     "kill_group",
     "leave",
+    "on_interrupt",
     "raise_on_interrupt",
     "spawn",
     "terminate",
@@ -32,6 +33,7 @@ __all__ = [
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = "listening on "
 PARENT = "ASI_PARENT_PID"
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def spawn(
@@ -94,6 +96,37 @@ def raise_on_interrupt() -> None:
     """Ctrl-C is a KeyboardInterrupt again: what has been begun is ended by its own clean-up."""
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def on_interrupt(told: Callable[[int], None]) -> Iterator[None]:
+    """Calls `told` with the number of each SIGINT and SIGTERM, in a thread of its own. For the main thread.
+
+    A handler in Python runs in the main thread, between any two of its instructions: it may need a lock which that
+    thread holds, and a signal that comes while the thread is about to wait (for a lane, for a lock) is not heard until
+    the wait ends. The byte that the interpreter writes at once, whoever got the signal, has neither fault.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def listen() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in _INTERRUPTS:
+                told(number[0])
+
+    listener = threading.Thread(target=listen, name="interrupts", daemon=True)
+    listener.start()
+    other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(other)
+        os.close(writing)
+        listener.join()
+        os.close(reading)
 
 
 def leave(status: int) -> NoReturn:

@@ -39,7 +39,7 @@ class Console:
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
-        self._lock = threading.RLock()  # a signal handler may print while its thread holds it
+        self._lock = threading.Lock()
         if self._rich.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"))
             self._live = Progress(*columns, console=self._rich, transient=True)

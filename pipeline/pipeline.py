@@ -3,7 +3,8 @@
     python pipeline/pipeline.py                                             for ever, profile cpu, into runs/default
     python pipeline/pipeline.py --experiments 3 --profile cpu-smoke --data-dir runs/demo     the small version
 
-Ctrl-C ends it cleanly; the same --data-dir goes on where it was. --help lists every setting.
+Ctrl-C ends it cleanly; the same --data-dir goes on where it was. `kill -USR1` to its process writes what each thread is
+at to stderr and ends nothing. --help lists every setting.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import faulthandler
+import signal
 from collections.abc import Sequence
 
 from common.errors import AsiError
@@ -41,6 +44,7 @@ SHORT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     exit_with_parent()
+    faulthandler.register(signal.SIGUSR1)
     parser = argparse.ArgumentParser(
         prog="pipeline.py", description="Design, check, train, measure and explain architectures."
     )

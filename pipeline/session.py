@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 
 from cognition_base.client import CognitionClient
 from common.errors import AsiError, JobError, UsageError
+from common.process import on_interrupt
 from common.records import Baseline, RunRecord
 from common.settings import Settings
 from common.text import counted
@@ -263,16 +262,22 @@ def _interruptible(cancelled: threading.Event, console: Console) -> Iterator[Non
     """Turns the first Ctrl-C or SIGTERM into an order to stop; the second ends this process at once, and its
     children end with it."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if cancelled.is_set():
-            console.show_cursor()
-            os._exit(128 + number)
-        cancelled.set()
-        console.note("\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)")
+    text = "\nStopping: running jobs are ended, the journal is kept. (Again to stop at once.)"
+    # Beside the wait for the second: a terminal that is held (Ctrl-S) lets nobody print.
+    telling = threading.Thread(target=console.note, args=(text,), name="tell of the stop", daemon=True)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stop(number: int) -> None:
+        if cancelled.is_set():
+            try:
+                console.show_cursor()
+            finally:
+                os._exit(128 + number)
+        cancelled.set()
+        telling.start()
+
     try:
-        yield
+        with on_interrupt(stop):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if telling.ident is not None:
+            telling.join(5)  # so that what is printed next stands below it

@@ -53,7 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: two workers that take whole files then end at about the same time."""
+    """The longest files first: two workers that take whole files then end at about the same time. A slow test that
+    names no bound of its own has half an hour, so that a busy machine fails none."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     assert all(path.exists() for path in places), "tests/conftest.py: LONGEST names a file that is gone"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    for item in items:
+        if item.get_closest_marker("slow") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1800))

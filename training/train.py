@@ -23,16 +23,14 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from common.errors import AsiError, JobError, UsageError
 from common.files import held, sha256_text, write_json
-from common.process import exit_with_parent, leave
+from common.process import exit_with_parent, leave, on_interrupt
 from common.records import CheckReport, RunRecord
 from common.settings import Settings, parse, path_argument, usage_exit
 from common.text import printable
@@ -164,12 +162,8 @@ def _run(
     seed = settings.run.seed
     run_id = sha256_text(f"{program.sha256} {launcher.profile.fingerprint()} {seed}")[:16]
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        cancel.set()
-
-    previous = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
-    holding = contextlib.ExitStack()
-    try:
+    with contextlib.ExitStack() as holding:
+        holding.enter_context(on_interrupt(lambda number: cancel.set()))
         try:
             launcher.ready(display.show, cancel)
         except JobError:
@@ -214,10 +208,6 @@ def _run(
             keep=settings.training.keep_checkpoint,
             origin=origin,
         )
-    finally:
-        holding.close()
-        for number, handler in previous:
-            signal.signal(number, handler)
 
 
 class _Display:

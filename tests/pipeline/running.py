@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,21 @@ def left_of(family: set[int], seconds: float) -> list[int]:
     while time.monotonic() < deadline and left():
         time.sleep(0.1)
     return left()
+
+
+def rest_of(process: subprocess.Popen[str], seconds: float = 100) -> str:
+    """What a pipeline prints until it ends; where it does not end in time it is killed, and where its threads were
+    stands at the end of what it printed."""
+    assert process.stdout is not None
+    orders = [(seconds, signal.SIGUSR1), (seconds + 5, signal.SIGKILL)]
+    timers = [threading.Timer(after, process.send_signal, (order,)) for after, order in orders]
+    for timer in timers:
+        timer.start()
+    try:
+        return process.stdout.read()
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def assert_whole(data_dir: Path, experiments: int, stored: list[dict[str, Any]] | None = None) -> None:

@@ -16,7 +16,18 @@ import pytest
 
 from pipeline.designer import fingerprint
 from pipeline.report import report
-from tests.pipeline.running import ROOT, assert_whole, children, command, command_line, elements, left_of, run, stage
+from tests.pipeline.running import (
+    ROOT,
+    assert_whole,
+    children,
+    command,
+    command_line,
+    elements,
+    left_of,
+    rest_of,
+    run,
+    stage,
+)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +153,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
             break
     family = children(process.pid)
     process.send_signal(signal.SIGINT)
-    printed += process.stdout.read()
+    printed += rest_of(process)
     assert process.wait(60) == 0, printed
     assert "To go on" in printed and "Traceback" not in printed
     # What was killed last may need a moment to be gone.

@@ -217,3 +217,23 @@ def test_a_second_ctrl_c_ends_at_once_and_without_a_traceback() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == ""
+
+
+def test_ctrl_c_is_heard_while_the_main_thread_waits_and_another_gets_the_signal() -> None:
+    code = (
+        "import signal, threading, time\n"
+        "from pipeline.console import Console\n"
+        "from pipeline.session import _interruptible\n"
+        "cancelled = threading.Event()\n"
+        "def lane():\n"
+        "    time.sleep(0.5)  # the main thread waits by then; it hears of nothing that comes later\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)\n"
+        "    cancelled.wait()\n"
+        "with _interruptible(cancelled, Console()):\n"
+        "    thread = threading.Thread(target=lane)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and "Stopping" in done.stdout and "ended" in done.stdout
