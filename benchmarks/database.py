@@ -34,6 +34,7 @@ from urllib.parse import quote
 
 import faiss
 import numpy as np
+import pymongo
 
 from benchmarks.database_data import embedding_double, fill, vectors
 from benchmarks.database_inserts import Inserts, cpu_seconds, measure_inserts
@@ -41,6 +42,7 @@ from benchmarks.database_naive import Naive
 from common.embeddings import EmbeddingClient
 from common.knobs import Database as DatabaseSettings
 from common.settings import Settings
+from database.mongodb_documents import ELEMENTS, WHOLE
 from database.store import VectorRow
 from database.vectors import Vectors, approximate
 from tests.database.db_service import Service, mongodb_server
@@ -78,9 +80,13 @@ class Report:
     size: int
     document_bytes: float
     start_seconds: float
+    counted_seconds: float
+    """Until the numbers of elements are known as well."""
     first_search_seconds: float
     rss_mb: float
     vector_mb: float
+    bare: tuple[float, float] | None = None
+    """p50 and p99 in milliseconds of the driver's own find of one document by its index, where there is a server."""
     inserts: Inserts | None = None
     answers: list[Answer] = field(default_factory=list)
 
@@ -96,6 +102,19 @@ class Client:
     def cpu(self) -> float:
         """CPU seconds of the server so far."""
         return cpu_seconds(self._process)
+
+    def wait(self, path: str) -> None:
+        """Returns when the server does not ask for patience any more."""
+        deadline = time.monotonic() + 600
+        while True:
+            self._connection.request("GET", path)
+            answer = self._connection.getresponse()
+            answer.read()
+            self._last = time.perf_counter()
+            if answer.status != 503 or answer.getheader("Retry-After") is None:
+                return
+            assert time.monotonic() < deadline, path
+            time.sleep(0.1)
 
     def get(self, path: str) -> tuple[float, Any]:
         """Milliseconds until the body is here, and the parsed body."""
@@ -222,10 +241,13 @@ def run(store: str, size: int, requests: int, seconds: float, small: bool, say: 
             client = Client(service.url, service.process.pid)
             client.get("/health")
             started = time.perf_counter() - began
+            client.wait("/stats")
+            counted = time.perf_counter() - began
             length = client.get("/stats")[1]["average_object_size"]
             first, _ = client.get("/elements/search-similar?motivation=vector%200")
             naive = Naive(url)
-            report = Report(shown, size, length, started, first / 1000, 0.0, block.nbytes / 1e6)
+            report = Report(shown, size, length, started, counted, first / 1000, 0.0, block.nbytes / 1e6)
+            report.bare = bare_find(url, size, requests) if store == "mongodb" else None
             report.answers = [
                 *measure(size, client, naive, requests),
                 measure_similar(block, client, naive, requests),
@@ -237,6 +259,21 @@ def run(store: str, size: int, requests: int, seconds: float, small: bool, say: 
         finally:
             service.kill()
             double.close()
+
+
+def bare_find(url: str, size: int, requests: int) -> tuple[float, float]:
+    """p50 and p99 in milliseconds of finding one document by its index with the driver alone."""
+    rng = random.Random(size)
+    times = []
+    with pymongo.MongoClient[dict[str, Any]](url) as client:
+        elements = client.get_default_database()[ELEMENTS]
+        elements.find_one({"index": 1})
+        for _ in range(requests):
+            began = time.perf_counter()
+            found = elements.find_one({"index": rng.randint(1, size)}, WHOLE)
+            times.append(1000 * (time.perf_counter() - began))
+            assert found is not None
+    return statistics.median(times), p99(times)
 
 
 def rss_mb(process: int) -> float:
@@ -267,6 +304,8 @@ def show(reports: list[Report]) -> str:
         rows: list[tuple[str, Callable[[Report], str]]] = [
             ("inserts/s, 8 clients", lambda r: "" if r.inserts is None else r.inserts.shown(r.store == "SQLite")),
             ("start, s", lambda r: f"{r.start_seconds:.1f}, first search {r.first_search_seconds:.1f}"),
+            ("counted after, s", lambda r: f"{r.counted_seconds:.1f}"),
+            ("bare find_one, ms", lambda r: "" if r.bare is None else f"{r.bare[0]:.1f} / {r.bare[1]:.1f}"),
             ("memory, MB", lambda r: f"{r.rss_mb:.0f}, of it vectors {r.vector_mb:.0f}"),
             ("bytes an element", lambda r: f"{r.document_bytes:,.0f}"),
         ]

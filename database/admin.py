@@ -21,15 +21,17 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from common.errors import AsiError, ServiceError, StoreError, UsageError
 from common.knobs import Database as DatabaseSettings
+from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
 from database.bulk import Importer, export_lines, look_over
+from database.evaluate_agent.score import Evidence
 from database.invariants import broken
 from database.memory import Memory
 from database.models import Element
@@ -42,6 +44,13 @@ __all__ = ["main"]
 
 _COMMANDS = ("backup", "restore", "verify", "migrate", "import-published")
 _SHOWN = 200
+_BESIDE: list[tuple[str, str, str, Callable[[str], object]]] = [
+    ("runs", "body", "SELECT 'element ' || idx, body FROM runs", RunRecord.model_validate_json),
+    ("baselines", "body", "SELECT key, body FROM baselines", Baseline.model_validate_json),
+    ("evidence", "evidence", "SELECT 'element ' || idx, evidence FROM evidence", Evidence.model_validate_json),
+    ("state", "value", "SELECT name, value FROM state", json.loads),
+]
+"""Of what a database holds beside its elements: the table, its column, what is asked, and what reads an answer."""
 
 
 class _NoEmbedder:
@@ -129,6 +138,7 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
     unreadable = _unreadable(source)
     if unreadable and len(unreadable) == count:
         raise StoreError(f"no element of {source} can be read: {unreadable[0]}", "take another backup")
+    beside = _unreadable_beside(source)
     if file.exists():
         held = _require_ours(file)
         if held and not replace:
@@ -149,10 +159,11 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
         for end in ("-wal", "-shm", ".faiss"):
             file.with_name(file.name + end).unlink(missing_ok=True)
         partial.replace(file)
-    for line in unreadable[:_SHOWN]:
+    for line in [*unreadable, *beside][:_SHOWN]:
         print(printable(line))
-    print(f"{file}: {count} elements restored from {source}, {len(unreadable)} of them cannot be read")
-    return 1 if unreadable else 0
+    more = f", nor {len(beside)} things beside them" if beside else ""
+    print(f"{file}: {count} elements restored from {source}, {len(unreadable)} of them cannot be read{more}")
+    return 1 if unreadable or beside else 0
 
 
 def verify(settings: DatabaseSettings) -> int:
@@ -281,6 +292,24 @@ def _unreadable(file: Path) -> list[str]:
                 Element.model_validate(json.loads(body or "") | {"parent": None, "index": index})
             except (ValueError, TypeError) as error:
                 found.append(f"element {index} cannot be read: {str(error).splitlines()[0][:200]}")
+    return found
+
+
+def _unreadable_beside(file: Path) -> list[str]:
+    """A line for each run, baseline, evaluation and piece of state of a database of ours that cannot be read."""
+    found = []
+    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+        there = {row[0] for row in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for table, column, query, read in _BESIDE:
+            columns = {row[1] for row in opened.execute(f"PRAGMA table_info({table})")} if table in there else set()
+            # A schema of an earlier release may lack it.
+            if column not in columns:
+                continue
+            for name, body in opened.execute(query):
+                try:
+                    read(body)
+                except (ValueError, TypeError) as error:
+                    found.append(f"{table}: that of {name} cannot be read: {str(error).splitlines()[0][:200]}")
     return found
 
 

@@ -75,7 +75,8 @@ class Described(TypedDict):
 
 class HealthNumbers(TypedDict):
     connected: bool
-    total_records: int
+    total_records: int | None
+    """null while the elements of a large store are being counted."""
 
 
 class Health(BaseModel):
@@ -93,10 +94,10 @@ class Stats(BaseModel):
 
     total_records: int
     unique_names: int
-    database_size: int
+    database_size: int | None
     collection_size: int
-    index_size: int
-    storage_size: int
+    index_size: int | None
+    storage_size: int | None
     average_object_size: float
     database_name: str
     collection_name: str
@@ -131,6 +132,8 @@ class JudgeState(TypedDict):
 
 
 class ExtendedStats(Stats):
+    sizes_measured_at: str | None
+    """When a MongoDB server said its sizes in bytes, UTC; null where they are those of now, or not known."""
     pending_embeddings: int
     unscored: int
     stale_scores: int

@@ -217,13 +217,15 @@ class Candidates:
             NotFoundError: there is no such element.
             RefusedError: the set is full and the element is not above its lowest.
         """
-        if session.evidence(index) is None:
+        known = session.evidence(index)
+        if known is None:
             raise NotFoundError(f"there is no element {index}")
         current = self.ranked(session)
         kept = [facts.index for facts in current]
         if index in kept:
             return
-        score = self._scores.rescore(session, index)
+        # Kept once nothing can be refused any more: a store without transactions does not take back what was changed.
+        score = self._scores.evaluate(session, known[0]).score
         if len(kept) >= self.capacity:
             key, last = self.key(session), current[-1]
             ours = _one(session, index)[0].baseline_key
@@ -237,6 +239,7 @@ class Candidates:
                     f"the candidate set is full ({self.capacity}); element {index} {said} and is not above its lowest"
                 )
             kept = kept[: self.capacity - 1]
+        self._scores.rescore(session, index)
         session.put_candidates([*kept, index])
 
     def refresh(self, session: Session, index: int) -> None:

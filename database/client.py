@@ -34,6 +34,8 @@ _INDICES = TypeAdapter(list[int])
 _LONGEST_QUERY = 60_000
 _RETRY_STATUS = (502, 503, 504)
 _PAUSES = (0.1, 0.3, 0.8, 2.0, 4.0)
+_LONGEST_WAIT = 120
+"""Seconds for which a request is repeated that the server asks to be repeated."""
 
 
 class DatabaseClient:
@@ -223,6 +225,7 @@ class DatabaseClient:
         repeat: bool = True,
     ) -> Any:
         pauses = list(_PAUSES) if repeat else []
+        until = time.monotonic() + _LONGEST_WAIT
         while True:
             try:
                 answer = self._http.request(method, self.url + path, json=body, params=params, headers=headers)
@@ -245,6 +248,11 @@ class DatabaseClient:
                     f"{method} {self.url}{path} failed: {type(error).__name__} {error}",
                     "look at the server's log, or raise services.timeout",
                 ) from error
+            after = answer.headers.get("Retry-After", "")
+            if answer.status_code == 503 and after.isdigit() and repeat and time.monotonic() < until:
+                # The server says that it will know: elements of a large store are counted at its start.
+                time.sleep(min(int(after), _LONGEST_WAIT))
+                continue
             if answer.status_code in _RETRY_STATUS and pauses:
                 time.sleep(pauses.pop(0))
                 continue

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
-from database.store import StoreBusyError, StoreFullError
+from database.store import StoreBusyError, StoreFullError, UncountedError
 
 __all__ = ["REASONS", "EnvelopeProtocol", "ErrorBody", "answer_errors", "error_answer"]
 
@@ -77,10 +77,11 @@ def answer_errors(app: FastAPI) -> None:
 
 def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handle(request: Request, error: Exception) -> Response:
-        if status >= 500:
+        if status >= 500 and not isinstance(error, UncountedError):
             _LOG.error("%s %s: %s", request.method, request.url.path, error)
         message = error.message if isinstance(error, AsiError) else str(error)
-        return error_answer(status, message, str(error))
+        after = error.retry_after if isinstance(error, StoreBusyError) else None
+        return error_answer(status, message, str(error), None if after is None else {"Retry-After": str(after)})
 
     return handle
 

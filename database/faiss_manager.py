@@ -128,9 +128,10 @@ class VectorIndex:
         if many and fresh.flat is not None:
             fresh = approximate(fresh)
         with self._lock:
-            # What came or went since then is caught up with by the next search.
+            # What came or went since then is caught up with by the next search; the store's own number may be ahead of
+            # a vector that is about to be stored.
             self._vectors, self._unsaved = fresh, self._unsaved + fresh.total
-            self._state = VectorState(state.epoch, max(after, state.sequence), state.model)
+            self._state = VectorState(state.epoch, after, state.model)
         _LOG.info("vector index rebuilt: %d windows, recall %s", fresh.total, fresh.recall or "exact")
 
     def _stats(self) -> IndexStats:

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import sha256_text
 from database import tree
 from database.errors import ConflictError, key_used
-from database.models import NewElement, StoredExperiment
+from database.models import Element, NewElement, StoredExperiment, read_time
 from database.store import Session
 
 __all__ = ["first_answer", "keep_body", "note_removal", "removed"]
@@ -33,10 +33,11 @@ def first_answer(session: Session, key: str, wanted: NewElement, body: str | Non
     Raises:
         ConflictError: it had another program, or another body.
     """
-    facts = session.find_key(key)
+    facts, element = session.find_key(key), None
     if facts is not None:
         stored = StoredExperiment(index=facts.index, name=facts.name, score=facts.score, created=False)
-        program = sha256_text(tree.element_of(session, facts.index).program)
+        element = tree.element_of(session, facts.index)
+        program = sha256_text(element.program)
     else:
         note = removed(session, key)
         if note is None:
@@ -46,9 +47,21 @@ def first_answer(session: Session, key: str, wanted: NewElement, body: str | Non
     if program != sha256_text(wanted.program):
         raise _used(key, stored, "which is another program")
     before = session.answer(_BODIES, key)
-    if before is not None and before[_REQUEST] != body:
+    if before is not None and before[_REQUEST] != body and not _differs_in_form_only(element, wanted):
         raise _used(key, stored, "with another body")
     return stored
+
+
+def _differs_in_form_only(stored: Element | None, wanted: NewElement) -> bool:
+    """Whether both are the same element but for the form of its time, which an earlier release stored, and hashed, as
+    it came."""
+    if stored is None or stored.time == wanted.time:
+        return False
+    try:
+        time = read_time(stored.time)
+    except ValueError:
+        return False
+    return stored.model_dump(exclude={"index"}) | {"time": time} == wanted.model_dump()
 
 
 def keep_body(session: Session, key: str, body: str) -> None:

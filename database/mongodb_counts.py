@@ -1,81 +1,186 @@
 """What is kept beside the documents because it would have to be counted: totals, and numbers of children.
 
-Kept in the transaction of each change; counted anew, here, at every start, and after a write that was cut off on a
-server without transactions. Counting reads indexes only, no documents.
+Kept in the transaction of each change, and compared here with the documents, a range of indices at a time: see
+`mongodb_counting` for when. On MongoDB a range is read from indexes alone.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from database.mongodb_documents import BY_NAME, ELEMENTS, OURS, STATE
-from database.mongodb_draft import Totals
+from database.mongodb_documents import ELEMENTS, STATE, in_parts
+from database.mongodb_draft import COUNTING, Totals
 
-__all__ = ["EVENTS", "USAGE", "counted", "disagreements", "recount"]
+__all__ = [
+    "EVENTS",
+    "USAGE",
+    "WIDTH",
+    "Range",
+    "child_counts",
+    "count_range",
+    "counted",
+    "disagreements",
+    "newest_index",
+    "next_width",
+    "numbered",
+]
 
 EVENTS = "asi_events"
 USAGE = "asi_usage"
-_CHUNK = 1000
+WIDTH = 1000
+"""Indices of a range that is counted at once."""
+_PAGE = 64
 _LOOKS = 5
 _LOOK_SECONDS = 0.2
 _SHOWN = 20
 
 
-def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> Totals:
-    """The totals as the documents have them.
+@dataclass(frozen=True)
+class Range:
+    """The elements of a range of indices, as their documents have them."""
 
-    Args:
-        kept: what a store of this release says; one of an earlier release may lack the index.
-    """
-    explored = {"$cond": [{"$gt": ["$parent", 0]}, 1, 0]}
-    named: dict[str, Any] = {"records": {"$sum": 1}, "bytes": {"$sum": "$asi.bytes"}, "explored": {"$sum": explored}}
-    together = {name: {"$sum": f"${name}"} for name in named}
-    stages: list[dict[str, Any]] = [
-        {"$match": OURS},
-        {"$group": {"_id": "$name"} | named},
-        {"$group": {"_id": None, "names": {"$sum": 1}} | together},
-    ]
-    options: dict[str, Any] = {} if kept is None else {"hint": BY_NAME}
-    found = next(iter(database[ELEMENTS].aggregate(stages, **options)), {})
-    first = next(iter(database[EVENTS].find({}, {"_id": 1}).sort("_id", 1).limit(1)), None)
-    last = _newest_id(database, EVENTS)
-    if first is None and kept is not None:
-        # All events were let go of; their ids are not given again.
-        last = kept.events
-    return Totals(
-        **{name: int(found.get(name) or 0) for name in ("records", "bytes", "names", "explored")},
-        events=last,
-        trimmed=last if first is None else first["_id"] - 1,
-        usage=_newest_id(database, USAGE),
+    records: int
+    bytes: int
+    explored: int
+    names: frozenset[str]
+    wrong: dict[int, tuple[int | None, int]]
+    """(kept, counted) number of children of every index for which they differ."""
+    parents: dict[int, int]
+    """By index: the parent, where there is one."""
+
+
+def next_width(found: Range, low: int, high: int, least: int = WIDTH) -> int:
+    """How many indices to count after this range: more where most of it were missing."""
+    return max(least, 4 * (high - low)) if found.records < (high - low) // 4 else least
+
+
+def count_range(database: Database[dict[str, Any]], low: int, high: int, session: ClientSession | None = None) -> Range:
+    """Counts the elements with an index above `low`, or any when that is 0, up to `high`."""
+    ends = {"$gt": low, "$lte": high} if low else {"$lte": high}
+    shown = {"_id": 0, "index": 1, "name": 1, "parent": 1, "asi.bytes": 1, "asi.children": 1}
+    found = database[ELEMENTS].find({"index": ends}, shown, session=session)
+    # A document that another program keeps here is none of ours.
+    rows = [row for row in found if row.get("asi", {}).get("bytes") is not None]
+    right = _grouped(database, {"$gt": low, "$lte": high}, session)
+    kept = {row["index"]: row["asi"].get("children") for row in rows}
+    parents = {row["index"]: row["parent"] for row in rows if row.get("parent") is not None}
+    return Range(
+        records=len(rows),
+        bytes=sum(row["asi"]["bytes"] for row in rows),
+        explored=len(parents),
+        names=frozenset(str(row.get("name")) for row in rows),
+        wrong={index: (said, right.get(index, 0)) for index, said in kept.items() if said != right.get(index, 0)},
+        parents=parents,
     )
 
 
-def _newest_id(database: Database[dict[str, Any]], collection: str) -> int:
-    """The highest number in a collection that only grows; 0 in an empty one."""
-    newest = database[collection].find({}, {"_id": 1}).sort("_id", -1).limit(1)
-    return next((int(row["_id"]) for row in newest), 0)
+def child_counts(
+    database: Database[dict[str, Any]], parents: list[int] | None, session: ClientSession | None = None
+) -> dict[int, int]:
+    """Number of children of each of `parents` (of all, for None) that has any, counted."""
+    if parents is None:
+        return _grouped(database, {"$gt": 0}, session)
+    found: dict[int, int] = {}
+    for some in in_parts(parents):
+        found |= _grouped(database, {"$in": some}, session)
+    return found
 
 
-def _child_counts(database: Database[dict[str, Any]]) -> dict[int, int]:
-    """Number of children of every index that has any, counted."""
+def _grouped(
+    database: Database[dict[str, Any]], wanted: dict[str, Any], session: ClientSession | None
+) -> dict[int, int]:
+    """As `child_counts`, of the parents that meet a condition."""
     stages: list[dict[str, Any]] = [
-        {"$match": OURS | {"parent": {"$gt": 0}}},
+        {"$match": {"parent": wanted, "index": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
     ]
-    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, hint=BY_NAME)}
+    return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, session=session)}
 
 
-def _kept_children(database: Database[dict[str, Any]]) -> dict[int, int]:
-    """As `_child_counts`, as the documents of these elements say."""
-    shown = {"_id": 0, "index": 1, "asi.children": 1}
-    # Below 0 are those of which two holders took the same child away.
-    found = [row for side in ("$gt", "$lt") for row in database[ELEMENTS].find({"asi.children": {side: 0}}, shown)]
-    return {row["index"]: row["asi"]["children"] for row in found}
+def _ranges(database: Database[dict[str, Any]]) -> Iterator[Range]:
+    """All elements, without their numbers of children being put right."""
+    found = database[STATE].find_one({"_id": "last_index"})
+    last = newest_index(database, 0 if found is None else int(json.loads(found["value"])))
+    low, width = 0, WIDTH
+    while low < last:
+        high = min(last, low + width)
+        one = count_range(database, low, high)
+        yield one
+        low, width = high, next_width(one, low, high)
+
+
+def newest_index(database: Database[dict[str, Any]], known: int) -> int:
+    """The highest index of a document; `known`, the last one given, where none is above it."""
+    beyond = database[ELEMENTS].find({"index": {"$gt": known}}, {"_id": 0, "index": 1}).sort("index", -1)
+    return next((int(row["index"]) for row in beyond.limit(1)), known)
+
+
+def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> Totals:
+    """The totals as the documents have them, all of which are looked at.
+
+    Args:
+        kept: what the store says.
+    """
+    return _summed(numbered(database, kept), list(_ranges(database)))
+
+
+def _summed(totals: Totals, ranges: list[Range]) -> Totals:
+    return replace(
+        totals,
+        records=sum(one.records for one in ranges),
+        bytes=sum(one.bytes for one in ranges),
+        explored=sum(one.explored for one in ranges),
+        names=len(frozenset[str]().union(*(one.names for one in ranges))),
+    )
+
+
+def numbered(database: Database[dict[str, Any]], kept: Totals | None) -> Totals:
+    """`kept` with the numbers of the last event, the last one let go and the last record of usage put right. They have
+    no gaps, so that these are looked for from where they were."""
+    if kept is None:
+        first = _end(database, EVENTS, 1)
+        last = _end(database, EVENTS, -1)
+        return Totals(events=last, trimmed=first - 1 if first else last, usage=_end(database, USAGE, -1))
+    events = _last_id(database, EVENTS, kept.events, kept.trimmed)
+    trimmed = min(kept.trimmed, events)
+    if trimmed < events and not _there(database, EVENTS, trimmed, trimmed + 1):
+        # Cut off after events were let go of. Where all were, their ids are not given again.
+        first = _end(database, EVENTS, 1)
+        trimmed = first - 1 if first else events
+    return replace(kept, events=events, trimmed=trimmed, usage=_last_id(database, USAGE, kept.usage, 0))
+
+
+def _last_id(database: Database[dict[str, Any]], collection: str, known: int, lowest: int) -> int:
+    """The last number of a collection, near the one that is `known`. Rows may have been taken back, down to `lowest`,
+    and those that were sent before it was kept follow it."""
+    while known > lowest:
+        low = max(lowest, known - _PAGE)
+        there = _there(database, collection, low, known)
+        known = max(there, default=low)
+        if there:
+            break
+    while there := _there(database, collection, known, known + _PAGE):
+        known = max(there)
+    return known
+
+
+def _there(database: Database[dict[str, Any]], collection: str, low: int, high: int) -> list[int]:
+    """The numbers above `low` and up to `high` that a collection has."""
+    found = database[collection].find({"_id": {"$in": list(range(low + 1, high + 1))}}, {"_id": 1})
+    return [int(row["_id"]) for row in found]
+
+
+def _end(database: Database[dict[str, Any]], collection: str, direction: int) -> int:
+    """The lowest (1) or highest (-1) number in a collection; 0 in an empty one."""
+    found = database[collection].find({}, {"_id": 1}).sort("_id", direction).limit(1)
+    return next((int(row["_id"]) for row in found), 0)
 
 
 def disagreements(database: Database[dict[str, Any]]) -> list[str]:
@@ -99,52 +204,14 @@ def _lease(database: Database[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _differences(database: Database[dict[str, Any]]) -> list[str]:
-    found = database[STATE].find_one({"_id": "totals"})
-    if found is None:
-        # An earlier release kept no counts.
+    found = database[STATE].find({"_id": {"$in": ["totals", COUNTING]}})
+    state = {row["_id"]: json.loads(row["value"]) for row in found}
+    if state.get("totals") is None or state.get(COUNTING) is not None:
+        # An earlier release kept no counts; those that are being counted are asked by nobody.
         return []
-    kept = Totals(**json.loads(found["value"]))
-    there = counted(database, kept)
+    kept = Totals(**state["totals"])
+    ranges = list(_ranges(database))
+    there = _summed(numbered(database, kept), ranges)
     said = [] if there == kept else [f"totals: {kept} are kept, {there} are there"]
-    wrong = sorted(_wrong_children(database).items())[:_SHOWN]
+    wrong = sorted(pair for one in ranges for pair in one.wrong.items())[:_SHOWN]
     return said + [f"children: {told} of element {index} are kept, {right} are there" for index, (told, right) in wrong]
-
-
-def _wrong_children(database: Database[dict[str, Any]]) -> dict[int, tuple[int, int]]:
-    """(kept, counted) number of children of every index for which they differ."""
-    right, kept = _child_counts(database), _kept_children(database)
-    pairs = {index: (kept.get(index, 0), right.get(index, 0)) for index in right.keys() | kept.keys()}
-    return {index: (said, there) for index, (said, there) in pairs.items() if said != there}
-
-
-def recount(database: Database[dict[str, Any]]) -> list[str]:
-    """Counts everything anew; returns a line for each kind of thing that was wrong. To be called under the lease."""
-    said = []
-    state = {row["_id"]: row["value"] for row in database[STATE].find({"_id": {"$in": ["last_index", "totals"]}})}
-    kept = Totals(**json.loads(state["totals"])) if "totals" in state else None
-    totals = counted(database, kept or Totals())
-    if totals != kept:
-        _put(database, "totals", vars(totals))
-        if kept is not None:
-            said.append(f"the totals are {totals} now, they were {kept}")
-    # Another program's store has no counter of ours.
-    last = json.loads(state.get("last_index", "0"))
-    for newest in database[ELEMENTS].find({"index": {"$gt": last}}, {"index": 1}).sort("index", -1).limit(1):
-        _put(database, "last_index", int(newest["index"]))
-        if kept is not None:
-            said.append(f"the last index given is {newest['index']} now, it was {last}")
-    wrong: dict[int, list[int]] = defaultdict(list)
-    for index, (_, number) in _wrong_children(database).items():
-        wrong[number].append(index)
-    changed = 0
-    for number, indices in wrong.items():
-        for start in range(0, len(indices), _CHUNK):
-            wanted = {"index": {"$in": indices[start : start + _CHUNK]}, "asi": {"$exists": True}}
-            changed += database[ELEMENTS].update_many(wanted, {"$set": {"asi.children": number}}).modified_count
-    if changed and kept is not None:
-        said.append(f"the number of children of {changed} elements was not right")
-    return said
-
-
-def _put(database: Database[dict[str, Any]], name: str, value: Any) -> None:
-    database[STATE].replace_one({"_id": name}, {"_id": name, "value": json.dumps(value)}, upsert=True)

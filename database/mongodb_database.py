@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -22,16 +22,17 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from common.errors import StoreError
+from database.background import Background
 from database.errors import VanishedError
 from database.group_writer import GroupWriter, Write
 from database.mongodb_connection import connect, translated
-from database.mongodb_counts import recount
-from database.mongodb_documents import ELEMENTS
-from database.mongodb_draft import Draft, SendError
+from database.mongodb_counting import step
+from database.mongodb_draft import COUNTING, Draft, SendError
 from database.mongodb_lease import LEASE_SECONDS, Hold, Lease
 from database.mongodb_mending import mend
 from database.mongodb_opening import adopt, create_indexes
 from database.mongodb_session import MongoSession
+from database.mongodb_sizes import ServerSizes
 from database.mongodb_state import Known
 from database.store import without_secrets
 
@@ -45,6 +46,9 @@ _CONFLICT_SECONDS = 0.05
 _LARGEST_GROUP = 16 << 20
 """About how many bytes of new elements one transaction takes."""
 _DEFAULT_DATABASE = "myapp"
+_COUNTING_SECONDS = 2.0
+"""How long a start, or a write that has to mend, waits for the elements to be counted; the rest is counted beside."""
+_COUNTING_REST = 5.0
 
 
 class _LostError(Exception):
@@ -52,11 +56,13 @@ class _LostError(Exception):
 
     Args:
         again: whether nothing of them is there, so that each may be tried alone.
+        spoiled: positions in the group of those of which something is there all the same, and that fail.
     """
 
-    def __init__(self, again: bool) -> None:
+    def __init__(self, again: bool, spoiled: Collection[int] = ()) -> None:
         super().__init__()
         self.again = again
+        self.spoiled = spoiled
 
 
 class MongoStore:
@@ -94,7 +100,12 @@ class MongoStore:
             if not read_only:
                 with self._patient() as patient:
                     self._prepare(patient)
+        self._known.sizes = ServerSizes(self._ask_sizes)
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
+        self._counter = Background("counting", self._count, _COUNTING_REST)
+        if not read_only:
+            self._known.count = self._counter.wake
+            self._counter.start()
 
     def read(self, work: Callable[[MongoSession], T]) -> T:
         """Repeats `work` where an element that it saw is gone: reads here are no snapshot."""
@@ -115,6 +126,7 @@ class MongoStore:
         return self._group.submit(work)
 
     def close(self) -> None:
+        self._counter.close()
         self._group.close()
         if self._writer is not None:
             self._writer.end_session()
@@ -132,10 +144,12 @@ class MongoStore:
                     try:
                         outcomes = self._attempt(waiting if together else waiting[:1], hold)
                     except _LostError as lost:
+                        assert lost.__cause__ is not None
                         if together and lost.again:
                             together = False
+                            for place in sorted(lost.spoiled, reverse=True):
+                                self._answer(waiting.pop(place), None, lost.__cause__)
                             continue
-                        assert lost.__cause__ is not None
                         if together:
                             raise lost.__cause__ from None
                         outcomes = [(None, lost.__cause__)]
@@ -197,13 +211,12 @@ class MongoStore:
             cause = error.__cause__
             away = isinstance(cause, mongo_errors.ConnectionFailure)
             if not away:
-                # Nobody was told of them.
-                self._database[ELEMENTS].delete_many({"_id": {"$in": draft.sent}})
-            raise _LostError(again=not (away or draft.changes)) from cause
+                draft.take_back()
+            raise _LostError(again=not away, spoiled=draft.changed_by) from cause
 
     def _outcomes(self, group: Sequence[Write[MongoSession]], draft: Draft, hold: Hold) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
-        for write in group:
+        for place, write in enumerate(group):
             if outcomes and (draft.size > _LARGEST_GROUP or time.monotonic() > hold.until):
                 break
             mark = draft.mark()
@@ -218,6 +231,9 @@ class MongoStore:
                         raise _LostError(again=True) from error
                     hold.broken = True
                 outcomes.append((None, error))
+            finally:
+                if draft.changes != mark.changes:
+                    draft.changed_by.add(place)
         return outcomes
 
     def _finish(self, session: ClientSession, deadline: float) -> None:
@@ -232,10 +248,22 @@ class MongoStore:
 
     def _mend(self, hold: Hold) -> None:
         """Puts right what a write that was cut off left behind; in a transaction nothing is."""
-        if hold.broken and self._writer is None:
+        if hold.broken and (hold.marked or self._writer is None):
             with self._patient() as patient:
-                self._say(mend(patient))
-        hold.broken = False
+                self._say(mend(patient, seconds=_COUNTING_SECONDS))
+            self._counter.wake()
+        hold.broken = hold.marked = False
+
+    def _count(self) -> bool:
+        """Counts some of the elements, where that is not done; whether more are left."""
+        if not self.read(lambda session: session.state(COUNTING)):
+            return False
+        said = self.write(step)
+        self._say(said or [])
+        return said is None
+
+    def _ask_sizes(self, milliseconds: int) -> dict[str, Any]:
+        return self._database.command("dbStats", maxTimeMS=milliseconds)
 
     @contextlib.contextmanager
     def _patient(self) -> Iterator[Database[dict[str, Any]]]:
@@ -259,5 +287,7 @@ class MongoStore:
         with self._lease.hold(LEASE_SECONDS + self._lock_timeout) as hold:
             adopt(database)
             # Another program may have stored or removed elements.
-            self._say(mend(database) if self._writer is None else recount(database))
-            hold.broken = False
+            # Without transactions the last write may have been cut off, whatever the lease says.
+            cut_off = self._writer is None or hold.marked
+            self._say(mend(database, cut_off, _COUNTING_SECONDS))
+            hold.broken = hold.marked = False

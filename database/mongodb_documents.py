@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from common.files import sha256_text
 from database.models import Element
 from database.store import MAX_INDEX, Facts, NewEntry, Order, Where
 
 __all__ = [
-    "BY_NAME",
     "ELEMENTS",
     "INDEXES",
     "ORDERS",
@@ -23,15 +23,17 @@ __all__ = [
     "document_of",
     "element_of",
     "facts_of",
+    "in_parts",
     "possible",
 ]
 
 ELEMENTS = "data_elements"
 STATE = "asi_state"
-BY_NAME = "elements_by_name"
 INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
-    # The totals are counted from it alone.
-    (BY_NAME, [("name", 1), ("time", 1), ("index", 1), ("parent", 1), ("asi.bytes", 1)], False),
+    # Names are counted from it alone.
+    ("elements_by_name", [("name", 1), ("time", 1), ("index", 1), ("parent", 1), ("asi.bytes", 1)], False),
+    # As is everything else that is kept, from it, and from parent and index.
+    ("elements_counted", [("index", 1), ("name", 1), ("parent", 1), ("asi.bytes", 1), ("asi.children", 1)], False),
     ("parent_1_index_1", [("parent", 1), ("index", 1)], False),
     ("elements_strongest", [("parent", 1), ("asi.children", -1), ("index", 1)], False),
     ("elements_leaf", [("asi.children", 1), ("index", 1)], False),
@@ -39,6 +41,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
     ("score_-1_index_1", [("score", -1), ("index", 1)], False),
     ("asi.complete_1_index_1", [("asi.complete", 1), ("index", 1)], False),
     ("asi.pending_1_index_1", [("asi.pending", 1), ("index", 1)], False),
+    ("asi.baseline_key_1_index_1", [("asi.baseline_key", 1), ("index", 1)], False),
     ("asi.baseline_key_1_score_-1_index_1", [("asi.baseline_key", 1), ("score", -1), ("index", 1)], False),
     ("asi.baseline_key_1_asi.revision_1_index_1", [("asi.baseline_key", 1), ("asi.revision", 1), ("index", 1)], False),
     ("asi.vector.model_1_asi.vector.sequence_1", [("asi.vector.model", 1), ("asi.vector.sequence", 1)], False),
@@ -48,7 +51,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
 ]
 """Name, fields, and whether it leaves out what lacks the field; besides the unique ones of index and asi.key."""
 OURS: dict[str, Any] = {"asi.bytes": {"$gte": 0}}
-"""Which documents are elements, as the index by name tells: not those of another program."""
+"""Which documents are elements: not those of another program."""
 ORDERS: dict[Order, list[tuple[str, int]]] = {
     "index": [("index", 1)],
     "newest": [("index", -1)],
@@ -73,6 +76,8 @@ SMALL = {
     "asi.revision": 1,
 }
 WHOLE = {"_id": 0, **dict.fromkeys(Element.model_fields, 1)}
+_PART = 50
+T = TypeVar("T")
 _TEXTS = ("time", "name", "program", "motivation", "analysis", "cognition", "log", "summary")
 _BY_VALUE = ("time", "benchmark", "score", "revision")
 
@@ -111,6 +116,13 @@ def element_of(document: dict[str, Any]) -> Element:
     return Element.model_validate(
         texts | {"result": csvs, "parent": document.get("parent"), "index": document["index"]}
     )
+
+
+def in_parts(values: Iterable[T]) -> Iterator[list[T]]:
+    """Parts of a list to be asked for with `$in`: a server may compare each document with each of them."""
+    rest = list(values)
+    for start in range(0, len(rest), _PART):
+        yield rest[start : start + _PART]
 
 
 def possible(where: Where) -> bool:

@@ -21,10 +21,11 @@ from pymongo.errors import PyMongoError
 
 from database.mongodb_documents import ELEMENTS, OURS, STATE
 
-__all__ = ["ANSWERS", "GATHERED", "Draft", "SendError", "Totals", "change_children"]
+__all__ = ["ANSWERS", "COUNTING", "GATHERED", "Counting", "Draft", "SendError", "Totals", "change_children"]
 
 ANSWERS = "asi_answers"
-GATHERED = ("last_index", "totals")
+COUNTING = "counting"
+GATHERED = ("last_index", "totals", COUNTING)
 """Small state that is sent with the elements, at the end; all other is sent when it is put."""
 
 
@@ -45,6 +46,27 @@ class Totals:
     events: int = 0
     trimmed: int = 0
     usage: int = 0
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How far the elements were counted: up to which index, and what there is up to it. Kept while it goes on."""
+
+    doubtful: bool
+    """Nobody may answer from what is kept until it is done."""
+    first: bool
+    """Nothing was kept before, so that nothing can be said to have been wrong."""
+    width: int
+    """Of the next range."""
+    through: int = 0
+    records: int = 0
+    bytes: int = 0
+    explored: int = 0
+    names: int = 0
+    corrected: int = 0
+    """Elements whose number of children was not right."""
+    roots: int = 0
+    """Elements whose parent did not exist."""
 
 
 @dataclass
@@ -83,8 +105,10 @@ class Draft:
         self._sendings = 0
         self.changes = 0
         """Changes that were made directly, beside what is gathered."""
-        self.sent: list[Any] = []
-        """The `_id` of each new document that was sent."""
+        self.changed_by: set[int] = set()
+        """Positions in the group of the writes that made such changes."""
+        self.sent: dict[str, list[Any]] = defaultdict(list)
+        """By collection: the `_id` of each new document, of elements and of what only grows, that was sent."""
         self.size = 0
         """About how many bytes were gathered so far."""
         self.first_free = 0
@@ -112,6 +136,16 @@ class Draft:
         """Adds to the totals named."""
         before = asdict(self.totals)
         self.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+
+    def counted_through(self) -> int:
+        """Up to which index elements were counted anew so far; 0 where nothing is being counted."""
+        kept = json.loads(self.state().get(COUNTING, "null"))
+        return 0 if kept is None else int(kept["through"])
+
+    def add_counted(self, **more: int) -> None:
+        """Adds to what was counted anew so far."""
+        kept = json.loads(self.state()[COUNTING])
+        self.gather_state(COUNTING, kept | {name: kept[name] + number for name, number in more.items()})
 
     # What is new
 
@@ -188,9 +222,11 @@ class Draft:
             self._send_elements(list(now.documents.values()), now.children)
             for collection, rows in now.rows.items():
                 if rows:
-                    self._database[collection].insert_many(rows, session=self._session)
+                    self._insert(collection, rows)
             self._replace(ANSWERS, list(now.answers.values()))
-            self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in sorted(now.state)])
+            # Last, that counting has ended: without a transaction somebody may read between two of them.
+            names = sorted(now.state, key=lambda name: (name == COUNTING, name))
+            self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in names])
         except (PyMongoError, BSONError, UnicodeError, OverflowError) as error:
             raise SendError(str(error)) from error
         self._gathered = _Gathered()
@@ -204,12 +240,20 @@ class Draft:
             names = {document["name"] for document in documents}
             known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
             self.add_totals(names=len(names.difference(known)))
-            try:
-                elements.insert_many(documents, session=self._session)
-            finally:
-                # The driver has named each of them.
-                self.sent += [document["_id"] for document in documents if "_id" in document]
+            self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
+
+    def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
+        try:
+            self._database[collection].insert_many(documents, session=self._session)
+        finally:
+            # The driver has named each that had no name.
+            self.sent[collection] += [document["_id"] for document in documents if "_id" in document]
+
+    def take_back(self) -> None:
+        """Removes what was sent and nobody was told of: nothing of it may be there twice when it is sent again."""
+        for collection, ids in self.sent.items():
+            self._database[collection].delete_many({"_id": {"$in": ids}})
 
     def _replace(self, collection: str, documents: list[dict[str, Any]]) -> None:
         if documents:

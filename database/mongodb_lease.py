@@ -33,6 +33,8 @@ class Hold:
     """Until when (time.monotonic) another write may be begun: half of the lease is left for it then."""
     broken: bool
     """Whether a write was cut off: by the holder before, until it was mended; now, for the next one to mend."""
+    marked: bool = False
+    """Whether it may have been cut off without a transaction around it, by a holder that had none."""
 
 
 class Lease:
@@ -65,7 +67,8 @@ class Lease:
         token = f"{self._owner}-{ObjectId()}"
         before = self._acquire(token, wait)
         marked = bool(before.get("broken"))
-        hold = Hold(0.0, broken=marked or bool(before["until"]))
+        cut_off = bool(before["until"])
+        hold = Hold(0.0, broken=marked or cut_off, marked=marked or (cut_off and before.get("session") is None))
         done = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(token, done), name="lease", daemon=True)
         keeper.start()

@@ -6,12 +6,13 @@ is what stands in one document about others, put right from them.
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from pymongo.database import Database
 
-from database.mongodb_counts import recount
-from database.mongodb_documents import ELEMENTS
+from database.mongodb_counting import begin, step
 from database.mongodb_draft import Draft
 from database.mongodb_session import MongoSession
 from database.mongodb_state import BASELINES
@@ -21,28 +22,42 @@ __all__ = ["mend"]
 _ORDER = "baselines"
 
 
-def mend(database: Database[dict[str, Any]]) -> list[str]:
-    """Puts it right; returns a line for each kind of thing that was broken."""
-    # What is looked at first has to be right before anything is changed.
-    counts = recount(database)
+def mend(database: Database[dict[str, Any]], cut_off: bool = True, seconds: float = math.inf) -> list[str]:
+    """Puts it right; returns a line for each kind of thing that was broken.
+
+    Args:
+        cut_off: whether a write may have been; else only what is counted is counted anew.
+        seconds: for how long elements are counted. The rest is left to `database.mongodb_counting.step`.
+    """
+    until = time.monotonic() + seconds
     draft = Draft(database)
     session = MongoSession(database, draft=draft)
-    said = [
-        _forgotten_vectors(database, session),
-        _lost_candidates(session),
-        _unlisted_baselines(database, session),
-        _lost_parents(session),
-    ]
-    # Other servers over this store look again at what is gone.
-    session.outdate_vectors()
+    said = begin(session, cut_off)
+    if cut_off:
+        said += [
+            _forgotten_vectors(session),
+            _lost_candidates(session),
+            _unlisted_baselines(database, session),
+        ]
+        # Other servers over this store look again at what is gone.
+        session.outdate_vectors()
     draft.send()
-    return [*counts, *(line for line in said if line)]
+    counted = None
+    while counted is None and time.monotonic() < until:
+        counted = step(session)
+        draft.send()
+    return [line for line in [*said, *(counted or [])] if line]
 
 
-def _forgotten_vectors(database: Database[dict[str, Any]], session: MongoSession) -> str:
+def _forgotten_vectors(session: MongoSession) -> str:
     """Cut off after the embedding model was changed and before all others were marked as pending."""
-    other = {"asi.vector.model": {"$exists": True, "$ne": session.state("model")}, "asi.pending": False}
-    count = database[ELEMENTS].update_many(other, {"$set": {"asi.pending": True}}).modified_count
+    model = session.state("model")
+    # Two ranges, which the index of the model has.
+    others = [{"$type": "string"}] if model is None else [{"$lt": model}, {"$gt": model}]
+    count = sum(
+        session.change_elements({"asi.vector.model": other, "asi.pending": False}, {"$set": {"asi.pending": True}})
+        for other in others
+    )
     return f"{count} motivations are embedded again, by the model of now" if count else ""
 
 
@@ -65,12 +80,3 @@ def _unlisted_baselines(database: Database[dict[str, Any]], session: MongoSessio
         return ""
     session.put_state(_ORDER, [*listed, *missing])
     return f"the baselines {', '.join(missing)[:200]} are the newest now"
-
-
-def _lost_parents(session: MongoSession) -> str:
-    """Cut off while everything was being removed."""
-    orphans = session.orphans()
-    if not orphans:
-        return ""
-    session.set_parent(orphans, None)
-    return f"{len(orphans)} elements whose parent does not exist are roots now"

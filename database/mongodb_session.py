@@ -7,7 +7,6 @@ would have to be counted is kept: see `mongodb_counts`.
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from common.records import RunRecord
 from database.errors import RefusedError
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.mongodb_counts import disagreements
+from database.mongodb_counts import child_counts, disagreements
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
@@ -29,11 +28,13 @@ from database.mongodb_documents import (
     document_of,
     element_of,
     facts_of,
+    in_parts,
     possible,
 )
 from database.mongodb_draft import ANSWERS, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
+from database.mongodb_state import spans
 from database.mongodb_vectors import MongoVectors
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
@@ -44,7 +45,6 @@ _CANDIDATES = "candidates"
 _GUESSES = 20
 _LARGEST = 14 << 20
 """Bytes of an element as JSON: MongoDB's limit is 16 MiB, and vectors and evidence come on top."""
-_SIZES_SECONDS = 10.0
 
 
 class MongoSession(MongoPages, MongoVectors):
@@ -98,11 +98,7 @@ class MongoSession(MongoPages, MongoVectors):
     ) -> list[Facts]:
         if limit == 0 or not possible(where):
             return []
-        found = None
-        if where.index is not None:
-            found = self._one(where)
-        elif where == Where(after=where.after):
-            found = self._page(order, where.after, limit, offset, SMALL)
+        found = self._one(where) if where.index is not None else self._page(where, order, limit, offset, SMALL)
         if found is None:
             cursor = self._elements.find(condition_of(where, order), SMALL, session=self._session)
             if where.index is None:
@@ -134,7 +130,7 @@ class MongoSession(MongoPages, MongoVectors):
         keys = ORDERS[order]
         # Only what the index holds is asked for: no document is read.
         shown = {"_id": 0, "index": 1} | {name: 1 for name, _ in keys}
-        found = self._page(order, 0, limit, offset, shown)
+        found = self._page(_EVERYTHING, order, limit, offset, shown)
         if found is None:
             cursor = self._elements.find(condition_of(_EVERYTHING, order), shown, session=self._session).sort(keys)
             found = list(cursor.skip(min(offset, MAX_INDEX)).limit(limit or 0))
@@ -156,23 +152,56 @@ class MongoSession(MongoPages, MongoVectors):
         if limit == 0 or not possible(where):
             return 0
         if where in (_EVERYTHING, Where(explored=True)):
-            total = self.totals.explored if where.explored else self.totals.records
+            if limit is not None and self.counting() is not None:
+                return self._some(where, limit)
+            counts = self.counts
+            total = counts.explored if where.explored else counts.records
             return total if limit is None else min(total, limit)
         if limit is None:
             return int(self._elements.count_documents(condition_of(where), session=self._session))
         shown = {"_id": 0, "index": 1}
-        found = self._page("index", where.after, limit, 0, shown) if where == Where(after=where.after) else None
+        found = self._page(where, "index", limit, 0, shown)
         if found is None:
             found = list(self._elements.find(condition_of(where), shown, session=self._session).limit(limit))
         return len(found)
+
+    def _some(self, where: Where, limit: int) -> int:
+        """Counts no further than `limit`, while the totals are not known."""
+        found = 0
+        for low, high in spans(0, int(self.state("last_index") or 0), max(FIRST_PAGE, 2 * limit)):
+            shown = {"_id": 0, "index": 1, "parent": 1, "asi.bytes": 1}
+            page = self._elements.find({"index": {"$gt": low, "$lte": high}}, shown, session=self._session)
+            ours = [row for row in page if "asi" in row]
+            found += sum(not where.explored or row.get("parent") is not None for row in ours)
+            if found >= limit:
+                return limit
+        return found
 
     def unique_names(self) -> int:
         if self._draft is not None:
             # Which names are new is found out when elements are sent.
             self._draft.send()
-        return self.totals.names
+        return self.counts.names
+
+    def names_among(self, names: Iterable[str], through: int | None = None) -> set[str]:
+        """Those of `names` that an element has; of those up to the index `through`, where it is given."""
+        upper: dict[str, Any] = {} if through is None else {"index": {"$lte": through}}
+        found: set[str] = set()
+        for some in in_parts(sorted(names)):
+            wanted = OURS | {"name": {"$in": some}} | upper
+            found.update(self._elements.distinct("name", wanted, session=self._session))
+        return found
+
+    def change_elements(self, wanted: dict[str, Any], change: dict[str, Any]) -> int:
+        """Changes those that match; returns how many were not so already."""
+        return self._changing().update_many(wanted, change, session=self._session).modified_count
 
     def child_counts(self, indices: Iterable[int] | None = None) -> dict[int, int]:
+        if self.counting() is not None:
+            given = None if indices is None else list(indices)
+            if self._draft is not None:
+                self._draft.send()
+            return child_counts(self._database, given, self._session)
         wanted: dict[str, Any] = {"asi.children": {"$gt": 0}}
         if indices is not None:
             wanted = {"index": {"$in": list(indices)}}
@@ -181,28 +210,14 @@ class MongoSession(MongoPages, MongoVectors):
         return {index: count for index, count in counts.items() if count}
 
     def strongest_children(self, parent: int, limit: int) -> list[int]:
+        if self.counting() is not None:
+            children = [facts.index for facts in self.facts(Where(parent=parent))]
+            counts = self.child_counts(children)
+            return sorted(children, key=lambda child: (-counts.get(child, 0), child))[:limit]
         shown = {"_id": 0, "index": 1, "asi.children": 1}
         found = self._elements.find({"parent": parent, "index": {"$gt": 0}}, shown, session=self._session)
         order = [("asi.children", -1), ("index", 1)]
         return [document["index"] for document in found.sort(order).limit(limit)]
-
-    def oldest_leaf(self) -> int | None:
-        """Looked for first where it was found last."""
-        last: int | None = None
-        low, high = 0, self._known.leaf
-        while True:
-            # The counter may be behind what another program stored.
-            ends = {"$gt": low, "$lte": high} if last is None or low < last else {"$gt": low}
-            wanted = {"asi.children": 0, "index": ends}
-            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
-            for document in found.limit(1):
-                self._known.leaf = max(FIRST_PAGE, document["index"])
-                return int(document["index"])
-            if "$lte" not in ends:
-                return None
-            if last is None:
-                last = int(self.state("last_index") or 0)
-            low, high = high, 4 * high
 
     def orphans(self) -> list[int]:
         parents = [parent for parent in self._elements.distinct("parent", session=self._session) if parent is not None]
@@ -216,12 +231,17 @@ class MongoSession(MongoPages, MongoVectors):
     def set_parent(self, indices: Sequence[int], parent: int | None) -> None:
         wanted = {"index": {"$in": list(indices)}, "asi": {"$exists": True}}
         found = self._elements.find(wanted, {"_id": 0, "index": 1, "parent": 1}, session=self._session)
-        before = [document.get("parent") for document in found]
+        rows = list(found)
+        before = [document.get("parent") for document in rows]
         more = Counter({parent: len(before)} if parent is not None else {})
         more.subtract(above for above in before if above is not None)
-        self.draft.add_totals(
-            explored=sum(above is None for above in before) if parent is not None else -sum(map(bool, before))
-        )
+        through = self.draft.counted_through()
+        more_explored = {
+            document["index"]: (parent is not None) - (document.get("parent") is not None) for document in rows
+        }
+        self.draft.add_totals(explored=sum(more_explored.values()))
+        if through:
+            self.draft.add_counted(explored=sum(more for index, more in more_explored.items() if index <= through))
         changed = {"parent": parent, "updated_at": datetime.now(UTC)}
         self._changing().update_many(wanted, {"$set": changed}, session=self._session)
         change_children(self._database, more, self._session)
@@ -235,17 +255,25 @@ class MongoSession(MongoPages, MongoVectors):
         elements = self._changing()
         elements.delete_many({"index": {"$in": list(indices)}}, session=self._session)
         change_children(self._database, _fewer(gone), self._session)
-        names = {str(document.get("name") or "") for document in gone}
-        left = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
-        self.draft.add_totals(
-            records=-len(gone),
-            bytes=-sum(document["asi"]["bytes"] for document in gone),
-            explored=-sum(document.get("parent") is not None for document in gone),
-            names=-len(names.difference(left)),
-        )
+        self.draft.add_totals(**self._less(gone))
+        through = self.draft.counted_through()
+        if through:
+            counted = [document for document in gone if document["index"] <= through]
+            self.draft.add_counted(**self._less(counted, through))
         kept = [index for index in self.state(_CANDIDATES) or [] if index not in set(indices)]
         self.put_state(_CANDIDATES, kept)
         self._bump("epoch")
+
+    def _less(self, gone: Sequence[dict[str, Any]], through: int | None = None) -> dict[str, int]:
+        """By how much the totals change, of all elements or of those up to the index `through`, now that these are
+        gone."""
+        names = {str(document.get("name") or "") for document in gone}
+        return {
+            "records": -len(gone),
+            "bytes": -sum(document["asi"]["bytes"] for document in gone),
+            "explored": -sum(document.get("parent") is not None for document in gone),
+            "names": -len(names - self.names_among(names, through)),
+        }
 
     def clear(self) -> None:
         before = self.totals
@@ -325,18 +353,18 @@ class MongoSession(MongoPages, MongoVectors):
     # Upkeep
 
     def sizes(self) -> Sizes:
-        documents, known = self.totals.bytes, self._known.sizes
-        if known is None or time.monotonic() - known[0] > _SIZES_SECONDS:
-            stats = self._database.command("dbStats")
-            self._known.sizes = known = (time.monotonic(), stats)
-        stats = known[1]
+        documents = self.counts.bytes
+        asked = self._known.sizes
+        measured = None if asked is None else asked.latest()
+        told = {} if measured is None else measured.said
         return Sizes(
-            database=int(stats.get("dataSize") or documents),
+            database=told.get("dataSize"),
             documents=documents,
-            storage=int(stats.get("storageSize") or documents),
-            index=int(stats.get("indexSize") or 0),
+            storage=told.get("storageSize"),
+            index=told.get("indexSize"),
             database_name=self._database.name,
             collection_name=ELEMENTS,
+            measured_at=None if measured is None else measured.at,
         )
 
     def check(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,14 @@ from pymongo.database import Database
 from common.records import Baseline
 from database.mongodb_counts import counted
 from database.mongodb_documents import ELEMENTS, STATE
-from database.mongodb_draft import ANSWERS, GATHERED, Draft, Totals
+from database.mongodb_draft import ANSWERS, COUNTING, GATHERED, Counting, Draft, Totals
+from database.mongodb_sizes import ServerSizes
+from database.store import UncountedError
 
 __all__ = ["BASELINES", "Known", "MongoState", "spans"]
 
 BASELINES = "asi_baselines"
+_RANKINGS = 1000
 
 
 @dataclass
@@ -26,26 +29,31 @@ class Known:
     """What a process has seen before and looks at first. It makes no answer wrong, only quick: of one store, shared by
     threads."""
 
-    ranks: dict[int, float] = field(default_factory=dict)
-    """By a number of elements: a benchmark mean that so many had at least."""
+    ranks: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By what is ranked, then by a number of elements: a value that so many had at least."""
     leaf: int = 64
     """Up to which index the oldest element without children was found."""
-    sizes: tuple[float, dict[str, Any]] | None = None
-    """When (time.monotonic) the server was asked for its sizes, and what it said."""
+    sizes: ServerSizes | None = None
+    counted: bool = False
+    """Whether everything was counted since this process opened the store."""
+    count: Callable[[], None] | None = None
+    """Lets the counting go on, where this process may write."""
 
-    def floor(self, wanted: int) -> float | None:
-        """A benchmark mean that at least `wanted` elements had."""
+    def floor(self, ranked: str, wanted: int) -> float | None:
+        """A value that at least `wanted` elements had."""
         # A copy: other threads note theirs.
-        known = dict(self.ranks)
+        known = dict(self.ranks.get(ranked, {}))
         enough = [count for count in known if count >= wanted]
         return known[min(enough)] if enough else None
 
-    def note_floor(self, wanted: int, lowest: float | None) -> None:
+    def note_floor(self, ranked: str, wanted: int, lowest: float | None) -> None:
         """That the `wanted` best had at least `lowest`; None where there are not so many."""
+        if len(self.ranks) >= _RANKINGS:
+            self.ranks.clear()
         if lowest is None:
-            self.ranks.pop(wanted, None)
+            self.ranks.setdefault(ranked, {}).pop(wanted, None)
         else:
-            self.ranks[wanted] = lowest
+            self.ranks.setdefault(ranked, {})[wanted] = lowest
 
 
 class MongoState:
@@ -88,12 +96,53 @@ class MongoState:
         return self._draft
 
     @property
+    def database(self) -> Database[dict[str, Any]]:
+        return self._database
+
+    @property
+    def client_session(self) -> ClientSession | None:
+        return self._session
+
+    @property
     def totals(self) -> Totals:
-        if self._draft is not None:
-            return self._draft.totals
-        kept = self.state("totals")
+        """Of which the numbers of events and usage are right at any time; for the others see `counts`."""
+        return self._draft.totals if self._draft is not None else self._totals(self.state("totals"))
+
+    def _totals(self, kept: dict[str, int] | None) -> Totals:
         # An earlier release, whose store is only read, kept none.
         return counted(self._database) if kept is None else Totals(**kept)
+
+    @property
+    def counts(self) -> Totals:
+        """The totals.
+
+        Raises:
+            UncountedError: they are being counted.
+        """
+        kept, told = self.states("totals", COUNTING)
+        now = self._uncounted(told)
+        if now is None:
+            return self._totals(kept)
+        if self._known.count is None:
+            # Only read: nobody may be there to go on with it.
+            return counted(self._database, self._totals(kept))
+        self._known.count()
+        raise UncountedError(
+            f"the elements are being counted, {now.through} of {self.state('last_index')} so far, and what was asked"
+            " for follows from their number",
+            "ask again in a few seconds; elements are found, stored and sampled meanwhile",
+        )
+
+    def counting(self) -> Counting | None:
+        """How far the counting came; None where what is kept is right."""
+        return self._uncounted(self.state(COUNTING))
+
+    def _uncounted(self, told: dict[str, Any] | None) -> Counting | None:
+        if told is None:
+            self._known.counted = True
+            return None
+        now = Counting(**told)
+        return now if now.doubtful or not self._known.counted else None
 
     # Small state
 

@@ -126,6 +126,7 @@ EXAMPLES: dict[str, Any] = {
         "unscored": 0,
         "stale_scores": 0,
         "incomplete": 0,
+        "sizes_measured_at": None,
         "embedding_model": "all-MiniLM-L6-v2",
         "embedding_error": None,
         "judge": {"backend": "rubric", "model": None, "failed": 0, "error": None},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "Store",
     "StoreBusyError",
     "StoreFullError",
+    "UncountedError",
     "VectorRow",
     "VectorState",
     "Where",
@@ -55,6 +56,15 @@ class StoreFullError(StoreError):
 
 class StoreBusyError(StoreError):
     """Another process holds the store, or it does not answer; the same request may succeed later."""
+
+    retry_after: int | None = None
+    """Seconds after which it is worth to ask again, where that is known."""
+
+
+class UncountedError(StoreBusyError):
+    """What was asked for follows from counts that are not known yet: the elements are being counted."""
+
+    retry_after = 2
 
 
 @dataclass(frozen=True)
@@ -134,15 +144,16 @@ class VectorState:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes, and where they lie."""
+    """Bytes, and where they lie; None for what the server has not told yet."""
 
-    database: int
+    database: int | None
     documents: int
-    storage: int
-    index: int
+    storage: int | None
+    index: int | None
     database_name: str
     collection_name: str
-    extra: dict[str, Any] = field(default_factory=dict)
+    measured_at: str | None = None
+    """When the server told, UTC, "YYYY-MM-DD HH:MM:SS"; None where that is now."""
 
 
 class Session(Protocol):

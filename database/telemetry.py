@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import random
 import re
 import sys
@@ -22,7 +23,7 @@ from pythonjsonlogger.json import JsonFormatter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from database.store import Session, Where
+from database.store import Session, UncountedError, Where
 
 __all__ = ["Metrics", "Telemetry", "log_to_stderr"]
 
@@ -137,7 +138,10 @@ class Metrics:
 
     def text(self, session: Session) -> bytes:
         """Everything, in Prometheus' text format, with what is stored now."""
-        self._stored["elements"].set(session.count())
+        try:
+            self._stored["elements"].set(session.count())
+        except UncountedError:
+            self._stored["elements"].set(math.nan)
         self._stored["candidates"].set(len(session.candidates()))
         self._stored["pending_embeddings"].set(session.count(Where(pending=True)))
         self._stored["unscored"].set(session.count(Where(unscored=True)))

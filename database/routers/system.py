@@ -28,7 +28,7 @@ from database.answers import (
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered
 from database.routers.route import ThreadRoute
-from database.store import Session, Where
+from database.store import Session, UncountedError, Where
 
 __all__ = ["VERSION", "router"]
 
@@ -47,10 +47,13 @@ def describe(request: Request) -> ApiResponse[Described]:
 
 @router.get("/health", response_model=Health)
 def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
-    """healthy with the number of elements; 503 when the store does not answer."""
+    """healthy with the number of elements, null while these are counted; 503 when the store does not answer."""
     timestamp = datetime.now(UTC).isoformat(timespec="seconds")
+    total: int | None
     try:
         total = memory.store.read(lambda session: session.count())
+    except UncountedError:
+        total = None
     except StoreError as error:
         body = {
             "success": False,
@@ -108,6 +111,7 @@ def extended_stats(memory: MemoryDep) -> ExtendedStats:
 
     def work(session: Session) -> dict[str, Any]:
         return published_stats(session) | {
+            "sizes_measured_at": session.sizes().measured_at,
             "pending_embeddings": session.count(Where(pending=True)),
             "unscored": session.count(Where(unscored=True)),
             "stale_scores": memory.scores.stale_count(session),

@@ -284,6 +284,20 @@ def test_a_restore_never_ends_well_without_what_it_should_hold(
     assert run("restore", broken, store=fresh) == 1
     told = capsys.readouterr().out
     assert "element 4 cannot be read" in told and "4 elements restored" in told and "1 of them cannot be read" in told
+    # So is what lies beside the elements.
+    for statement, said in (
+        ("UPDATE runs SET body = '{}'", "runs: that of element "),
+        ("UPDATE baselines SET body = '{}'", "baselines: that of "),
+        ("UPDATE evidence SET evidence = 'x' WHERE idx = 1", "evidence: that of element 1 cannot be read"),
+        ("INSERT OR REPLACE INTO state VALUES ('rules', '{')", "state: that of rules cannot be read"),
+    ):
+        broken.write_bytes(good)
+        with contextlib.closing(sqlite3.connect(broken, isolation_level=None)) as opened:
+            opened.execute("PRAGMA journal_mode = DELETE")
+            assert opened.execute(statement).rowcount > 0, statement
+        assert run("restore", broken, "--replace", store=fresh) == 1
+        told = capsys.readouterr().out
+        assert said in told and "0 of them cannot be read, nor" in told, told
 
 
 def test_what_is_no_backup_is_one_error_and_leaves_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,16 +8,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
+from database import keys
+from database.errors import ConflictError
 from database.evaluate_agent.score import evidence_of
 from database.invariants import broken
-from database.models import NewElement
+from database.models import NewElement, PostedElement
 from database.sqlite_database import SqliteStore
 from database.sqlite_schema import MIGRATIONS
 from database.store import NewEntry, Session, Where, open_store
@@ -27,6 +31,30 @@ from tests.database.db_service import BASELINE, RETRY_SECONDS, EmbeddingDouble, 
 def entry_of(name: str, parent: int | None = None) -> NewEntry:
     element = NewElement.model_validate(body_of(name, parent))
     return NewEntry(element, evidence_of(element.result.train, element.result.test, None), complete=True)
+
+
+def test_a_request_is_the_same_though_an_earlier_release_kept_its_time_as_it_came(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "a.sqlite"))
+    body = body_of("x", time="2025-07-01T14:00:00+02:00")
+    before = NewElement.model_validate(body)
+    entry = replace(entry_of("x"), element=before, key="elements:k")
+
+    def first(session: Session) -> None:
+        session.insert(entry)
+        keys.keep_body(session, "elements:k", "the hash of then")
+
+    store.write(first)
+    again = PostedElement.model_validate(body).stored()
+    assert again.time == "2025-07-01 12:00:00" != before.time
+
+    def answer(wanted: NewElement) -> Callable[[Session], Any]:
+        return lambda session: keys.first_answer(session, "elements:k", wanted, "the hash of now")
+
+    assert store.read(answer(again)).index == 1
+    for change in ({"log": "another"}, {"time": "2025-07-01 14:00:00"}, {"parent": 1}):
+        with pytest.raises(ConflictError, match="another body"):
+            store.read(answer(again.model_copy(update=change)))
+    store.close()
 
 
 def commits(file: Path) -> list[str]:

@@ -79,7 +79,8 @@ def test_a_store_of_the_published_service_is_taken_over(
     element = service.get("/elements/by-index/3")
     assert list(element) == KEYS and element["summary"] == "" and element["parent"] == 1
     assert service.get("/candidates/new-data-count")["data"] == {"new_data_count": 1}
-    assert {item["index"] for item in service.get("/candidates/all")} == {1, 3}
+    # Element 2 may have got a score meanwhile, and a place with it.
+    assert {item["index"] for item in service.get("/candidates/all")} in ({1, 3}, {1, 2, 3})
     found = service.get("/elements/search-similar", params={"motivation": "gate 7 decays", "top_k": 1})
     assert found[0]["index"] == 7
     score = service.get("/elements/7/score")["data"]["score"]

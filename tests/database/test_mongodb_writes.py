@@ -23,14 +23,18 @@ import pytest
 from pymongo import monitoring
 
 from common.errors import StoreError
+from common.knobs import Database as DatabaseSettings
 from common.process import REPOSITORY
+from common.records import Usage
 from database import repair, tree
+from database.candidate_manager import Candidates
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.score import evidence_of
 from database.invariants import broken
 from database.ledger import Recorded
 from database.models import NewElement
 from database.mongodb_database import MongoStore
+from database.scores import Scores
 from database.store import NewEntry, Order, Session, Where
 from tests.database.db_service import body_of
 
@@ -251,11 +255,19 @@ def ranked(store: Recorded, order: Order, limit: int | None = None, offset: int 
     return store.read(lambda session: session.ranked(order, limit, offset))
 
 
+def listed(store: Recorded, where: Where, order: Order, limit: int | None) -> list[int]:
+    return [facts.index for facts in store.read(lambda session: session.facts(where, order, limit))]
+
+
 def delete(indices: list[int], session: Session) -> None:
     session.delete(indices)
 
 
-def test_the_first_in_every_order_are_those_of_the_whole_order(url: str) -> None:
+@pytest.mark.parametrize("sample", [400, 20], ids=["few", "many for a sample"])
+def test_the_first_in_every_order_are_those_of_the_whole_order(
+    url: str, sample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.mongodb_pages._SAMPLE", sample)
     store = opened(url, True)
     rng = random.Random(5)
 
@@ -279,6 +291,11 @@ def test_the_first_in_every_order_are_those_of_the_whole_order(url: str) -> None
                     assert part == whole[offset : offset + limit], (order, limit, offset)
             after = store.read(lambda session: [facts.index for facts in session.facts(Where(after=15), limit=100)])
             assert after == [index for index in ranked(store, "index") if index > 15][:100]
+            for where, order in ((Where(published=True), "index"), (Where(pending=True, after=100), "index"),
+                                 (Where(unscored=True), "index"), (Where(published=True), "score")):  # fmt: skip
+                whole = listed(store, where, order, None)
+                for limit in (1, 7, 90):
+                    assert listed(store, where, order, limit) == whole[:limit], (where, order, limit)
     store.close()
 
 
@@ -353,3 +370,105 @@ def test_kills_at_any_point_lose_nothing_and_the_counts_are_right_after(
         assert [event.id for event in events] == list(range(first, last + 1))
     store.close()
     assert len(acknowledged) >= 20, json.dumps(acknowledged)
+
+
+def test_what_was_sent_of_a_group_that_failed_is_there_once(url: str) -> None:
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+    usage = Usage(role="planner", model="m", calls=1)
+
+    def used(session: Session) -> int:
+        session.ledger.put_usage([usage])
+        return session.insert(entry_of("used", 1))
+
+    def answered(session: Session) -> None:
+        # It is sent last, and no text of MongoDB.
+        session.put_answer("POST /x", "\ud800", {})
+
+    futures = together(store, [used, answered, partial(insert_below, 1)])
+    assert isinstance(futures[1].exception(30), UnicodeError)
+    assert [futures[0].result(30), futures[2].result(30)] == [2, 3]
+    assert [number for number, _ in store.read(lambda session: session.ledger.usage(0, 10))] == [1]
+    events = store.read(lambda session: session.ledger.events(0, 100))
+    assert [(event.kind, event.index) for event in events] == [("added", 1), ("added", 2), ("added", 3)]
+    assert broken(store, 50) == []
+    store.close()
+
+
+def test_a_write_that_changed_something_directly_fails_alone_with_the_one_that_is_unfit(url: str) -> None:
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+
+    def direct(session: Session) -> None:
+        session.put_state("x", 1)
+
+    def unfit(session: Session) -> int:
+        entry = entry_of("unfit")
+        return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
+
+    futures = together(store, [partial(insert_below, 1), direct, partial(insert_below, 1), unfit])
+    errors = [future.exception(30) for future in futures]
+    assert errors[0] is None and errors[2] is None
+    assert isinstance(errors[1], UnicodeError) and isinstance(errors[3], UnicodeError)
+    assert store.read(lambda session: session.count()) == 3
+    assert broken(store, 50) == []
+    store.close()
+
+
+def test_a_candidate_that_is_refused_changed_nothing(url: str) -> None:
+    store = opened(url, False)
+    scores = Scores()
+    store.write(scores.begin)
+    settings = DatabaseSettings(store=url, candidate_capacity=1)
+    candidates = Candidates(settings, scores)
+    for parent in (None, 1):
+        store.write(partial(insert_below, parent))
+    store.write(lambda session: candidates.add(session, 1))
+    before = store.read(lambda session: session.vector_state().epoch)
+    with pytest.raises(RefusedError, match="not above its lowest"):
+        store.write(lambda session: candidates.add(session, 2))
+    store.write(lambda session: session.put_state("x", 1))
+    # Mending, after a write that was refused in its middle, makes whoever holds the vectors look again.
+    assert store.read(lambda session: session.vector_state().epoch) == before
+    store.close()
+
+
+def test_a_mark_of_a_stand_alone_server_is_mended_where_there_are_transactions(url: str) -> None:
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+    store.write(lambda session: session.put_candidates([1]))
+    store.close()
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+    database = client.get_default_database()
+
+    def cut_off(**lease: Any) -> None:
+        """As after a removal that was cut off, without a transaction around it."""
+        database["asi_state"].update_one({"_id": "candidates"}, {"$set": {"value": "[1, 99]"}})
+        database["asi_state"].update_one({"_id": "lease"}, {"$set": lease})
+
+    cut_off(broken=True)
+    store = opened(url, True)
+    assert store.read(lambda session: session.state("candidates")) == [1], "at the start"
+    cut_off(broken=True)
+    store.write(lambda session: session.put_state("x", 1))
+    assert store.read(lambda session: session.state("candidates")) == [1], "at the next write"
+    cut_off(owner="killed", session=None, until=time.time() - 60)
+    store.write(lambda session: session.put_state("x", 1))
+    assert store.read(lambda session: session.state("candidates")) == [1], "a holder that had no transactions"
+    store.close()
+    client.close()
+
+
+def test_the_oldest_leaf_is_found_at_the_highest_indices(url: str) -> None:
+    store = opened(url, True)
+    high = 2**62
+    store.write(lambda session: session.ledger.reserve(high))
+    assert store.write(partial(insert_below, None)) == high
+    assert store.read(lambda session: session.oldest_leaf()) == high
+    assert store.write(partial(insert_below, high)) == high + 1
+    assert store.read(lambda session: session.oldest_leaf()) == high + 1
+    assert store.read(lambda session: session.ranked("benchmark", limit=1)) == [high]
+    store.close()
+    store = opened(url, True)
+    assert store.read(lambda session: session.count()) == 2 and broken(store, 50) == []
+    store.close()

@@ -209,3 +209,30 @@ def test_a_cache_is_written_piece_by_piece_while_others_add(tmp_path: Path) -> N
     assert (kept, found.total) == (state, 9_000)
     assert np.array_equal(found.flat.reconstruct_n(0, 9_000), block[:9_000])
     assert found.search(block[8_999:9_000], 1)[0][0] == 9_000 and vectors.search(block[9_000:9_001], 1)[0][0] == 9_001
+
+
+def test_a_vector_whose_number_was_given_before_it_was_stored_is_found_after_a_rebuild(store: SqliteStore) -> None:
+    block = topics(140)
+    put(store, block[:120])
+    index = VectorIndex(None, exact=50)
+    query = block[139]
+    search(store, index, query, 1)
+
+    class Ahead:
+        """As a store tells whose counter is ahead of its documents: the numbers of the last 20 are given already."""
+
+        def __init__(self, session: Session) -> None:
+            self._session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def vector_state(self) -> VectorState:
+            now = self._session.vector_state()
+            return VectorState(now.epoch, 140, now.model)
+
+    # Too many for an exact search: it is built anew meanwhile.
+    index.maintain(lambda work: store.read(lambda session: work(Ahead(session))))
+    put(store, block[120:])
+    # Not by what was learnt from the 120 of before, but by itself.
+    assert search(store, index, query, 1) == [140]
