@@ -48,7 +48,13 @@ def clean_invalid(session: Session) -> dict[str, Any]:
 
 def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, Any]:
     """Checks the storage and derives again what can be derived: parents that do not exist, completeness, candidates at
-    once; every score is out of date then."""
+    once; every score is out of date then.
+
+    Raises:
+        UncountedError: elements are being counted; nothing of the last write was done.
+    """
+    # What cannot be said yet is refused before it costs anything.
+    store.read(lambda session: session.count())
     problems = store.read(lambda session: session.check())
     after, completed = 0, 0
     while True:
@@ -59,6 +65,8 @@ def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, An
             break
 
     def work(session: Session) -> dict[str, Any]:
+        # First: refused after a change, without transactions, it would be a write that was cut off.
+        elements = session.count()
         orphans = session.orphans()
         session.set_parent(orphans, None)
         scores.outdate(session)
@@ -66,7 +74,7 @@ def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, An
         session.put_candidates(members[: candidates.capacity])
         candidates.refresh_all(session)
         return {
-            "elements": session.count(),
+            "elements": elements,
             "storage_problems": problems,
             "orphans_made_roots": len(orphans),
             "completeness_corrected": completed,
