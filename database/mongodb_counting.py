@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from database.mongodb_counts import WIDTH, Range, count_range, newest_index, next_width, numbered
+from database.mongodb_counts import WIDTH, Range, before_next, count_range, newest_index, numbered
 from database.mongodb_documents import ELEMENTS, in_parts
 from database.mongodb_draft import COUNTING, Counting, Totals
 from database.mongodb_session import MongoSession
@@ -39,7 +39,7 @@ def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
         if kept is not None:
             said.append(f"the last index given is {newest} now, it was {last or 0}")
     doubtful = doubtful or kept is None or (before is not None and before["doubtful"])
-    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None, width=WIDTH)))
+    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None)))
     return said
 
 
@@ -52,8 +52,11 @@ def step(session: MongoSession) -> list[str] | None:
     # What the writes before it in its group added is counted with the rest.
     session.draft.send()
     last = int(session.state("last_index") or 0)
-    through = min(last, now.through + now.width)
+    through = min(last, now.through + WIDTH)
     found = count_range(session.database, now.through, through, session.client_session)
+    if not found.records:
+        # More may be missing in a row than can be gone through.
+        through = before_next(session.database, through, last, session.client_session)
     if now.doubtful:
         moved = _make_roots(session, found)
         found = replace(found, explored=found.explored - moved)
@@ -61,7 +64,6 @@ def step(session: MongoSession) -> list[str] | None:
     now = replace(
         now,
         through=through,
-        width=next_width(found, now.through, through, WIDTH),
         records=now.records + found.records,
         bytes=now.bytes + found.bytes,
         explored=now.explored + found.explored,

@@ -15,7 +15,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from database.mongodb_documents import ELEMENTS, STATE, in_parts
+from database.mongodb_documents import ELEMENTS, STATE, in_parts, spans
 from database.mongodb_draft import COUNTING, Totals
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "USAGE",
     "WIDTH",
     "Range",
+    "before_next",
     "child_counts",
     "count_range",
     "counted",
     "disagreements",
     "newest_index",
-    "next_width",
     "numbered",
 ]
 
@@ -56,9 +56,14 @@ class Range:
     """By index: the parent, where there is one."""
 
 
-def next_width(found: Range, low: int, high: int, least: int = WIDTH) -> int:
-    """How many indices to count after this range: more where most of it were missing."""
-    return max(least, 4 * (high - low)) if found.records < (high - low) // 4 else least
+def before_next(database: Database[dict[str, Any]], low: int, last: int, session: ClientSession | None = None) -> int:
+    """The index before that of the next document above `low`; `last` where there is none up to it."""
+    for above, high in spans(low, last, WIDTH):
+        ends = {"$gt": above, "$lte": high}
+        found = database[ELEMENTS].find({"index": ends}, {"_id": 0, "index": 1}, session=session).sort("index", 1)
+        for row in found.limit(1):
+            return int(row["index"]) - 1
+    return last
 
 
 def count_range(database: Database[dict[str, Any]], low: int, high: int, session: ClientSession | None = None) -> Range:
@@ -108,12 +113,12 @@ def _ranges(database: Database[dict[str, Any]]) -> Iterator[Range]:
     """All elements, without their numbers of children being put right."""
     found = database[STATE].find_one({"_id": "last_index"})
     last = newest_index(database, 0 if found is None else int(json.loads(found["value"])))
-    low, width = 0, WIDTH
+    low = 0
     while low < last:
-        high = min(last, low + width)
+        high = min(last, low + WIDTH)
         one = count_range(database, low, high)
         yield one
-        low, width = high, next_width(one, low, high)
+        low = high if one.records else before_next(database, high, last)
 
 
 def newest_index(database: Database[dict[str, Any]], known: int) -> int:

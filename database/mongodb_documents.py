@@ -25,6 +25,7 @@ __all__ = [
     "facts_of",
     "in_parts",
     "possible",
+    "spans",
 ]
 
 ELEMENTS = "data_elements"
@@ -123,6 +124,15 @@ def in_parts(values: Iterable[T]) -> Iterator[list[T]]:
     rest = list(values)
     for start in range(0, len(rest), _PART):
         yield rest[start : start + _PART]
+
+
+def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:
+    """(low, high] from `after` to `through`, growing, so that a range with few numbers in it takes few steps. A page is
+    asked for with both its ends: not every server stops at the limit of a query."""
+    while after < through:
+        high = min(through, after + width)
+        yield after, high
+        after, width = high, 4 * width
 
 
 def possible(where: Where) -> bool:

@@ -56,8 +56,6 @@ class Counting:
     """Nobody may answer from what is kept until it is done."""
     first: bool
     """Nothing was kept before, so that nothing can be said to have been wrong."""
-    width: int
-    """Of the next range."""
     through: int = 0
     records: int = 0
     bytes: int = 0

@@ -14,8 +14,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from database.mongodb_documents import condition_of, in_parts
-from database.mongodb_state import MongoState, spans
+from database.mongodb_documents import condition_of, in_parts, spans
+from database.mongodb_state import MongoState
 from database.store import MAX_INDEX, Order, Where
 
 __all__ = ["FIRST_PAGE", "MongoPages"]

@@ -30,11 +30,11 @@ from database.mongodb_documents import (
     facts_of,
     in_parts,
     possible,
+    spans,
 )
 from database.mongodb_draft import ANSWERS, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
-from database.mongodb_state import spans
 from database.mongodb_vectors import MongoVectors
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from database.mongodb_draft import ANSWERS, COUNTING, GATHERED, Counting, Draft,
 from database.mongodb_sizes import ServerSizes
 from database.store import UncountedError
 
-__all__ = ["BASELINES", "Known", "MongoState", "spans"]
+__all__ = ["BASELINES", "Known", "MongoState"]
 
 BASELINES = "asi_baselines"
 _RANKINGS = 1000
@@ -197,12 +197,3 @@ class MongoState:
 
     def next_revision(self) -> int:
         return self._bump("revision")
-
-
-def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:
-    """(low, high] from `after` to `through`, growing, so that a range with few numbers in it takes few steps. A page is
-    asked for with both its ends: not every server stops at the limit of a query."""
-    while after < through:
-        high = min(through, after + width)
-        yield after, high
-        after, width = high, 4 * width

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from bson import Binary
 
-from database.mongodb_state import MongoState, spans
+from database.mongodb_documents import spans
+from database.mongodb_state import MongoState
 from database.store import VectorRow, VectorState
 
 __all__ = ["MongoVectors"]

@@ -13,12 +13,17 @@ from typing import Any
 import pymongo
 import pytest
 
+from common.knobs import Database as DatabaseSettings
 from database import repair, tree
+from database.candidate_manager import Candidates
 from database.errors import RefusedError
 from database.invariants import broken
 from database.ledger import Recorded
 from database.mongodb_counting import step
+from database.mongodb_counts import Range, count_range
 from database.mongodb_database import MongoStore
+from database.mongodb_documents import document_of
+from database.scores import Scores
 from database.store import Facts, Session, UncountedError, Where
 from tests.database.db_service import Service
 from tests.database.test_mongodb_writes import entry_of, insert_below, opened
@@ -156,6 +161,62 @@ def test_another_start_takes_nothing_from_a_process_that_knows(
     second.close()
 
 
+def test_repair_is_refused_while_elements_are_counted_and_leaves_the_counting_as_it_is(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, database = place
+    store = opened(url, False)
+    scores = Scores()
+    candidates = Candidates(DatabaseSettings(store=url), scores)
+    store.write(scores.begin)
+    for _ in range(20):
+        store.write(partial(insert_below, None))
+    assert by_hand(store)
+    before = database["asi_state"].find_one({"_id": "counting"})
+    with pytest.raises(UncountedError):
+        repair.repair(store, scores, candidates)
+    # Counting may begin after the first look at it, too.
+    with monkeypatch.context() as patched, pytest.raises(UncountedError):
+        patched.setattr(MongoStore, "read", lambda _, __: [])
+        repair.repair(store, scores, candidates)
+    store.write(lambda _: None)
+    assert database["asi_state"].find_one({"_id": "counting"}) == before
+    while by_hand(store):
+        pass
+    assert repair.repair(store, scores, candidates)["elements"] == 20
+    store.close()
+
+
+def test_indices_that_are_missing_make_no_range_wide(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, database = place
+    store = opened(url, True)
+    store.write(partial(insert_below, None))
+    store.close()
+    far = 10**12
+    for first, last in ((50, 90), (far, far + 40)):
+        database["data_elements"].insert_many([document_of(entry_of("x", 1), i) for i in range(first, last)])
+    # To be counted in few steps, but each of few elements.
+    monkeypatch.setattr("database.mongodb_counts.WIDTH", 6)
+    read = []
+    real = count_range
+
+    def noted(*args: Any) -> Range:
+        found = real(*args)
+        read.append(found.records)
+        return found
+
+    monkeypatch.setattr("database.mongodb_counting.count_range", noted)
+    store = opened(url, True)
+    while by_hand(store):
+        pass
+    assert max(read) <= 6 and len(read) < 30, read
+    assert store.read(lambda session: (session.count(), session.child_counts())) == (81, {1: 80})
+    assert store.read(lambda session: session.check()) == []
+    store.close()
+
+
 def test_requests_are_answered_while_elements_are_counted(
     place: tuple[str, Database], start: Callable[..., Service]
 ) -> None:
@@ -164,7 +225,7 @@ def test_requests_are_answered_while_elements_are_counted(
     for parent in (None, 1, 1):
         service.add("x", parent)
     assert service.get("/stats")["total_records"] == 3
-    now = {"doubtful": True, "first": False, "width": 1, "through": 0, "records": 0, "bytes": 0, "explored": 0,
+    now = {"doubtful": True, "first": False, "through": 0, "records": 0, "bytes": 0, "explored": 0,
            "names": 0, "corrected": 0, "roots": 0}  # fmt: skip
 
     def count_anew() -> None:
