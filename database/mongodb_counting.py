@@ -17,14 +17,16 @@ from database.mongodb_documents import ELEMENTS, in_parts
 from database.mongodb_draft import COUNTING, Counting, Totals
 from database.mongodb_session import MongoSession
 
-__all__ = ["begin", "step"]
+__all__ = ["begin", "once_more", "step"]
 
 
-def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
-    """Has everything counted from the beginning; returns a line for each number that was wrong.
+def begin(session: MongoSession, doubtful: bool) -> list[str]:
+    """Has everything counted from the beginning, or a count that goes on be ended; returns a line for each number that
+    was wrong.
 
     Args:
-        doubtful: what is kept may be wrong: no process answers from it until it is counted.
+        doubtful: what is kept may be wrong, also what was counted so far: no process answers from it until everything
+            is counted from the beginning.
     """
     said = []
     kept, before, last = session.states("totals", COUNTING, "last_index")
@@ -38,19 +40,32 @@ def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
         session.put_state("last_index", newest)
         if kept is not None:
             said.append(f"the last index given is {newest} now, it was {last or 0}")
-    doubtful = doubtful or kept is None or (before is not None and before["doubtful"])
-    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None)))
+    doubtful = doubtful or kept is None
+    if doubtful or before is None:
+        # Else a count would never end where starts follow each other sooner.
+        session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None, seen=asdict(totals))))
     return said
+
+
+def once_more(session: MongoSession) -> None:
+    """Has everything counted once more, where nobody does so already; who has counted answers meanwhile."""
+    if session.state(COUNTING) is None:
+        now = Counting(doubtful=False, first=False, seen=asdict(session.draft.totals))
+        session.put_state(COUNTING, asdict(now))
 
 
 def step(session: MongoSession) -> list[str] | None:
     """Counts the next range; a line for each kind of thing that was wrong once everything is counted, None before."""
-    told = session.state(COUNTING)
-    if told is None:
+    if session.state(COUNTING) is None:
         return []
-    now = Counting(**told)
     # What the writes before it in its group added is counted with the rest.
     session.draft.send()
+    # Sending moved both.
+    now = Counting(**session.state(COUNTING))
+    kept = asdict(session.draft.totals)
+    if now.seen != kept:
+        # An earlier release changed elements, perhaps of those that were counted.
+        now = replace(now, seen=kept, through=0, records=0, bytes=0, explored=0, names=0)
     last = int(session.state("last_index") or 0)
     through = min(last, now.through + WIDTH)
     found = count_range(session.database, now.through, through, session.client_session)
@@ -63,6 +78,8 @@ def step(session: MongoSession) -> list[str] | None:
         now = replace(now, roots=now.roots + moved)
     now = replace(
         now,
+        # Roots that were made moved them.
+        seen=asdict(session.draft.totals),
         through=through,
         records=now.records + found.records,
         bytes=now.bytes + found.bytes,

@@ -15,7 +15,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from database.mongodb_documents import ELEMENTS, STATE, in_parts, spans
+from database.mongodb_documents import ELEMENTS, OURS, STATE, in_parts, name_of, spans
 from database.mongodb_draft import COUNTING, Totals
 
 __all__ = [
@@ -80,7 +80,7 @@ def count_range(database: Database[dict[str, Any]], low: int, high: int, session
         records=len(rows),
         bytes=sum(row["asi"]["bytes"] for row in rows),
         explored=len(parents),
-        names=frozenset(str(row.get("name")) for row in rows),
+        names=frozenset(name_of(row) for row in rows),
         wrong={index: (said, right.get(index, 0)) for index, said in kept.items() if said != right.get(index, 0)},
         parents=parents,
     )
@@ -103,7 +103,8 @@ def _grouped(
 ) -> dict[int, int]:
     """As `child_counts`, of the parents that meet a condition."""
     stages: list[dict[str, Any]] = [
-        {"$match": {"parent": wanted, "index": {"$gt": 0}}},
+        # A document that another program keeps here is nobody's child.
+        {"$match": OURS | {"parent": wanted, "index": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
     ]
     return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, session=session)}

@@ -19,7 +19,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from database.mongodb_documents import ELEMENTS, OURS, STATE
+from database.mongodb_documents import ELEMENTS, STATE, names_among
 
 __all__ = ["ANSWERS", "COUNTING", "GATHERED", "Counting", "Draft", "SendError", "Totals", "change_children"]
 
@@ -56,6 +56,8 @@ class Counting:
     """Nobody may answer from what is kept until it is done."""
     first: bool
     """Nothing was kept before, so that nothing can be said to have been wrong."""
+    seen: dict[str, int]
+    """The totals that are kept, as those who know of the counting left them. An earlier release moves these alone."""
     through: int = 0
     records: int = 0
     bytes: int = 0
@@ -132,8 +134,10 @@ class Draft:
 
     def add_totals(self, **more: int) -> None:
         """Adds to the totals named."""
-        before = asdict(self.totals)
-        self.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+        self.gather_state("totals", _sum(asdict(self.totals), more))
+        kept = json.loads(self.state().get(COUNTING, "null"))
+        if kept is not None:
+            self.gather_state(COUNTING, kept | {"seen": _sum(kept["seen"], more)})
 
     def counted_through(self) -> int:
         """Up to which index elements were counted anew so far; 0 where nothing is being counted."""
@@ -143,7 +147,7 @@ class Draft:
     def add_counted(self, **more: int) -> None:
         """Adds to what was counted anew so far."""
         kept = json.loads(self.state()[COUNTING])
-        self.gather_state(COUNTING, kept | {name: kept[name] + number for name, number in more.items()})
+        self.gather_state(COUNTING, _sum(kept, more))
 
     # What is new
 
@@ -236,8 +240,8 @@ class Draft:
         elements = self._database[ELEMENTS]
         if documents:
             names = {document["name"] for document in documents}
-            known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
-            self.add_totals(names=len(names.difference(known)))
+            known = names_among(elements, names, session=self._session)
+            self.add_totals(names=len(names - known))
             self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
 
@@ -266,6 +270,10 @@ class _Mark:
     gatherings: int
     sendings: int
     changes: int
+
+
+def _sum(before: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return before | {name: before[name] + number for name, number in more.items()}
 
 
 def change_children(

@@ -20,7 +20,6 @@ from database.mongodb_counts import child_counts, disagreements
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
-    OURS,
     SMALL,
     STATE,
     WHOLE,
@@ -28,7 +27,8 @@ from database.mongodb_documents import (
     document_of,
     element_of,
     facts_of,
-    in_parts,
+    name_of,
+    names_among,
     possible,
     spans,
 )
@@ -184,13 +184,8 @@ class MongoSession(MongoPages, MongoVectors):
         return self.counts.names
 
     def names_among(self, names: Iterable[str], through: int | None = None) -> set[str]:
-        """Those of `names` that an element has; of those up to the index `through`, where it is given."""
-        upper: dict[str, Any] = {} if through is None else {"index": {"$lte": through}}
-        found: set[str] = set()
-        for some in in_parts(sorted(names)):
-            wanted = OURS | {"name": {"$in": some}} | upper
-            found.update(self._elements.distinct("name", wanted, session=self._session))
-        return found
+        """See `database.mongodb_documents.names_among`."""
+        return names_among(self._elements, names, through, self._session)
 
     def change_elements(self, wanted: dict[str, Any], change: dict[str, Any]) -> int:
         """Changes those that match; returns how many were not so already."""
@@ -267,7 +262,7 @@ class MongoSession(MongoPages, MongoVectors):
     def _less(self, gone: Sequence[dict[str, Any]], through: int | None = None) -> dict[str, int]:
         """By how much the totals change, of all elements or of those up to the index `through`, now that these are
         gone."""
-        names = {str(document.get("name") or "") for document in gone}
+        names = {name_of(document) for document in gone}
         return {
             "records": -len(gone),
             "bytes": -sum(document["asi"]["bytes"] for document in gone),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,12 +25,14 @@ from database.mongodb_counting import step
 from database.mongodb_counts import Range, count_range
 from database.mongodb_database import MongoStore
 from database.mongodb_documents import document_of
+from database.mongodb_draft import Draft
 from database.scores import Scores
 from database.store import Facts, Session, UncountedError, Where
 from tests.database.db_service import Service
 from tests.database.test_mongodb_writes import entry_of, insert_below, opened
 
 pytestmark = pytest.mark.services
+COUNT = MongoStore._count
 Database = pymongo.database.Database[dict[str, Any]]
 
 
@@ -136,16 +140,17 @@ def test_what_is_answered_while_elements_are_counted_is_right(
     store.close()
 
 
+@pytest.mark.parametrize("transactions", [True, False], ids=["transactions", "stand-alone"])
 def test_another_start_takes_nothing_from_a_process_that_knows(
-    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool], transactions: bool
 ) -> None:
     url, database = place
-    first = opened(url, True)
+    first = opened(url, transactions)
     while by_hand(first):
         pass
     first.write(partial(insert_below, None))
     assert first.read(lambda session: session.count()) == 1
-    second = opened(url, True)
+    second = opened(url, transactions)
     assert first.read(lambda session: session.count()) == 1
     assert answered(second, lambda session: session.count()) is None
     # A write that was cut off takes it from all.
@@ -159,6 +164,107 @@ def test_another_start_takes_nothing_from_a_process_that_knows(
     assert first.read(lambda session: (session.count(), session.oldest_leaf())) == (0, None)
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("transactions", [True, False], ids=["transactions", "stand-alone"])
+def test_starts_that_follow_each_other_let_a_count_end(
+    place: tuple[str, Database],
+    by_hand: Callable[[Recorded], bool],
+    transactions: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, database = place
+    store = opened(url, transactions)
+    for _ in range(20):
+        store.write(partial(insert_below, None))
+    steps = 0
+    while by_hand(store):
+        store.close()
+        store = opened(url, transactions)
+        steps += 1
+        assert steps < 10
+    assert store.read(lambda session: session.count()) == 20
+    store.close()
+    # What another program changed behind a count that went on is found by one more.
+    store = opened(url, transactions)
+    assert by_hand(store)
+    store.close()
+    database["data_elements"].delete_one({"index": 2})
+    monkeypatch.setattr(MongoStore, "_count", COUNT)
+    store = opened(url, transactions)
+    until = time.monotonic() + 30
+    while answered(store, lambda session: session.count()) != 19 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert store.read(lambda session: session.count()) == 19
+    store.close()
+
+
+def test_what_an_earlier_release_writes_has_elements_counted_again(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = place
+    store = opened(url, True)
+    for _ in range(20):
+        store.write(partial(insert_below, None))
+    assert by_hand(store) and by_hand(store)
+
+    def add_totals(draft: Draft, **more: int) -> None:
+        before = asdict(draft.totals)
+        draft.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Draft, "add_totals", add_totals)
+        earlier.setattr(Draft, "counted_through", lambda _: 0)
+        store.write(lambda session: repair.remove(session, [1, 2, 3]))
+    # A write of this release hides nothing of it.
+    store.write(partial(insert_below, None))
+    while by_hand(store):
+        pass
+    assert store.read(lambda session: (session.count(), session.unique_names(), len(session.facts()))) == (18, 1, 18)
+    assert store.read(lambda session: session.check()) == []
+    store.close()
+
+
+def test_names_of_another_program_are_counted_as_they_are_read(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+) -> None:
+    url, database = place
+    names = [{}, {"name": None}, {"name": ""}, {"name": 7}, {"name": "7"}, {"name": 7.5}, {"name": "x"}]
+    result = {"train": "", "test": ""}
+    for index in range(1, 29):
+        other = {"index": index, "time": "t", "result": result, "program": "p", "motivation": "m"}
+        database["data_elements"].insert_one(other | names[index % len(names)])
+    store = opened(url, True)
+    assert by_hand(store)
+    store.write(lambda session: session.insert(entry_of("7")))
+
+    def counted() -> tuple[int, int]:
+        facts = store.read(lambda session: session.facts())
+        return store.read(lambda session: session.unique_names()), len({one.name for one in facts})
+
+    while by_hand(store):
+        pass
+    assert counted() == (4, 4)
+    # Those of one name go one after the other, so that the name is there until the last has gone.
+    for index in range(1, 30):
+        store.write(lambda session, index=index: repair.remove(session, [index]))  # type: ignore[misc]
+        assert len(set(counted())) == 1
+    assert store.read(lambda session: session.check()) == []
+    store.close()
+
+
+def test_a_document_of_another_program_is_no_child(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+) -> None:
+    url, database = place
+    store = opened(url, False)
+    store.write(partial(insert_below, None))
+    database["data_elements"].insert_one({"index": 2, "parent": 1, "name": "theirs"})
+    assert store.read(lambda session: session.child_counts()) == {}
+    while by_hand(store):
+        pass
+    assert store.read(lambda session: (session.child_counts(), session.oldest_leaf())) == ({}, 1)
+    store.close()
 
 
 def test_repair_is_refused_while_elements_are_counted_and_leaves_the_counting_as_it_is(
@@ -225,7 +331,7 @@ def test_requests_are_answered_while_elements_are_counted(
     for parent in (None, 1, 1):
         service.add("x", parent)
     assert service.get("/stats")["total_records"] == 3
-    now = {"doubtful": True, "first": False, "through": 0, "records": 0, "bytes": 0, "explored": 0,
+    now = {"doubtful": True, "first": False, "seen": {}, "through": 0, "records": 0, "bytes": 0, "explored": 0,
            "names": 0, "corrected": 0, "roots": 0}  # fmt: skip
 
     def count_anew() -> None:
