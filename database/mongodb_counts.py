@@ -134,17 +134,27 @@ def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> T
     Args:
         kept: what the store says.
     """
-    return _summed(numbered(database, kept), list(_ranges(database)))
+    return _looked_at(database, kept)[0]
 
 
-def _summed(totals: Totals, ranges: list[Range]) -> Totals:
-    return replace(
-        totals,
-        records=sum(one.records for one in ranges),
-        bytes=sum(one.bytes for one in ranges),
-        explored=sum(one.explored for one in ranges),
-        names=len(frozenset[str]().union(*(one.names for one in ranges))),
-    )
+def _looked_at(
+    database: Database[dict[str, Any]], kept: Totals | None
+) -> tuple[Totals, list[tuple[int, tuple[int | None, int]]]]:
+    """The totals as the documents have them; and of the first elements whose number of children is not right: index,
+    (kept, counted)."""
+    totals = replace(numbered(database, kept), records=0, bytes=0, explored=0)
+    names: set[str] = set()
+    wrong: list[tuple[int, tuple[int | None, int]]] = []
+    for one in _ranges(database):
+        names |= one.names
+        wrong += sorted(one.wrong.items())[: _SHOWN - len(wrong)]
+        totals = replace(
+            totals,
+            records=totals.records + one.records,
+            bytes=totals.bytes + one.bytes,
+            explored=totals.explored + one.explored,
+        )
+    return replace(totals, names=len(names)), wrong
 
 
 def numbered(database: Database[dict[str, Any]], kept: Totals | None) -> Totals:
@@ -213,11 +223,9 @@ def _differences(database: Database[dict[str, Any]]) -> list[str]:
     found = database[STATE].find({"_id": {"$in": ["totals", COUNTING]}})
     state = {row["_id"]: json.loads(row["value"]) for row in found}
     if state.get("totals") is None or state.get(COUNTING) is not None:
-        # An earlier release kept no counts; those that are being counted are asked by nobody.
+        # An earlier release kept no counts; those that are being counted are put right at the end of it.
         return []
     kept = Totals(**state["totals"])
-    ranges = list(_ranges(database))
-    there = _summed(numbered(database, kept), ranges)
+    there, wrong = _looked_at(database, kept)
     said = [] if there == kept else [f"totals: {kept} are kept, {there} are there"]
-    wrong = sorted(pair for one in ranges for pair in one.wrong.items())[:_SHOWN]
     return said + [f"children: {told} of element {index} are kept, {right} are there" for index, (told, right) in wrong]

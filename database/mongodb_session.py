@@ -32,7 +32,7 @@ from database.mongodb_documents import (
     possible,
     spans,
 )
-from database.mongodb_draft import ANSWERS, Totals, change_children
+from database.mongodb_draft import ANSWERS, Counting, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
 from database.mongodb_vectors import MongoVectors
@@ -144,7 +144,11 @@ class MongoSession(MongoPages, MongoVectors):
             guess = random.randint(1, newest[0])
             if self._elements.find_one({"index": guess}, {"_id": 0, "index": 1}, session=self._session):
                 return guess
-        # Most of the numbers are gone: counted off instead.
+        if self.counting() is not None:
+            # Most of the numbers are gone, and how many are left is not known: the next one above a guess.
+            above = self._ascending(random.randrange(newest[0]), 1, {"_id": 0, "index": 1}, {})
+            return int(above[0]["index"]) if above else newest[0]
+        # Counted off instead.
         found = self.ranked("index", limit=1, offset=random.randrange(max(1, self.count())))
         return found[0] if found else newest[0]
 
@@ -152,8 +156,10 @@ class MongoSession(MongoPages, MongoVectors):
         if limit == 0 or not possible(where):
             return 0
         if where in (_EVERYTHING, Where(explored=True)):
-            if limit is not None and self.counting() is not None:
-                return self._some(where, limit)
+            if limit is not None:
+                now = self.counting()
+                if now is not None:
+                    return self._some(where, limit, now)
             counts = self.counts
             total = counts.explored if where.explored else counts.records
             return total if limit is None else min(total, limit)
@@ -165,17 +171,16 @@ class MongoSession(MongoPages, MongoVectors):
             found = list(self._elements.find(condition_of(where), shown, session=self._session).limit(limit))
         return len(found)
 
-    def _some(self, where: Where, limit: int) -> int:
-        """Counts no further than `limit`, while the totals are not known."""
-        found = 0
-        for low, high in spans(0, int(self.state("last_index") or 0), max(FIRST_PAGE, 2 * limit)):
+    def _some(self, where: Where, limit: int, now: Counting) -> int:
+        """Counts on from where the counting is, no further than `limit`, while the totals are not known."""
+        found = now.explored if where.explored else now.records
+        for low, high in spans(now.through, int(self.state("last_index") or 0), max(FIRST_PAGE, 2 * limit)):
+            if found >= limit:
+                break
             shown = {"_id": 0, "index": 1, "parent": 1, "asi.bytes": 1}
             page = self._elements.find({"index": {"$gt": low, "$lte": high}}, shown, session=self._session)
-            ours = [row for row in page if "asi" in row]
-            found += sum(not where.explored or row.get("parent") is not None for row in ours)
-            if found >= limit:
-                return limit
-        return found
+            found += sum("asi" in row and (not where.explored or row.get("parent") is not None) for row in page)
+        return min(found, limit)
 
     def unique_names(self) -> int:
         if self._draft is not None:

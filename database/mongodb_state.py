@@ -26,8 +26,8 @@ _RANKINGS = 1000
 
 @dataclass
 class Known:
-    """What a process has seen before and looks at first. It makes no answer wrong, only quick: of one store, shared by
-    threads."""
+    """What a process has seen before, of one store; shared by threads. It is where a process looks first, and makes no
+    answer another one, only quick; but for `counted`, which decides whether it answers from what is kept."""
 
     ranks: dict[str, dict[int, float]] = field(default_factory=dict)
     """By what is ranked, then by a number of elements: a value that so many had at least."""
@@ -139,7 +139,9 @@ class MongoState:
 
     def _uncounted(self, told: dict[str, Any] | None) -> Counting | None:
         if told is None:
-            self._known.counted = True
+            if self._draft is None:
+                # What a write sees may not be kept.
+                self._known.counted = True
             return None
         now = Counting(**told)
         return now if now.doubtful or not self._known.counted else None

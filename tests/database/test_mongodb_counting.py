@@ -27,7 +27,7 @@ from database.mongodb_database import MongoStore
 from database.mongodb_documents import document_of
 from database.mongodb_draft import Draft
 from database.scores import Scores
-from database.store import Facts, Session, UncountedError, Where
+from database.store import MAX_INDEX, Facts, Session, UncountedError, Where
 from tests.database.db_service import Service
 from tests.database.test_mongodb_writes import entry_of, insert_below, opened
 
@@ -264,6 +264,91 @@ def test_a_document_of_another_program_is_no_child(
     while by_hand(store):
         pass
     assert store.read(lambda session: (session.child_counts(), session.oldest_leaf())) == ({}, 1)
+    store.close()
+
+
+def test_a_store_that_is_only_read_answers_while_elements_are_counted(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+) -> None:
+    url, _ = place
+    store = opened(url, True)
+    for parent in (None, 1, 1, 2, 3, 4, 5, 6):
+        store.write(partial(insert_below, parent))
+    assert by_hand(store)
+    store.close()
+    reader = MongoStore(url, 10, read_only=True)
+    assert reader.read(lambda session: session.count()) == 8
+    # Of those that were counted each has children.
+    assert reader.read(lambda session: session.oldest_leaf()) == 7
+    reader.close()
+
+
+@pytest.mark.parametrize("transactions", [True, False], ids=["transactions", "stand-alone"])
+def test_the_few_that_are_left_are_sampled_and_removed_while_they_are_counted(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool], transactions: bool
+) -> None:
+    url, _ = place
+    store = opened(url, transactions)
+
+    def sparse(session: Session) -> None:
+        for after in (5000, 10_000, 15_000):
+            session.insert(entry_of("x"))
+            session.ledger.reserve(after)
+
+    store.write(sparse)
+    there = {facts.index for facts in store.read(lambda session: session.facts())}
+    drawn = [store.read(lambda session: session.sample()) for _ in range(40)]
+    assert set(drawn) <= there and len(set(drawn)) > 1
+    assert answered(store, lambda session: session.count()) is None
+
+    def remove_all(session: Session) -> int:
+        count = session.count(limit=MAX_INDEX)
+        session.clear()
+        return count
+
+    assert store.write(remove_all) == 3
+    assert store.read(lambda session: (session.count(limit=MAX_INDEX), session.facts())) == (0, [])
+    store.close()
+
+
+def test_what_was_counted_is_not_counted_again_for_a_question(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+) -> None:
+    url, database = place
+    store = opened(url, True)
+    for parent in (None, 1, *[None] * 30):
+        store.write(partial(insert_below, parent))
+    assert by_hand(store)
+    # Seen by this: what is said to have been counted is not looked for.
+    told = json.loads(database["asi_state"].find_one({"_id": "counting"})["value"])  # type: ignore[index]
+    assert (told["records"], told["explored"]) == (6, 1)
+    value = json.dumps(told | {"records": 106, "explored": 101})
+    database["asi_state"].update_one({"_id": "counting"}, {"$set": {"value": value}})
+    explored = Where(explored=True)
+    assert store.read(lambda session: (session.count(limit=1000), session.count(explored, 1000))) == (132, 101)
+    store.close()
+
+
+def test_an_end_of_counting_that_was_not_kept_is_none(
+    place: tuple[str, Database], by_hand: Callable[[Recorded], bool]
+) -> None:
+    url, database = place
+    store = opened(url, True)
+    while by_hand(store):
+        pass
+    store.write(partial(insert_below, None))
+    store.close()
+    database["data_elements"].delete_one({"index": 1})
+    store = opened(url, True)
+
+    def undone(session: Session) -> None:
+        assert step(session) is not None  # type: ignore[arg-type]
+        assert session.count() == 0
+        raise RefusedError("not kept")
+
+    with pytest.raises(RefusedError):
+        store.write(undone)
+    assert answered(store, lambda session: session.count()) is None
     store.close()
 
 
