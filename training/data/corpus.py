@@ -31,7 +31,7 @@ from training.profiles import Profile
 __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 
 _TASKS = ("sequences.py", "tasks.py", "tasks_mad.py", "tasks_state.py")
-_CODE = ("extract.py", "dedup.py", "tokenizer.py", *_TASKS, "building.py", "shards.py")
+_CODE = ("extract.py", "dedup.py", "tokenizer.py", *_TASKS, "building.py", "shards.py", "fineweb.py", "fits.py")
 
 
 def default_cache() -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import JobError
 from common.files import sha256_text, write_json
 from training.data import tokenizer
+from training.data.fits import HUB_ADVICE, require_length, require_vocabulary
 from training.profiles import Profile
 
 __all__ = ["build", "documents"]
@@ -30,6 +31,7 @@ def build(
         items: makes the scored items of the project's own tasks from the held-out documents.
 
     Raises:
+        UsageError: the tokenizer has more entries than `model.vocab`, or the dataset gives too little text.
         JobError: the dataset or the tokenizer can be reached neither on the hub nor in the local cache.
     """
     if profile.data.tokenizer == "bpe":
@@ -40,6 +42,7 @@ def build(
         made = tokenizer.fetch(profile.data.tokenizer)
     made.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
+    require_vocabulary(profile, codec)
     digest = hashlib.sha256()
     kept: list[str] = []
     counts = {"train": 0, "heldout": 0}
@@ -63,6 +66,7 @@ def build(
             say(f"{profile.data.dataset}: {counts['train'] / 1e6:.0f}M training tokens")
             if characters["train"] >= limits["train"]:
                 break
+    require_length(profile, counts, f"one document in {_ONE_IN}", HUB_ADVICE)
     write_json(folder / "items.json", items(kept))
     return {
         "sha256": digest.hexdigest(),
