@@ -17,7 +17,7 @@ import numpy as np
 from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, read_regular, sha256_text, write_json
 from common.process import spawn, terminate
-from training.data import extract, shards, tokenizer
+from training.data import extract, fineweb, shards, tokenizer
 from training.data.dedup import Deduplicator
 from training.data.fits import HUB_ADVICE, TEXT_ADVICE, require_length, require_vocabulary
 from training.data.tasks import GENERATORS, LONGER, Item, cloze_items, generate_items
@@ -44,9 +44,7 @@ def build(
     Raises: as `training.data.corpus.prepare_corpus`; OSError where `folder` cannot be written.
     """
     if profile.data.source == "fineweb" and not text:
-        from training.data.fineweb import build as build_fineweb
-
-        return build_fineweb(profile, folder, say, partial(_items, profile, advice=HUB_ADVICE))
+        return fineweb.build(profile, folder, say, partial(_items, profile, advice=HUB_ADVICE))
     if profile.data.source == "shards" and not text:
         return _build_shards(profile, folder, say)
     return _build_text(profile, root, folder, text, say, cancel)
@@ -90,7 +88,7 @@ def _build_text(
         trained = tokenizer.fetch(profile.data.tokenizer)
     trained.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
-    require_vocabulary(profile, codec)
+    require_vocabulary(profile, codec.size)
     say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
     counts = {
         side: _encode(codec, documents, folder / f"{side}.bin", cancel) for side, documents in _sides(train, heldout)

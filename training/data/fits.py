@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.errors import UsageError
-from training.data.tokenizer import Codec
 from training.profiles import Profile
 
 __all__ = ["HUB_ADVICE", "TEXT_ADVICE", "require_length", "require_vocabulary"]
@@ -16,14 +15,18 @@ HUB_ADVICE = "raise data.train_chars of the profile, or name a larger dataset in
 """Where it is a dataset of the hub."""
 
 
-def require_vocabulary(profile: Profile, codec: Codec) -> None:
-    """Raises:
-    UsageError: the tokenizer has ids for which the model has no entry.
+def require_vocabulary(profile: Profile, ids: int) -> None:
     """
-    if codec.size > profile.model.vocab:
+    Args:
+        ids: of the tokenizer: one more than its highest.
+
+    Raises:
+        UsageError: the tokenizer has ids for which the model has no entry.
+    """
+    if ids > profile.model.vocab:
         raise UsageError(
-            f"the tokenizer has {codec.size} entries, more than model.vocab = {profile.model.vocab}",
-            f"set model.vocab of profile {profile.name} to at least {codec.size}",
+            f"the tokenizer has {ids} entries, more than model.vocab = {profile.model.vocab}",
+            f"set model.vocab of profile {profile.name} to at least {ids}",
         )
 
 
