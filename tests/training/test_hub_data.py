@@ -147,6 +147,24 @@ def test_a_dataset_that_is_no_text_is_refused_with_what_it_holds(
 def test_a_dataset_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"not reachable: .*\n  fix: correct data\.dataset"):
         prepare_corpus(of(tmp_path / "none"), tmp_path)
+    assert not list((tmp_path / "corpus").glob(".*"))
+
+
+def test_a_change_of_any_code_that_makes_a_corpus_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: set[str] = set()
+
+    def record(names: Sequence[str]) -> str:
+        named.update(names)
+        return "code"
+
+    monkeypatch.setattr("training.data.corpus.code_hash", record)
+    with pytest.raises(JobError):
+        prepare_corpus(of(tmp_path / "none"), tmp_path)
+    # Those left out make streams and shards, or only keep files.
+    apart = {"__init__.py", "corpus.py", "packing.py", "near.py", "sharding.py", "partial.py"}
+    assert named == {path.name for path in (REPOSITORY / "training" / "data").glob("*.py")} - apart
 
 
 def test_an_error_without_words_is_told_by_its_type(

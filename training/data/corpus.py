@@ -25,6 +25,7 @@ from training.data import extract
 from training.data.building import Report, build, cancelled, code_hash, file_hash, go_on, writing
 from training.data.fineweb import UNFINISHED
 from training.data.packing import row_type, write_stream
+from training.data.partial import PROGRESS
 from training.data.shards import TokenFiles, read_manifest
 from training.data.tasks import Item
 from training.profiles import Profile
@@ -256,7 +257,7 @@ def _make(
         resumable = False  # it will be refused again
         raise
     finally:
-        if not done and not resumable:
+        if not done and not (resumable and (temporary / PROGRESS).is_file()):
             shutil.rmtree(temporary, ignore_errors=True)
     for name in UNFINISHED:
         (folder / name).unlink(missing_ok=True)
