@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from common.errors import JobError, UsageError
 from common.process import REPOSITORY
+from training import prepare
 from training.data import tokenizer
 from training.data.corpus import Corpus, load_items, prepare_corpus
 from training.data.tokenizer import END, Codec
@@ -249,6 +251,40 @@ def test_a_preparation_that_broke_off_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("small")
+def test_a_cancelled_preparation_goes_on_behind_the_documents_it_kept(folder: Path, tmp_path: Path) -> None:
+    """And one that has enough of the dataset ends in mid-stream, with the same bytes as in one go."""
+    profile, cancel, said = of(folder, train_chars=100_000), threading.Event(), list[str]()
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if len(said) == 4:
+            cancel.set()
+
+    with pytest.raises(JobError, match="was cancelled"):
+        prepare_corpus(profile, tmp_path, report=tell, cancel=cancel)
+    assert said[-1].endswith("M training tokens")
+    again: list[str] = []
+    made = prepare_corpus(profile, tmp_path, report=again.append)
+    assert any("going on behind 400 documents" in line for line in again), again
+    assert contents(made) == contents(prepare_corpus(profile, tmp_path / "other"))
+    text = Codec(made.tokenizer).decode(np.fromfile(made.train[0], dtype=np.uint16).tolist()).replace(END, "")
+    assert 100_000 <= len(text) < 100_000 + len(document(0))
+
+
+def test_shards_of_a_tokenizer_larger_than_the_vocabulary_are_not_begun(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_tokenizer(tmp_path, "wide", 1475)
+    profile = tmp_path / "mine.toml"
+    data = f'[data]\nsource = "fineweb"\ndataset = "{folder}:default"\ntokenizer = "wide"'
+    text = TINY.read_text().replace("[data]", data).replace("share = 0.3", "share = 0.0")
+    profile.write_text(text.replace('"recall", "copying", "induction", "cloze"', '"cloze"'))
+    assert prepare.main(["--profile", str(profile), "--out", str(tmp_path / "shards")]) == 2
+    assert "1475 entries, more than model.vocab = 512" in capsys.readouterr().err
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["train.bin", "tokenizer.json", "progress.json"])
 def test_what_is_damaged_is_told_and_read_again(folder: Path, whole: Corpus, tmp_path: Path, name: str) -> None:
     kept = broken_off(folder, tmp_path, 150)
@@ -277,6 +313,7 @@ def test_a_dataset_that_has_changed_is_told_and_read_from_its_beginning(tmp_path
 
 _KILLED = """
 import sys
+import threading
 from pathlib import Path
 import pytest
 from tests.training.test_hub_data import of, prepare_corpus, shrink

@@ -69,11 +69,11 @@ def _build(profile: Profile, source: HubDataset, folder: Path, say: Report, item
             say(f"{source.name}: going on behind {taken.place.documents:,} documents")
         for batch in taken.batches(source):
             taken.take(batch)
-            say(f"{source.name}: {taken.train_tokens / 1e6:.0f}M training tokens")
             if taken.full():
                 break
             assert source.place is not None
             taken.keep(source.place)
+            say(f"{source.name}: {taken.train_tokens / 1e6:.1f}M training tokens")
     heldout = codec.encode_text(taken.heldout)
     heldout.tofile(folder / "heldout.bin")
     counts = {"train": taken.train_tokens, "heldout": len(heldout)}
