@@ -250,9 +250,7 @@ def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
     print(f"{importer.stored} lines restored from {source}, {len(importer.refused)} refused")
     if importer.left_out:
         print(f"{importer.left_out} idempotency keys are left out: the store had given indices before")
-    print(
-        "not in JSON Lines: events, keys of imports; and vectors, scores, verdicts of a model, which a server gets anew"
-    )
+    print("not in JSON Lines: events, keys of imports; and vectors and scores, which a server computes anew")
     return 1 if importer.refused else 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.files import sha256_text
@@ -26,6 +26,7 @@ from database.lines import (
     read_baseline,
     read_element,
     read_usage,
+    read_verdict,
     reason_of,
 )
 from database.memory import Memory, entry_of, refuse_unfit
@@ -179,6 +180,9 @@ class Importer:
         if own is not None and not self._begun.keeps:
             own, self.left_out = None, self.left_out + 1
         entry = entry_of(element, run, own)
+        # As what a route answered: believed of a backup.
+        if self.backup and (verdict := read_verdict(value)) is not None:
+            entry = replace(entry, evidence=entry.evidence.model_copy(update={"verdict": verdict}))
         told = self._told(number, value)
         begun, keep = self._begun, self.memory.keep
 

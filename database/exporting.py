@@ -1,14 +1,15 @@
 """A whole store as JSON Lines: what makes another, empty one answer as this one does. `database.bulk` reads them.
 
 A line is {"answer": {"route", "key", "body"}}, {"baseline": ...}, {"element": ..., "score": ..., "runs": [...],
-"key": ...}, {"usage": ..., "number": ...} or, at last, {"candidates": [indices], "merged_through": ..., "last_index":
-...}. Not in it: events, vectors, verdicts of a model and the keys of imports.
+"key": ..., "verdict": ...}, {"usage": ..., "number": ...} or, at last, {"candidates": [indices], "merged_through": ...,
+"last_index": ...}. Not in it: events, vectors and the keys of imports.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from common.records import Baseline
@@ -33,7 +34,8 @@ def export_lines(memory: Memory) -> Iterator[str]:
 
     for baseline in memory.store.read(baselines):
         yield _line({"baseline": baseline.model_dump(mode="json")})
-    for page in (_elements, _usage):
+    judged = memory.store.read(memory.scores.judge) is not None
+    for page in (partial(_elements, judged=judged), _usage):
         after: int | None = 0
         while after is not None:
             after, lines = memory.store.read(page(after))
@@ -68,7 +70,17 @@ def _answers(memory: Memory) -> Iterator[str]:
                 yield _line({"answer": {"route": route, "key": key, "body": body}})
 
 
-def _elements(after: int) -> Callable[[Session], tuple[int | None, list[str]]]:
+def _elements(after: int, judged: bool) -> Callable[[Session], tuple[int | None, list[str]]]:
+    """
+    Args:
+        judged: whether verdicts of a model count in this store.
+    """
+
+    def verdict(session: Session, index: int) -> dict[str, Any]:
+        known = session.evidence(index) if judged else None
+        said = None if known is None else known[0].verdict
+        return {} if said is None else {"verdict": said.model_dump(mode="json")}
+
     def work(session: Session) -> tuple[int | None, list[str]]:
         facts = session.facts(Where(after=after), limit=_PAGE)
         scores = {item.index: item.score for item in facts}
@@ -81,6 +93,7 @@ def _elements(after: int) -> Callable[[Session], tuple[int | None, list[str]]]:
                     "runs": [run.model_dump(mode="json") for run in session.runs(element.index)],
                 }
                 | ({"key": keys[element.index]} if element.index in keys else {})
+                | verdict(session, element.index)
             )
             for element in session.elements(list(scores))
         ]

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from common.records import Baseline, RunRecord, Usage
 from database import keys
 from database.errors import NotFoundError, RefusedError
+from database.evaluate_agent.verdict import Verdict
 from database.memory import refuse_unfit
 from database.models import NewElement, PostedElement, Text
 from database.possible import NewBaseline, NewRun, NewUsage
@@ -27,6 +28,7 @@ __all__ = [
     "read_baseline",
     "read_element",
     "read_usage",
+    "read_verdict",
     "reason_of",
 ]
 
@@ -110,6 +112,16 @@ def read_element(value: dict[str, Any], backup: bool) -> tuple[NewElement, RunRe
     if not runs:
         return element, None, key
     return element, RunRecord.model_validate(runs[0]) if backup else _RUNS.validate_python(runs[0]), key
+
+
+def read_verdict(value: dict[str, Any]) -> Verdict | None:
+    """What a model said of the element of a line.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    given = value.get("verdict") if "element" in value else None
+    return None if given is None else Verdict.model_validate(given)
 
 
 def read_baseline(value: dict[str, Any], backup: bool) -> Baseline:

@@ -14,11 +14,16 @@ from typing import Any
 import httpx
 import pytest
 
+from common.embeddings import EmbeddingClient
 from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
 from common.records import Usage
+from common.settings import Settings
 from database.admin import main
-from database.store import open_store
+from database.evaluate_agent.verdict import Verdict
+from database.exporting import export_lines
+from database.memory import Memory
+from database.store import Session, open_store
 from database.waiting import Waiting
 from tests.database.db_service import Service, body_of, element_of, mongodb_server, run_of
 
@@ -195,6 +200,34 @@ def test_keys_and_usage_answer_as_before(
     assert (late["index"], late["created"]) == (7, False), "removed, and not stored anew"
     assert [row for row in other.get("/v2/usage/totals") if row["model"] == marked] == spent, "once"
     assert other.add("next") == 8, "an index that was given is not given again"
+
+
+def test_the_verdict_of_a_model_is_restored(service: Service, tmp_path: Path) -> None:
+    """So that it is not asked, and paid, again."""
+    first, store, lines = fresh(service, tmp_path / "first"), fresh(service, tmp_path), tmp_path / "lines.jsonl"
+    settings = DatabaseSettings(store=first)
+    memory = Memory(open_store(settings), EmbeddingClient(Settings()), settings)
+    said = Verdict(
+        model="m", basis="b", performance_score=6, innovation_score=7, complexity_score=8, reason="a second gate"
+    )
+
+    def judged(session: Session) -> None:
+        memory.scores.choose(session, "m")
+        known = session.evidence(2)
+        assert known is not None
+        evidence = known[0].model_copy(update={"verdict": said})
+        session.set_evaluation(2, evidence, memory.scores.evaluate(session, evidence))
+
+    for number in (1, 2):
+        memory.add(element_of(number, None))
+    memory.store.write(judged)
+    lines.write_text("".join(export_lines(memory)))
+    memory.close()
+    assert main(["restore", str(lines), "--store", store]) == 0
+    restored = open_store(DatabaseSettings(store=store), read_only=True)
+    known = [restored.read(lambda session, index=index: session.evidence(index)) for index in (1, 2)]  # type: ignore[misc]
+    restored.close()
+    assert [each and each[0].verdict for each in known] == [None, said]
 
 
 def test_a_store_that_holds_elements_takes_no_keys_of_another(service: Service) -> None:
