@@ -108,7 +108,10 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
                 lines.flush()
                 os.fsync(lines.fileno())
             partial.rename(target)
-        print(f"{target}: every element, run, baseline and the candidate set as JSON Lines")
+        print(
+            f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set as "
+            "JSON Lines; not in it: events, vectors, scores, keys of imports"
+        )
         return 0
     _require_ours(file)
     with _translated(file, target), contextlib.closing(open_read_only(file)) as source:
