@@ -109,8 +109,8 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
                 os.fsync(lines.fileno())
             partial.rename(target)
         print(
-            f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set as "
-            "JSON Lines; not in it: events, vectors, scores, keys of imports"
+            f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set, "
+            "as JSON Lines; not in it: events, vectors, scores, keys of imports"
         )
         return 0
     _require_ours(file)
