@@ -56,12 +56,12 @@ def once_more(session: MongoSession) -> None:
 
 def step(session: MongoSession) -> list[str] | None:
     """Counts the next range; a line for each kind of thing that was wrong once everything is counted, None before."""
-    if session.state(COUNTING) is None:
-        return []
-    # What the writes before it in its group added is counted with the rest.
+    # What the writes before it in its group added is counted with the rest, or was to the part that is counted.
     session.draft.send()
-    # Sending moved both.
-    now = Counting(**session.state(COUNTING))
+    told = session.state(COUNTING)
+    if told is None:
+        return []
+    now = Counting(**told)
     kept = asdict(session.draft.totals)
     if now.seen != kept:
         # An earlier release changed elements, perhaps of those that were counted.

@@ -170,7 +170,10 @@ class Draft:
                 self.edit(parent, {"asi.children": above["asi"]["children"] + 1})
         self._gathered.size += size
         self.size += size
-        self.add_totals(records=1, bytes=size, explored=parent is not None)
+        more = {"records": 1, "bytes": size, "explored": int(parent is not None)}
+        self.add_totals(**more)
+        if document["index"] <= self.counted_through():
+            self.add_counted(**more)
 
     def edit(self, index: int, fields: dict[str, Any]) -> None:
         """Changes a new element, by fields of it or, "asi.x", of ours."""
@@ -237,11 +240,15 @@ class Draft:
         self._gatherings = gatherings
 
     def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
-        elements = self._database[ELEMENTS]
         if documents:
             names = {document["name"] for document in documents}
+            elements = self._database[ELEMENTS]
             known = names_among(elements, names, session=self._session)
             self.add_totals(names=len(names - known))
+            through = self.counted_through()
+            names = {document["name"] for document in documents if document["index"] <= through}
+            if names:
+                self.add_counted(names=len(names - names_among(elements, names, through, self._session)))
             self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
 
