@@ -443,6 +443,6 @@ def test_requests_are_answered_while_elements_are_counted(
     # Our client comes again when it is told to.
     assert service.client.stats()["total_records"] == 3
     count_anew()
-    assert service.delete("/elements/all") == {"deleted_count": 3}
+    assert service.delete("/elements/all")["data"] == {"deleted_count": 3}
     assert service.client.stats()["total_records"] == 0
     assert service.stop() == 0
