@@ -126,7 +126,7 @@ def names_among(
 ) -> set[str]:
     """Those of `names` that an element has; of those up to the index `through`, where it is given."""
     wanted = set(names)
-    ours = OURS | ({} if through is None else {"index": {"$lte": through}})
+    upper: dict[str, Any] = {} if through is None else {"index": {"$lte": through}}
     found: set[str] = set()
     for some in in_parts(sorted(wanted)):
         stored: list[Any] = list(some)
@@ -134,10 +134,14 @@ def names_among(
             # Another program may have stored a number.
             with contextlib.suppress(ValueError):
                 stored.append(float(name))
-        found.update(map(str, elements.distinct("name", ours | {"name": {"$in": stored}}, session=session)))
-    # Also found where it is missing.
-    if "" in wanted and elements.find_one(ours | {"name": None}, {"_id": 0, "index": 1}, session=session) is not None:
-        found.add("")
+        # The name before the index: a server may take the index of the first field that has one.
+        condition = OURS | {"name": {"$in": stored}} | upper
+        found.update(map(str, elements.distinct("name", condition, session=session)))
+    if "" in wanted:
+        # Also found where it is missing.
+        nameless = OURS | {"name": None} | upper
+        if elements.find_one(nameless, {"_id": 0, "index": 1}, session=session) is not None:
+            found.add("")
     return found & wanted
 
 
