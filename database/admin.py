@@ -178,7 +178,7 @@ def verify(settings: DatabaseSettings) -> int:
         print(f"broken: {printable(line)}")
     print(f"{count} elements: {f'{len(found)} things are broken' if found else 'everything holds'}")
     if found:
-        print("POST /repair mends parents, candidates, completeness and scores; for the rest restore a backup.")
+        print("POST /repair, of a running server, mends what can be computed again; then verify again.")
     return 1 if found else 0
 
 

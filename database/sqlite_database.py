@@ -44,6 +44,8 @@ class SqliteStore:
             to read only: it is missing, or of an earlier schema.
     """
 
+    snapshots = True
+
     def __init__(self, file: str, lock_timeout: float = 10.0, read_only: bool = False) -> None:
         self.path = Path(file).absolute()
         self._lock_timeout = lock_timeout

@@ -9,11 +9,9 @@ from typing import Any
 
 from common.records import Usage
 from database.ledger import Event, EventKind
+from database.sqlite_checks import COUNTED, damages, strays
 
-__all__ = ["SqliteLedger"]
-
-_NEEDED = ("documents", "evidence", "programs")
-_PARTS = (*_NEEDED, "runs", "sketches", "vectors", "candidates")
+__all__ = ["COUNTED", "SqliteLedger"]
 
 
 class SqliteLedger:
@@ -70,18 +68,11 @@ class SqliteLedger:
             (str(index - 1),),
         )
 
+    def baseline_keys(self) -> list[str]:
+        return [key for (key,) in self._connection.execute("SELECT key FROM baselines ORDER BY revision, key")]
+
+    def damages(self) -> list[str]:
+        return list(damages(self._connection))
+
     def strays(self) -> list[str]:
-        found = []
-        for table in _PARTS:
-            query = (
-                f"SELECT DISTINCT idx FROM {table} WHERE idx NOT IN (SELECT idx FROM elements) ORDER BY idx LIMIT 20"
-            )
-            found += [f"{table}: element {index} does not exist" for (index,) in self._connection.execute(query)]
-        for table in _NEEDED:
-            query = f"SELECT idx FROM elements WHERE idx NOT IN (SELECT idx FROM {table}) ORDER BY idx LIMIT 20"
-            found += [f"{table}: element {index} has none" for (index,) in self._connection.execute(query)]
-        counted = self._connection.execute(
-            "SELECT idx FROM elements e WHERE children <> (SELECT COUNT(*) FROM elements c WHERE c.parent = e.idx)"
-            " ORDER BY idx LIMIT 20"
-        )
-        return found + [f"count: the children of element {index} are counted wrong" for (index,) in counted]
+        return list(strays(self._connection))
