@@ -22,7 +22,7 @@ from database.novelty import PERMUTATIONS
 from database.scores import Scores
 from database.store import Facts, Session
 
-__all__ = ["Fault", "Mend", "faults", "part_faults", "read_evidence", "rederived"]
+__all__ = ["Fault", "Mend", "faults", "is_complete", "part_faults", "read_evidence", "rederived"]
 
 Mend = Literal["row", "completeness", "evidence", "score", "vectors", "backup"]
 """What puts it right: the row from the document, the evidence from results and run, the score from the evidence,
@@ -76,6 +76,11 @@ def faults(session: Session, page: Sequence[Facts]) -> list[Fault]:
             standards[facts.baseline_key] = _against(session, facts.baseline_key)
         found += _element(session, facts, standards[facts.baseline_key])
     return found
+
+
+def is_complete(element: Element) -> bool:
+    """Whether neither row of its results is missing or has an empty cell."""
+    return parse_table(element.result.train).complete and parse_table(element.result.test).complete
 
 
 def read_evidence(session: Session, index: int) -> tuple[Evidence, Evaluation | None] | None:
@@ -145,8 +150,7 @@ def _element(session: Session, facts: Facts, against: _Against | None) -> Iterat
         yield Fault(index, "a run record is of another program", "backup")
     if index not in session.ledger.with_program(sha256):
         yield Fault(index, "its program is not found by its hash", "row")
-    complete = parse_table(element.result.train).complete and parse_table(element.result.test).complete
-    if complete != facts.complete:
+    if is_complete(element) != facts.complete:
         said = "complete" if facts.complete else "incomplete"
         yield Fault(index, f"it is marked {said}, which it is not", "completeness")
     try:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from common.result_table import parse_table
 from database import tree
 from database.candidate_manager import MERGED, Candidates
-from database.derived import Fault, Mend, faults, part_faults, read_evidence, rederived
+from database.derived import Fault, Mend, faults, is_complete, part_faults, read_evidence, rederived
 from database.keys import note_removal
 from database.models import Element
 from database.scores import BASELINES, Scores
@@ -39,7 +38,14 @@ def clean_invalid(session: Session) -> dict[str, Any]:
     """Removes the elements whose train or test row is missing or has an empty cell; their children go to the nearest
     ancestor that stays."""
     before = session.count()
-    gone = [facts.index for facts in session.facts(Where(incomplete=True))]
+    marked = [facts.index for facts in session.facts(Where(incomplete=True))]
+    whole: set[int] = set()
+    for start in range(0, len(marked), _PAGE):
+        # An earlier release took more cells than columns for incomplete.
+        whole |= {element.index for element in session.elements(marked[start : start + _PAGE]) if is_complete(element)}
+    for index in sorted(whole):
+        session.set_complete(index, True)
+    gone = [index for index in marked if index not in whole]
     moved = remove(session, gone)
     data = {
         "count_before": before,
@@ -141,8 +147,7 @@ def _mend(scores: Scores, found: Sequence[Fault], session: Session) -> None:
 def _derive(session: Session, scores: Scores, element: Element, mends: set[Mend]) -> None:
     index = element.index
     if "completeness" in mends:
-        complete = parse_table(element.result.train).complete and parse_table(element.result.test).complete
-        session.set_complete(index, complete)
+        session.set_complete(index, is_complete(element))
     if mends & {"row", "evidence"}:
         session.derive(element)
     if mends & {"evidence", "score"}:

@@ -282,6 +282,12 @@ def test_what_is_no_database_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
             assert "fix:" in capsys.readouterr().err
     assert run("restore", damaged, store=tmp_path / "new.sqlite") == 3
     assert run("restore", other, store=tmp_path / "new.sqlite") == 3
+    for arguments in (("verify",), ("migrate",), ("backup", tmp_path / "out.sqlite")):
+        assert run(*arguments, store=tmp_path) == 3 and f"{tmp_path} is a folder" in capsys.readouterr().err
+    sound = tmp_path / "sound.sqlite"
+    sound.write_bytes(gzip.decompress(VERSION_1.read_bytes()))
+    assert run("backup", tmp_path / "no" / "out.sqlite", store=sound) == 3
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
     assert run("backup", store=other) == 2 and run("verify", other, store=other) == 2
     assert not (tmp_path / "out.sqlite").exists() and not (tmp_path / "new.sqlite").exists()
 

@@ -77,6 +77,16 @@ def test_a_repeated_key_mends_nothing_again(service: Service) -> None:
     service.post("/repair")
 
 
+def test_what_an_earlier_release_took_for_incomplete_is_not_removed(service: Service) -> None:
+    result = {"train": "s,1\nx,4.5", "test": "m,a\nx,0.5,0.7"}
+    for name in ("one", "two", "three"):
+        service.add(name, result=result if name != "three" else result | {"test": "m,a\nx,"})
+    changed(service, "UPDATE elements SET complete = 0", {"$set": {"asi.complete": False}})
+    told = service.post("/elements/clean-invalid")["data"]
+    assert (told["cleaned_count"], told["count_after"]) == (1, 2)
+    assert service.get("/v2/stats")["incomplete"] == 0 and service.get("/elements/by-index/2")["name"] == "two"
+
+
 BREAKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vector": ("data_elements", {"$unset": {"asi.vector": ""}}, "element 2: it has no vectors"),
     "zeros": (

@@ -301,7 +301,7 @@ class Load:
         if not experiment:
             answer = http.post("/elements", json=body)
         else:
-            loss, benchmark = self._rng.uniform(3.4, 4.6), self._rng.uniform(0.3, 0.7)
+            loss, benchmark = self._rng.uniform(3.4, 4.6), self._rng.uniform(0.1, 0.7)
             self._known[name] = Design(loss, benchmark, BASELINE.key)
             run = run_of(NewElement.model_validate(body), loss, benchmark).model_dump()
             answer = http.post("/v2/experiments", json={"idempotency_key": name, "element": body, "run": run})
