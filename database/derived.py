@@ -71,10 +71,11 @@ def faults(session: Session, page: Sequence[Facts]) -> list[Fault]:
     """Everything that is wrong with these elements."""
     standards: dict[str | None, _Against | None] = {}
     found = part_faults(session, page)
+    hashes = session.ledger.program_hashes([facts.index for facts in page])
     for facts in page:
         if facts.baseline_key not in standards:
             standards[facts.baseline_key] = _against(session, facts.baseline_key)
-        found += _element(session, facts, standards[facts.baseline_key])
+        found += _element(session, facts, hashes.get(facts.index), standards[facts.baseline_key])
     return found
 
 
@@ -130,7 +131,7 @@ def _parts(index: int, windows: np.ndarray | None, sketch: bytes | None, dimensi
         )  # fmt: skip
 
 
-def _element(session: Session, facts: Facts, against: _Against | None) -> Iterator[Fault]:
+def _element(session: Session, facts: Facts, hashed: str | None, against: _Against | None) -> Iterator[Fault]:
     index = facts.index
     try:
         found = session.elements([index])
@@ -148,7 +149,7 @@ def _element(session: Session, facts: Facts, against: _Against | None) -> Iterat
     sha256 = sha256_text(element.program)
     if any(run.program_sha256 != sha256 for run in runs):
         yield Fault(index, "a run record is of another program", "backup")
-    if index not in session.ledger.with_program(sha256):
+    if hashed != sha256:
         yield Fault(index, "its program is not found by its hash", "row")
     if is_complete(element) != facts.complete:
         said = "complete" if facts.complete else "incomplete"

@@ -68,6 +68,10 @@ class Ledger(Protocol):
         """Elements with exactly this program text, by index."""
         ...
 
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        """By element: the hash under which its program is found."""
+        ...
+
     def put_usage(self, records: Sequence[Usage]) -> None: ...
 
     def usage(self, after: int, limit: int) -> list[tuple[int, Usage]]:

@@ -10,7 +10,7 @@ from typing import Any
 from common.records import Baseline, Usage
 from database.ledger import BACKUP, REPAIR, Event, EventKind
 from database.mongodb_counts import EVENTS, USAGE
-from database.mongodb_documents import ELEMENTS, STATE
+from database.mongodb_documents import ELEMENTS, OURS, STATE, in_parts
 from database.mongodb_draft import ANSWERS
 from database.mongodb_state import BASELINES, MongoState
 
@@ -59,6 +59,14 @@ class MongoLedger(MongoState):
         wanted = {"asi.program_sha256": sha256}
         found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
         return [row["index"] for row in found]
+
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        shown = {"_id": 0, "index": 1, "asi.program_sha256": 1}
+        found = {}
+        for some in in_parts(indices):
+            for row in self._elements.find({"index": {"$in": some}, **OURS}, shown, session=self._session):
+                found[row["index"]] = row["asi"].get("program_sha256", "")
+        return found
 
     def put_usage(self, records: Sequence[Usage]) -> None:
         last = self.draft.totals.usage

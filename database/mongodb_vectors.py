@@ -72,8 +72,8 @@ class MongoVectors(MongoState):
         found = {}
         for document in self._of(indices, "asi.vector"):
             vector = document["asi"].get("vector")
-            if vector is not None and vector["model"] == model:
-                found[document["index"]] = windows_in(vector["windows"], vector["dimension"])
+            if vector is not None and vector.get("model") == model:
+                found[document["index"]] = windows_in(vector.get("windows") or b"", vector.get("dimension") or 0)
         return found
 
     def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 from common.records import Usage
 from database.ledger import Event, EventKind
 from database.sqlite_checks import COUNTED, damages, strays
+from database.sqlite_rows import chunks, marks
 
 __all__ = ["COUNTED", "SqliteLedger"]
 
@@ -51,6 +52,13 @@ class SqliteLedger:
     def with_program(self, sha256: str) -> list[int]:
         rows = self._connection.execute("SELECT idx FROM programs WHERE sha256 = ? ORDER BY idx", (sha256,))
         return [index for (index,) in rows]
+
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for chunk in chunks(indices):
+            query = f"SELECT idx, sha256 FROM programs WHERE idx IN ({marks(chunk)})"
+            found.update(self._connection.execute(query, chunk))
+        return found
 
     def put_usage(self, records: Sequence[Usage]) -> None:
         rows = [(record.model_dump_json(),) for record in records]
