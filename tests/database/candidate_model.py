@@ -6,6 +6,7 @@ measured against the baseline of now, near its loss and not far below its benchm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.records import Baseline
@@ -27,12 +28,13 @@ class Design:
 
 @dataclass
 class CandidateModel:
-    """`known` are all designs by name, `baselines` those put, the newest last."""
+    """`known` gives what was measured of a design, by its index and name; `baselines` are those put, the newest
+    last."""
 
     capacity: int
     cold_start: int
     batch: int
-    known: dict[str, Design]
+    known: Callable[[int, str], Design]
     baselines: dict[str, Baseline]
     stored: dict[int, Design] = field(default_factory=dict)
     given: list[int] = field(default_factory=list)
@@ -62,7 +64,7 @@ class CandidateModel:
         if index is None:
             return
         if event.kind == "added":
-            of = self.known[data["name"]]
+            of = self.known(index, data["name"])
             self.stored[index] = Design(of.loss, of.benchmark, of.key, data["parent"])
             self.given.append(index)
             self._unsettled.add(index)
@@ -90,15 +92,54 @@ class CandidateModel:
                 self.merge([index])
 
     def merge(self, new: list[int]) -> None:
-        key = next((key for key in reversed(self.baselines) if any(d.key == key for d in self.stored.values())), None)
+        key = self.key()
         entering = [index for index in new if self.stored[index].key == key and self._admitted(self.stored[index])]
-        pool = self.members | {index for index in entering if self.stored[index].score is not None}
+        self.members |= {index for index in entering if self.stored[index].score is not None}
+        self.members = set(self.ranked()[: self.capacity])
+
+    def key(self) -> str | None:
+        """Of the baseline of now."""
+        held = {design.key for design in self.stored.values()}
+        return next((key for key in reversed(self.baselines) if key in held), None)
+
+    def ranked(self) -> list[int]:
+        """The set, best first."""
+        key = self.key()
 
         def rank(index: int) -> tuple[bool, bool, float, int]:
             design = self.stored[index]
             return design.key != key, design.score is None, -(design.score or 0.0), index
 
-        self.members = set(sorted(pool, key=rank)[: self.capacity])
+        return sorted(self.members, key=rank)
+
+    # By hand
+
+    def add(self, index: int) -> bool:
+        """Puts one in; whether that is allowed: a full set gives up its lowest for a better one only."""
+        if index in self.members:
+            return True
+        if len(self.members) >= self.capacity:
+            key, design, last = self.key(), self.stored[index], self.ranked()[-1]
+            lowest = self.stored[last]
+            above = lowest.score is None or (design.score is not None and design.score > lowest.score)
+            if (design.key == key) != (lowest.key == key):
+                above = design.key == key
+            if design.score is None or not above:
+                return False
+            self.members.discard(last)
+        self.members.add(index)
+        return True
+
+    def force(self) -> None:
+        self.merge(sorted(self.stored)[-300:])
+        self.merged = max(self.stored, default=0)
+
+    def rebuild(self) -> None:
+        key = self.key()
+        self.members = {
+            index for index, design in self.stored.items() if design.key == key and design.score is not None
+        }
+        self.members = set(self.ranked()[: self.capacity])
 
     def _admitted(self, design: Design) -> bool:
         """The leak rule: against element 1 where it was measured against the same baseline, else the baseline."""

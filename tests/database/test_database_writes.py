@@ -322,14 +322,15 @@ def kill_at_random_moments(start: Callable[..., Service], kills: int, seed: int)
     rng = random.Random(seed)
     env = {f"ASI_DATABASE__{name}": value for name, value in SMALL.items()}
     capacity, cold_start, batch = map(int, SMALL.values())
-    model = CandidateModel(capacity, cold_start, batch, {}, {BASELINE.key: BASELINE})
+    known: dict[str, Design] = {}
+    model = CandidateModel(capacity, cold_start, batch, lambda _, name: known[name], {BASELINE.key: BASELINE})
     acknowledged: dict[int, str] = {}
     removed: set[int] = set()
     merges = 0
     for round_ in range(kills):
         service = start(env=env)
         service.client.put_baseline(BASELINE)
-        loads = [Load(service.url, f"{seed}_{round_}_{worker}", model.known) for worker in range(4)]
+        loads = [Load(service.url, f"{seed}_{round_}_{worker}", known) for worker in range(4)]
         writers = [threading.Thread(target=load.run) for load in loads]
         for writer in writers:
             writer.start()
