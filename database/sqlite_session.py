@@ -284,9 +284,11 @@ class SqliteSession:
     def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         model, found = self.state("model"), {}
         for chunk in chunks(indices):
-            query = f"SELECT idx, dimension, windows FROM vectors WHERE idx IN ({marks(chunk)}) AND model = ?"
-            for index, dimension, block in self._run(query, *chunk, model):
-                found[index] = windows_in(block, dimension)
+            # A condition on the model, which all have, would be looked up first.
+            query = f"SELECT idx, model, dimension, windows FROM vectors WHERE idx IN ({marks(chunk)})"
+            for index, of, dimension, block in self._run(query, *chunk):
+                if of == model:
+                    found[index] = windows_in(block, dimension)
         return found
 
     def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]:

@@ -256,6 +256,8 @@ def schema(file: Path) -> list[tuple[str, ...]]:
             "SELECT * FROM elements e WHERE e.baseline_key = 'k' ORDER BY e.score DESC, e.idx LIMIT 9",
             "elements_baseline",
         ),
+        ("SELECT idx, model, dimension, windows FROM vectors WHERE idx IN (1, 2)", "sqlite_autoindex_vectors_1"),
+        ("SELECT idx, sha256 FROM programs WHERE idx IN (1, 2)", "INTEGER PRIMARY KEY"),
         ("SELECT MAX(sequence) FROM vectors WHERE model = 'm'", "vectors_model"),
     ],
 )
