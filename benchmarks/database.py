@@ -304,11 +304,14 @@ def show(reports: list[Report]) -> str:
         rows: list[tuple[str, Callable[[Report], str]]] = [
             ("inserts/s, 8 clients", lambda r: "" if r.inserts is None else r.inserts.shown(r.store == "SQLite")),
             ("start, s", lambda r: f"{r.start_seconds:.1f}, first search {r.first_search_seconds:.1f}"),
-            ("counted after, s", lambda r: f"{r.counted_seconds:.1f}"),
-            ("bare find_one, ms", lambda r: "" if r.bare is None else f"{r.bare[0]:.1f} / {r.bare[1]:.1f}"),
             ("memory, MB", lambda r: f"{r.rss_mb:.0f}, of it vectors {r.vector_mb:.0f}"),
             ("bytes an element", lambda r: f"{r.document_bytes:,.0f}"),
         ]
+        if not limited:
+            rows += [
+                ("counted after, s", lambda r: f"{r.counted_seconds:.1f}"),
+                ("bare find_one, ms", lambda r: "" if r.bare is None else f"{r.bare[0]:.1f} / {r.bare[1]:.1f}"),
+            ]
         for name, cell in rows:
             lines.append(f"{name:20}" + "".join(f"{cell(report):>36}" for report in ours))
         for report in ours:

@@ -111,6 +111,9 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
     _require_ours(file)
     with _translated(file, target), contextlib.closing(open_read_only(file)) as source:
         partial.unlink(missing_ok=True)
+        # Of one moment, which a read transaction holds: without it each write meanwhile would start the copy anew.
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
         with contextlib.closing(sqlite3.connect(partial)) as copy:
             source.backup(copy, pages=1000)
             # One file, without a log beside it.

@@ -31,7 +31,7 @@ from database.models import Element, NewElement, ScoredElement, StoredExperiment
 from database.repair import embed_again, repair
 from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
-from database.store import NewEntry, Session, Store, Where
+from database.store import Facts, NewEntry, Session, Store, Where
 
 __all__ = ["Memory", "refuse_unfit", "with_score"]
 
@@ -150,7 +150,7 @@ class Memory:
             self._judge.wake()
             self.judging.wait(stored.index, deadline)
         try:
-            return stored.model_copy(update={"score": self._score_now(stored.index)})
+            return stored.model_copy(update={"score": self._scores_now([stored.index]).get(stored.index)})
         except NotFoundError:
             return stored
 
@@ -217,15 +217,13 @@ class Memory:
         """
         if self.store.read(lambda session: tree.facts_of(session, index)).pending:
             self.settling.settle()
-        return self._score_now(index)
+        scores = self._scores_now([index])
+        if index not in scores:
+            raise NotFoundError(f"there is no element {index}")
+        return scores[index]
 
-    def _score_now(self, index: int) -> float | None:
-        def look(session: Session) -> tuple[bool, float | None]:
-            facts = tree.facts_of(session, index)
-            return facts.revision in (None, self.scores.revision(session, facts.baseline_key)), facts.score
-
-        fresh, score = self.store.read(look)
-        return score if fresh else self.store.write(lambda session: self.scores.rescore(session, index))
+    def _fresh(self, session: Session, facts: Facts) -> bool:
+        return facts.revision in (None, self.scores.revision(session, facts.baseline_key))
 
     def rescore(self, seconds: float = 3.0) -> None:
         """Computes out-of-date scores now, for at most about `seconds`."""
@@ -271,10 +269,28 @@ class Memory:
         return self.store.read(work)
 
     def scored(self, indices: Sequence[int]) -> list[ScoredElement]:
-        """Whole elements with their scores, in the order asked."""
-        scores = {index: self.score(index) for index in indices}
+        """Whole elements with their scores, in the order asked; what was deleted meanwhile is left out. However many
+        they are, it waits for pending ones once, as `score` does for one: the others' scores are None."""
+
+        if self.store.read(lambda session: any(known.pending for known in tree.known(session, indices))):
+            self.settling.settle()
+        scores: dict[int, float | None] = {}
+        for start in range(0, len(indices), _RESCORED_AT_ONCE):
+            scores |= self._scores_now(indices[start : start + _RESCORED_AT_ONCE])
         found = self.store.read(lambda session: session.elements(indices))
-        return [with_score(element, scores[element.index]) for element in found]
+        return [with_score(element, scores.get(element.index)) for element in found]
+
+    def _scores_now(self, indices: Sequence[int]) -> dict[int, float | None]:
+        def look(session: Session) -> tuple[dict[int, float | None], list[int]]:
+            known = tree.known(session, indices)
+            return {one.index: one.score for one in known}, [
+                one.index for one in known if not self._fresh(session, one)
+            ]
+
+        scores, stale = self.store.read(look)
+        if stale:
+            scores |= self.store.write(lambda session: {index: self.scores.rescore(session, index) for index in stale})
+        return scores
 
     def put_baseline(self, baseline: Baseline) -> int:
         """Keeps a baseline as the newest; returns how many elements are scored again because it changed."""

@@ -1,4 +1,5 @@
-"""The part of a MongoDB session that answers with the first few in an order: by index, newest, by a number.
+"""The part of a MongoDB session that answers with the first few in an order: by index, newest, by a number;
+and with the oldest element without children.
 
 Each page is asked for with both its ends. MongoDB stops at the limit of a query by itself; not every server that speaks
 its protocol does.
@@ -14,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from database.mongodb_documents import condition_of, in_parts
-from database.mongodb_state import MongoState
+from database.mongodb_state import MongoState, spans
 from database.store import MAX_INDEX, Order, Where
 
 __all__ = ["FIRST_PAGE", "MongoPages"]
@@ -114,6 +115,37 @@ class MongoPages(MongoState):
         while place <= len(values):
             yield values[place - 1]
             place *= 4
+
+    def oldest_leaf(self) -> int | None:
+        """Looked for first where it was found last."""
+        now = self.counting()
+        if now is not None:
+            return self._counted_leaf(now.through)
+        last: int | None = None
+        low, high = 0, self._known.leaf
+        while True:
+            # The counter may be behind what another program stored.
+            ends = {"$gt": low, "$lte": high} if last is None or low < last else {"$gt": low}
+            wanted = {"asi.children": 0, "index": ends}
+            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
+            for document in found.limit(1):
+                self._known.leaf = max(FIRST_PAGE, document["index"])
+                return int(document["index"])
+            if "$lte" not in ends:
+                return None
+            if last is None:
+                last = int(self.state("last_index") or 0)
+            low, high = high, min(MAX_INDEX, 4 * high)
+
+    def _counted_leaf(self, through: int) -> int | None:
+        """While elements are counted: of those up to `through`, whose numbers of children are right already."""
+        for low, high in spans(0, through, FIRST_PAGE):
+            wanted = {"asi.children": 0, "index": {"$gt": low, "$lte": high}}
+            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
+            for document in found.limit(1):
+                return int(document["index"])
+        # Refused as not known yet, unless the counting has just ended.
+        return self.oldest_leaf() if self.counts else None
 
 
 def _one_of(fixed: dict[str, Any], fields: tuple[str, ...]) -> bool:

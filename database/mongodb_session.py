@@ -219,37 +219,6 @@ class MongoSession(MongoPages, MongoVectors):
         order = [("asi.children", -1), ("index", 1)]
         return [document["index"] for document in found.sort(order).limit(limit)]
 
-    def oldest_leaf(self) -> int | None:
-        """Looked for first where it was found last."""
-        now = self.counting()
-        if now is not None:
-            return self._counted_leaf(now.through)
-        last: int | None = None
-        low, high = 0, self._known.leaf
-        while True:
-            # The counter may be behind what another program stored.
-            ends = {"$gt": low, "$lte": high} if last is None or low < last else {"$gt": low}
-            wanted = {"asi.children": 0, "index": ends}
-            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
-            for document in found.limit(1):
-                self._known.leaf = max(FIRST_PAGE, document["index"])
-                return int(document["index"])
-            if "$lte" not in ends:
-                return None
-            if last is None:
-                last = int(self.state("last_index") or 0)
-            low, high = high, min(MAX_INDEX, 4 * high)
-
-    def _counted_leaf(self, through: int) -> int | None:
-        """While elements are counted: of those up to `through`, whose numbers of children are right already."""
-        for low, high in spans(0, through, FIRST_PAGE):
-            wanted = {"asi.children": 0, "index": {"$gt": low, "$lte": high}}
-            found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
-            for document in found.limit(1):
-                return int(document["index"])
-        # Refused as not known yet, unless the counting has just ended.
-        return self.oldest_leaf() if self.counts else None
-
     def orphans(self) -> list[int]:
         parents = [parent for parent in self._elements.distinct("parent", session=self._session) if parent is not None]
         shown = {"_id": 0, "index": 1}

@@ -37,6 +37,11 @@ def facts_of(session: Session, index: int) -> Facts:
     return found[0]
 
 
+def known(session: Session, indices: Sequence[int]) -> list[Facts]:
+    """The facts of those that exist, in the order asked."""
+    return [facts for index in indices for facts in session.facts(Where(index=index), limit=1)]
+
+
 def path(session: Session, index: int) -> list[int]:
     """Indices from the root down to `index`."""
     steps = {index: None}

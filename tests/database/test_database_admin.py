@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -76,6 +77,8 @@ def test_a_backup_under_load_is_whole_and_comes_back(
     source, copy = tmp_path / "database.sqlite", tmp_path / "copy.sqlite"
     acknowledged: list[int] = []
     stop = threading.Event()
+    for number in range(30):  # far more than is copied between two writes; of random digits, which do not shrink
+        acknowledged.append(service.add(f"n{number}", analysis=random.Random(number).randbytes(500_000).hex()))
 
     def write() -> None:
         while not stop.is_set():
@@ -83,7 +86,7 @@ def test_a_backup_under_load_is_whole_and_comes_back(
 
     writer = threading.Thread(target=write)
     writer.start()
-    while len(acknowledged) < 10:
+    while len(acknowledged) < 40:
         assert writer.is_alive()
         time.sleep(0.005)
     before = len(acknowledged)

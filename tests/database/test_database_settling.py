@@ -83,3 +83,14 @@ def test_a_search_embeds_some_of_what_is_pending_and_says_how_much_remains(tmp_p
     assert (found[0].name, remaining) == ("n3", 8)
     assert memory.similar("gate 39", 1)[0][0].name == "n39"
     memory.close()
+
+
+def test_many_of_one_name_wait_for_what_is_pending_once(tmp_path: Path) -> None:
+    """Clients give up after 30 seconds; a wait for each of them took as long as there were elements."""
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    memory = Memory(open_store(settings), Words(), settings)  # not started: nothing is settled in the background
+    elements = [NewElement.model_validate(body_of("same", motivation=f"gate {number}")) for number in range(100)]
+    indices = [stored.result().index for stored in [memory.submit(element) for element in elements]]
+    assert [one.index for one in memory.scored([*indices, 999])] == indices
+    assert memory.settling.pending() == 68, "one batch of 32 was embedded"
+    memory.close()

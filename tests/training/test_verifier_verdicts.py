@@ -63,10 +63,10 @@ def refusal(report: CheckReport) -> CheckOutcome:
 def refused_by(check: str, names: list[str]) -> None:
     found = reports({f"{check}/{name}": PLANTED[check][name] for name in names})
     for name, report in found.items():
-        first = refusal(report)
-        assert first.name == check, (name, first)
-        assert first.detail and first.counterexample, (name, first)
-        assert len(str(first.counterexample)) < 3000, name
+        assert report.accepted is False, report
+        own = [outcome for outcome in report.refusals() if outcome.name == check]  # others may refuse it as well
+        assert own and own[0].detail and own[0].counterexample, (name, report)
+        assert len(str(own[0].counterexample)) < 3000, name
 
 
 @pytest.mark.parametrize("name", assets.STATIC)
@@ -99,9 +99,8 @@ def test_every_honest_program_is_accepted() -> None:
     warnings = [check for check in REPORTS["hard_bfloat16"].checks if not check.passed and check.name == "shapes"]
     assert "does not run in float32" in warnings[0].detail
     for name in assets.COUNTS:
-        assert [check.severity for check in REPORTS[name].checks if check.name == "state" and not check.passed] == [
-            "warn"
-        ]
+        found = [check.severity for check in REPORTS[name].checks if check.name == "state" and not check.passed]
+        assert found and set(found) == {"warn"}, name
     print(f"{len(REPORTS)} programs accepted")
 
 

@@ -126,7 +126,30 @@ CAUSALITY = {
         + RETURN,
     ),
 }
+
+
+def between_layers(when: str) -> str:
+    """The first layer leaves its input in the module; the second looks one token ahead in it."""
+    return (
+        planted("\n\nclass DeltaNet", "\n\nLEFT = {}\n\n\nclass DeltaNet")
+        .replace(CONSTRUCTED, CONSTRUCTED + "        self.layer_idx = layer_idx\n")
+        .replace(
+            RETURN,
+            f"        if {when}:\n            left = LEFT.get('x')\n"
+            "            if self.layer_idx and left is not None and left.shape == o.shape:\n"
+            "                o = o + 0.5 * F.pad(left.to(o), (0, 0, -1, 1))\n"
+            "            if not self.layer_idx:\n                LEFT['x'] = hidden_states.detach()\n" + RETURN,
+        )
+    )
+
+
+CAUSALITY["between_layers_in_training"] = between_layers("self.training")
+CAUSALITY["between_layers_when_scored"] = between_layers("not self.training and o.shape[1] == 512")
 BATCH = {
+    "mean_over_the_batch_of_training": planted(
+        RETURN,
+        "        o = o - (0.1 * o.mean(0, keepdim=True) if self.training and o.shape[1] == 512 else 0)\n" + RETURN,
+    ),
     "mean_over_batch": planted(RETURN, "        o = o - 0.01 * o.mean(0, keepdim=True)\n" + RETURN),
     "batch_norm": planted(RETURN, "        o = (o - o.mean((0, 1))) / 1.0\n" + RETURN).replace(
         "o.mean((0, 1))", "1e-3 * o[:, :1].mean(0)"
@@ -138,6 +161,14 @@ BATCH = {
     "first_row_leaks": planted(RETURN, "        o = o + 1e-4 * o[:1]\n" + RETURN),
 }
 STATE = {
+    "layer_of_before": between_layers("self.training"),
+    "remembers_in_training": planted(
+        CONSTRUCTED, CONSTRUCTED + "        self.register_buffer('mean', torch.zeros(hidden_size))\n"
+    ).replace(
+        RETURN,
+        "        if self.training:\n            o = o - self.mean.to(o)\n"
+        "            self.mean = 0.9 * self.mean + 0.1 * o.detach().mean((0, 1)).to(self.mean)\n" + RETURN,
+    ),
     "remembers_content": planted(
         RETURN,
         "        held = getattr(self, 'held', None)\n        self.held = o.detach()\n"

@@ -22,6 +22,7 @@ from training.worker.mixers import (
     autocast,
     build,
     call,
+    class_of,
     describe_value,
     gradients,
     output,
@@ -40,7 +41,7 @@ Reply = tuple[dict[str, Any], Arrays]
 
 _tensor, _parameter, _module = torch.Tensor, torch.nn.Parameter, torch.nn.Module
 _cpu_time = time.process_time
-_no_grad, _enable_grad, _numel = torch.no_grad, torch.enable_grad, torch.Tensor.numel
+_no_grad, _enable_grad, _numel, _add = torch.no_grad, torch.enable_grad, torch.Tensor.numel, torch.Tensor.add
 
 
 def load(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
@@ -114,9 +115,10 @@ def forward(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit
 
     Each input gets a fresh mixer, built from `spec` (or from its own in `specs`) under one seed. `calls` > 1: the
     mixer is called so often on the same input and every output is returned. A spec's `before`: so many calls on noise
-    come first. `grad`: with autograd recording, as in training. `watch`: lists the floating dtypes that its
-    operations produced, and "mixing" (see counting.Watch). `largest`: adds the largest finite magnitude of all that its
-    operations produced to each result.
+    come first; its `behind`: the layer_idx of another mixer of the same module, which gets the input first, and to
+    whose output the input is added, as a model's block does. `grad`: with autograd recording, as in training. `watch`:
+    lists the floating dtypes that its operations produced, and "mixing" (see counting.Watch). `largest`: adds the
+    largest finite magnitude of all that its operations produced to each result.
     """
     results: list[dict[str, Any]] = []
     outputs: Arrays = []
@@ -124,20 +126,29 @@ def forward(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit
     specs = meta.get("specs") or [meta["spec"]] * len(arrays)
     for array, spec in zip(arrays, specs, strict=True):
         try:
-            mixer = build(state, spec)
+            cls = class_of(state, spec)
+            first = _before(state, spec, cls)
+            mixer = build(state, spec, cls)
             _used(mixer, spec, array, state.device)
             x = to_tensor(array, spec, state.device)
             for _ in range(int(meta.get("calls", 1))):
                 largest = counting.Largest() if meta.get("largest") else None
                 watch = largest or (counting.Watch(seen) if meta.get("watch") else nullcontext())
                 with _enable_grad() if meta.get("grad") else _no_grad(), autocast(spec, state.device), watch:
-                    value = call(mixer, x, spec)
+                    value = call(mixer, x if first is None else _add(x, output(call(first, x, spec))), spec)
                 results.append(describe_value(value) | ({"largest": largest.value} if largest else {}))
                 outputs.append(to_numpy(output(value)))
         except Exception as error:  # noqa: BLE001 - whatever the candidate raises is the answer
             results.append({"ok": False, "error": _described(error)})
             outputs.append(np.zeros(0, np.float32))
     return {"results": results, "seen": sorted(seen)}, outputs
+
+
+def _before(state: WorkerState, spec: dict[str, Any], cls: Any) -> Any:
+    """The mixer of the layer spec["behind"], or None."""
+    if spec.get("behind") is None:
+        return None
+    return build(state, {**spec, "kwargs": {**spec["kwargs"], "layer_idx": int(spec["behind"])}}, cls)
 
 
 def _used(mixer: Any, spec: dict[str, Any], array: np.ndarray, device: str) -> None:

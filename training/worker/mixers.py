@@ -22,6 +22,7 @@ __all__ = [
     "autocast",
     "build",
     "call",
+    "class_of",
     "describe_value",
     "gradients",
     "move",
@@ -46,8 +47,8 @@ _float32, _float64, _bfloat16 = torch.float32, torch.float64, torch.bfloat16
 _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
-def build(state: WorkerState, spec: dict[str, Any]) -> Any:
-    """A fresh mixer.
+def build(state: WorkerState, spec: dict[str, Any], cls: Any = None) -> Any:
+    """A fresh mixer, of class `cls` where one is given.
 
     Args:
         spec: {kwargs, seed, dtype, train, jitter: {seed, scale, shift} or None, fill, frozen, rng, anew}. dtype
@@ -56,9 +57,7 @@ def build(state: WorkerState, spec: dict[str, Any]) -> Any:
             seed that its forward pass begins with, seed + 1 unless told. anew: the program's file is executed first,
             so that nothing of its module is shared with earlier mixers.
     """
-    if state.cls is None:
-        raise LookupError("no program is loaded")
-    cls = load_class(str(state.text), state.device) if spec.get("anew") else state.cls
+    cls = class_of(state, spec) if cls is None else cls
     _manual_seed(int(spec.get("seed", 0)))
     mixer = cls(**spec["kwargs"])
     if not isinstance(mixer, _module):
@@ -74,6 +73,13 @@ def build(state: WorkerState, spec: dict[str, Any]) -> Any:
     mixer.train(bool(spec.get("train", False)))
     _manual_seed(int(spec.get("rng", int(spec.get("seed", 0)) + 1)))
     return mixer
+
+
+def class_of(state: WorkerState, spec: dict[str, Any]) -> Any:
+    """The program's class; with spec["anew"] as after an import of its own."""
+    if state.cls is None:
+        raise LookupError("no program is loaded")
+    return load_class(str(state.text), state.device) if spec.get("anew") else state.cls
 
 
 def move(mixer: Any, jitter: dict[str, Any]) -> None:

@@ -104,12 +104,12 @@ def _random_state() -> bytes:
 
 
 def history(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
-    """{spec, anew, same, first, move}, inputs -> the output for each input, in order, in one process.
+    """{spec, anew, same, modes, layers, move}, inputs -> the output for each input, in order, in one process.
 
-    Each input gets a fresh mixer, or with `same` all get one; `first` "train": that one is in training mode for its
-    first call; `move`: its parameters are moved so (see mixers.move) after that. `anew`: the program is executed again
-    before all, so that what its module and classes hold is as after an import; the class that other operations use
-    stays as it was.
+    Each input gets a fresh mixer, of the layer that `layers` names for it, or with `same` all get one; `modes`: for
+    each input "eval", as unless told, or "train", where autograd records; `move`: the parameters are moved so (see
+    mixers.move) after the first call. `anew`: the program is executed again before all, so that what its module and
+    classes hold is as after an import; the class that other operations use stays as it was.
     """
     held, spec = state.cls, {**meta["spec"], "anew": False}
     try:
@@ -119,9 +119,11 @@ def history(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit
         mixer: Any = None
         for index, array in enumerate(arrays):
             if mixer is None or not meta.get("same"):
-                mixer = build(state, spec)
-            mixer.train(meta.get("first") == "train" and index == 0)
-            with _no_grad(), autocast(spec, state.device):
+                layer = {"layer_idx": int(meta["layers"][index])} if meta.get("layers") else {}
+                mixer = build(state, {**spec, "kwargs": {**spec["kwargs"], **layer}})
+            train = bool(meta.get("modes")) and meta["modes"][index] == "train"
+            mixer.train(train)
+            with _enable_grad() if train else _no_grad(), autocast(spec, state.device):
                 outputs.append(to_numpy(output(call(mixer, to_tensor(array, spec, state.device), spec))))
             if meta.get("move") and index == 0:
                 move(mixer, meta["move"])

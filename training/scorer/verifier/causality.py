@@ -136,8 +136,7 @@ def _leaking_gradient(
 def _profile(context: Context) -> CheckOutcome | None:
     """Future and gradient at the sizes that training uses."""
     options = context.options
-    per_token = float(context.facts.get("flops_per_token") or 1.0)
-    length = int(min(options.profile_length, future.PROFILE_FLOPS / per_token))
+    length = int(min(options.profile_length, context.affordable_rows(1)))
     if length < 16:
         return None
     size: dict[str, object] = {"hidden_size": options.profile_width, "num_heads": options.profile_heads}

@@ -25,6 +25,8 @@ __all__ = ["EPSILON", "Context", "Options", "Refused", "failed", "passed", "rais
 
 _DETAIL, _TEXT, _ITEMS, _DEPTH = 2000, 2000, 64, 6
 """Longest detail and text, most items of a list, and deepest nesting of a counterexample."""
+_PROFILE_FLOPS = 2.5e9
+"""Forward FLOPs at which a test at the size of training is cut short."""
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -129,6 +131,10 @@ class Context:
             "jitter": {"seed": seed + 100, "scale": 0.1} if jitter else None,
             "anew": self.shared,
         }
+
+    def affordable_rows(self, length: int) -> float:
+        """Rows of so many tokens that a test at the size of training may take."""
+        return _PROFILE_FLOPS / (float(self.facts.get("flops_per_token") or 1.0) * max(length, 1))
 
     def inputs(self, seed: int, batch: int, length: int, width: int | None = None) -> np.ndarray:
         """Standard normal [batch, length, width], float64; the worker casts it."""

@@ -22,7 +22,6 @@ from training.scorer.verifier.evidence import differs, place_of
 
 __all__ = [
     "EVERY",
-    "PROFILE_FLOPS",
     "SINGLE",
     "Situation",
     "at_cuts",
@@ -41,8 +40,6 @@ SINGLE = len(ODD_LENGTHS) + sum(map(len, LONG_CUTS.values()))
 """Cuts that `single_rows` tries."""
 EVERY, ROWS, NARROW = 256, 32, 32
 """The length at which every cut is tried, so many in one batch; with autograd recording, at this smaller width."""
-PROFILE_FLOPS = 2.5e9
-"""Forward FLOPs at which a test at the size of training is cut short."""
 DRAWN = {256: 20, 512: 6}
 """Cuts that the hash of a program draws, by length: no place is known to be left out while its text is written."""
 CALLS, CHANGES = 64, 8
@@ -124,10 +121,11 @@ def _situations(context: Context) -> Iterator[Situation]:
 
 def _as_trained(context: Context) -> Iterator[Situation]:
     """All at once as training has it, for the first mixers and the last: shape of the batch, size, precision, layer,
-    inputs behind other layers, the call of the block, gradients. Fewer rows where all would cost too much."""
+    inputs behind other layers, the call of the block, gradients; and two mixers one behind the other, which may hand
+    something on past their outputs. Fewer rows where all would cost too much."""
     options = context.options
     length = options.profile_length
-    affordable = PROFILE_FLOPS / (float(context.facts.get("flops_per_token") or 1.0) * length)
+    affordable = context.affordable_rows(length)
     if affordable < 1 or length < 2:
         return
     rows = int(min(options.profile_batch, affordable))
@@ -138,6 +136,13 @@ def _as_trained(context: Context) -> Iterator[Situation]:
         spec = {**spec, "call": "bare", "history": True}
         name = f"as layer {layer} is trained"
         yield Situation(name, spec, length, cuts, grad=True, width=options.profile_width, rows=rows)
+    if options.profile_layers > 1:
+        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": 1}
+        for train in (True, False):
+            spec = context.spec(49, jitter=True, train=train, dtype=context.dtype, given=size)
+            spec = {**spec, "call": "bare", "history": train, "behind": 0}
+            name = f"as layer 1 is {'trained' if train else 'scored'} behind layer 0"
+            yield Situation(name, spec, length, cuts, grad=train, width=options.profile_width, rows=rows)
 
 
 def _recording(context: Context) -> Situation:

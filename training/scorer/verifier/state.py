@@ -1,7 +1,8 @@
 """State: what was computed before does not change what a mixer answers, and the process is left as it was.
 
 Refuses: a mixer that saw other data of the same shape before (in eval or train mode) answers the same input
-otherwise; so does a fresh mixer after another instance saw other data (a cache of the module or the class); an output
+otherwise; so does a fresh mixer after another instance saw other data (a cache of the module or the class), also one
+of another layer, in training; an output
 in eval mode that is drawn from the global random state; a forward pass that draws from that state in eval mode or
 resets it; a constructor that resets it; a parameter that a forward pass changes; parameters that change between two
 calls and do not count in full; a default of torch, or a function of torch, numpy or Python, that
@@ -58,17 +59,18 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
     x, one, two = _inputs(context, 70, LENGTH)
     spec = context.spec(70, jitter=True)
     early: dict[str, np.ndarray] = {}
-    for mode in ("eval", "train"):
-        meta = {"spec": spec, "anew": True, "same": True, "first": mode}
+    for mode, then in (("eval", "eval"), ("train", "eval"), ("train", "train")):
+        meta = {"spec": spec, "anew": True, "same": True, "modes": [mode, then]}
         after_one, after_two = (
             context.worker.call("history", meta, [before, x])[1][-1].astype(np.float64) for before in (one, two)
         )
         found = _difference(context, after_one, after_two)
         if found:
             what = f"after a call in {mode} mode with other data of the same shape, the same input gives another output"
-            place = _place(70, spec["dtype"]) | {"earlier_call": mode}
+            place = _place(70, spec["dtype"]) | {"mode": then, "earlier_call": mode}
             return failed(NAME, f"{what}: by {found['max_difference']:.3g}", {**place, **found})
-        early[mode] = after_one
+        if then == "eval":
+            early[mode] = after_one
     refusal = _stale(context, [one, x], early)
     if refusal is not None:
         return refusal
@@ -85,7 +87,7 @@ def _stale(context: Context, arrays: list[np.ndarray], early: dict[str, np.ndarr
     moved from the start."""
     spec, jitter = context.spec(70), context.spec(70, jitter=True)["jitter"]
     for mode, wanted in early.items():
-        meta = {"spec": spec, "anew": True, "same": True, "first": mode, "move": jitter}
+        meta = {"spec": spec, "anew": True, "same": True, "modes": [mode, "eval"], "move": jitter}
         found = _difference(context, wanted, context.worker.call("history", meta, arrays)[1][-1].astype(np.float64))
         if found:
             what = f"parameters that change after a call in {mode} mode do not count in full: something made from them"
@@ -117,9 +119,32 @@ def _module(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | No
         if found:
             what = "a fresh mixer answers otherwise after another instance saw other data: state shared by instances"
             return failed(NAME, f"{what}: by {found['max_difference']:.3g}", {**place, **found})
+    refusal = _between_layers(context, length, (one, two, x))
+    if refusal is not None:
+        return refusal
     if counted:
         what = "a fresh mixer answers otherwise after another instance was called: a count shared by instances"
         warnings.append(warned(NAME, f"{what}: by {counted['max_difference']:.3g}", {**place, **counted}))
+    return None
+
+
+def _between_layers(
+    context: Context, length: int, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> CheckOutcome | None:
+    """As `_module`, in training, where the mixer of another layer saw the other data: of the layer before, and of the
+    layer after, which it did in the step before."""
+    one, two, x = arrays
+    spec = context.spec(76, jitter=True)
+    for layers in ([0, 1], [1, 0]):
+        meta = {"spec": spec, "anew": True, "modes": ["train", "train"], "layers": layers}
+        after_one, after_two = (
+            context.worker.call("history", meta, [before, x])[1][-1].astype(np.float64) for before in (one, two)
+        )
+        found = _difference(context, after_one, after_two)
+        if found:
+            what = f"the mixer of layer {layers[1]} answers otherwise after that of layer {layers[0]} saw other data"
+            place = _place(76, spec["dtype"], length) | {"mode": "train", "layers": layers}
+            return failed(NAME, f"{what}: state shared by layers, by {found['max_difference']:.3g}", place | found)
     return None
 
 
