@@ -302,21 +302,41 @@ class RouteMachine(RuleBasedStateMachine):
         assert [line["element"]["index"] for line in lines if "element" in line] == indices
         events = get(f"/v2/events?after={self.since}&limit=1000")["events"]
         assert len(events) == 1000 or sum(event["kind"] == "added" for event in events) == self.added
-        self.quiet()
-        model = self.model
-        candidates = get("/candidates/all")
-        assert named(candidates) == model.ranked() and model.told == model.members
-        assert [row["score"] for row in candidates] == [model.stored[i].score for i in model.ranked()]
-        assert named(get("/candidates/top-k/50")) == model.ranked()
-        assert set(named(get("/candidates/sample-range/1/50/50"))) == model.members
-        new = sum(i > model.merged for i in indices)
-        assert get("/candidates/stats")["data"]["new_data_count"] == new
-        assert get("/candidates/new-data-count")["data"]["new_data_count"] == new
+        self.ask_candidates()
         vectors = get("/faiss/stats")["data"]
         assert vectors["active_mappings"] == vectors["total_vectors"] <= len(rows), "short motivations have one each"
         assert get(f"/v2/baselines/{BASELINE.key}")["loss"] == BASELINE.loss
         if rows:
             self.ask_of(self.some(data), children)
+
+    def ask_candidates(self) -> None:
+        """The set by its rules, once nothing changes it in the background."""
+        self.quiet()
+        model = self.model
+        candidates = self.call("GET", "/candidates/all")
+        assert named(candidates) == model.ranked() and model.told == model.members
+        assert [row["score"] for row in candidates] == [model.stored[i].score for i in model.ranked()]
+        assert named(self.call("GET", "/candidates/top-k/50")) == model.ranked()
+        assert set(named(self.call("GET", "/candidates/sample-range/1/50/50"))) == model.members
+        new = sum(i > model.merged for i in self.rows)
+        assert self.call("GET", "/candidates/stats")["data"]["new_data_count"] == new
+        assert self.call("GET", "/candidates/new-data-count")["data"]["new_data_count"] == new
+
+    def ask_score(self, index: int) -> float | None:
+        """The score, which is that of the formula, of the last event and of each route."""
+        self.follow()
+        details = self.call("GET", f"/v2/elements/{index}/score")
+        score: float | None = details["score"]
+        assert details["index"] == index and score == expected_score(self.rows[index], details["judgement"])
+        assert score == self.call("GET", f"/elements/{index}/score")["data"]["score"]
+        assert score == self.model.stored[index].score
+        return score
+
+    def teardown(self) -> None:
+        """However few steps there were, every score and the set are looked at in the end."""
+        self.ask_candidates()
+        for index in self.rows:
+            self.ask_score(index)
 
     def ask_of(self, index: int, children: dict[int, list[int]]) -> None:
         rows, get, row = self.rows, lambda path: self.call("GET", path), self.rows[index]
@@ -324,11 +344,7 @@ class RouteMachine(RuleBasedStateMachine):
         assert element == row.body | {"index": index, "summary": element["summary"]}
         scored = get(f"/elements/with-score/by-index/{index}")
         assert {name: value for name, value in scored.items() if name != "score"} == element
-        self.follow()
-        details = get(f"/v2/elements/{index}/score")
-        assert details["index"] == index and details["score"] == expected_score(row, details["judgement"])
-        assert scored["score"] == get(f"/elements/{index}/score")["data"]["score"] == details["score"]
-        assert self.model.stored[index].score == details["score"]
+        assert scored["score"] == self.ask_score(index)
         same = [i for i in sorted(rows) if rows[i].body["name"] == row.body["name"]]
         for path in ("by-name", "with-score/by-name"):
             assert named(get(f"/elements/{path}/{quoted(row.body['name'])}")) == same
