@@ -203,6 +203,8 @@ class RouteMachine(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         assert self.call("DELETE", "/elements/all")["data"] == {"deleted_count": len(self.rows)}
+        # Before indices are given to other designs.
+        self.follow()
         self.rows, self.last, self.keyed = {}, 0, []
 
     @precondition(lambda self: self.rows)
