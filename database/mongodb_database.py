@@ -78,6 +78,8 @@ class MongoStore:
         StoreError: the server does not answer, refuses us, or holds two elements of one index.
     """
 
+    snapshots = False
+
     def __init__(
         self, url: str, lock_timeout: float = 10.0, read_only: bool = False, transactions: bool = True
     ) -> None:

@@ -385,8 +385,12 @@ class MongoSession(MongoPages, MongoVectors):
             {"$match": {"count": {"$gt": 1}}},
         ]
         twice = self._elements.aggregate(stages, session=self._session)
-        said = [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
-        return said + disagreements(self._database)
+        said = [f"index {row['_id']} is held by {row['count']} documents; remove or renumber one" for row in twice]
+        wrong = disagreements(self._database)
+        return said + [f"{line}; start the server again, which counts anew" for line in wrong]
+
+    def recount(self) -> None:
+        """Nothing to do: see `database.mongodb_counting`."""
 
 
 def _fewer(gone: Sequence[dict[str, Any]]) -> Counter[int]:

@@ -26,7 +26,7 @@ from database.answers import (
     VectorsRebuilt,
 )
 from database.memory import Memory
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, answered, answered_before
 from database.routers.route import ThreadRoute
 from database.store import Session, UncountedError, Where
 
@@ -135,8 +135,11 @@ def _judge(memory: Memory) -> JudgeState:
 
 @router.post("/repair")
 def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Repaired]:
-    """Checks the storage and derives again what can be derived: scores, completeness, parents, candidates, vectors."""
-
+    """Checks the storage and derives again what can be derived: scores, evidence, completeness, hashes, counts,
+    parents, candidates; what lacks vectors or a sketch is embedded again."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
     data = memory.repair()
     sound = "sound" if not data["storage_problems"] else "damaged: restore a backup"
     message = f"{data['elements']} elements checked; the storage is {sound}; scores are computed again"
@@ -147,7 +150,12 @@ def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> A
 
 @router.post("/faiss/rebuild", tags=["faiss"])
 def rebuild_index(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[VectorsRebuilt]:
-    """Embeds what is pending, as far as possible, and builds the vector index anew from the store."""
+    """Embeds what is pending or lacks its vectors, as far as possible, and builds the vector index anew from the
+    store."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
+    memory.embed_again()
     remaining = memory.settling.settle()
     found = memory.store.read(memory.index.rebuild)
     message = f"the index holds {found.vectors} vectors of {found.elements} elements"
@@ -179,6 +187,9 @@ def _index_data(memory: Memory) -> IndexNumbers:
 @router.post("/faiss/clean-orphans", tags=["faiss"])
 def clean_orphans(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[OrphansCleaned]:
     """Drops vectors of elements that are gone."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
     found = memory.store.read(memory.index.clean)
     data = {"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans}
     return answered(memory, request, key, lambda _: (f"{found.orphans} vectors dropped", data))
