@@ -210,9 +210,9 @@ class MongoStore:
             hold.broken = True
             cause = error.__cause__
             away = isinstance(cause, mongo_errors.ConnectionFailure)
-            if not away:
-                draft.take_back()
-            raise _LostError(again=not away, spoiled=draft.changed_by) from cause
+            # Another holder, after this one stood still, may have answered from what was sent.
+            taken = not away and hold.renew() and draft.take_back()
+            raise _LostError(again=taken, spoiled=draft.changed_by) from cause
 
     def _outcomes(self, group: Sequence[Write[MongoSession]], draft: Draft, hold: Hold) -> list[_Outcome]:
         outcomes: list[_Outcome] = []

@@ -6,9 +6,10 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 from bson import ObjectId
@@ -29,6 +30,8 @@ LEASE_SECONDS = 20.0
 class Hold:
     """The lease while it is held."""
 
+    renew: Callable[[], bool]
+    """Prolongs it by a whole lease from now; False where another holder has it, or had it meanwhile."""
     until: float
     """Until when (time.monotonic) another write may be begun: half of the lease is left for it then."""
     broken: bool
@@ -68,7 +71,8 @@ class Lease:
         before = self._acquire(token, wait)
         marked = bool(before.get("broken"))
         cut_off = bool(before["until"])
-        hold = Hold(0.0, broken=marked or cut_off, marked=marked or (cut_off and before.get("session") is None))
+        unfenced = cut_off and before.get("session") is None
+        hold = Hold(partial(self._renew, token), 0.0, broken=marked or cut_off, marked=marked or unfenced)
         done = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(token, done), name="lease", daemon=True)
         keeper.start()
@@ -125,8 +129,12 @@ class Lease:
         """Prolongs the lease of a long write, in a thread of its own, until it is given back."""
         while not done.wait(LEASE_SECONDS / 3):
             with contextlib.suppress(mongo_errors.PyMongoError):
-                until = self._server_time() + LEASE_SECONDS
-                self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
+                self._renew(token)
+
+    def _renew(self, token: str) -> bool:
+        until = self._server_time() + LEASE_SECONDS
+        mine = self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
+        return mine.matched_count == 1
 
     def _server_time(self) -> float:
         """Now by the server's clock, the only one that all processes share."""

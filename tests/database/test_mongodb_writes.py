@@ -100,6 +100,12 @@ def insert_and_delete(session: Session, name: str, rng: random.Random) -> int:
     return insert(session, name, rng)
 
 
+def unfit(session: Session) -> int:
+    """No text of MongoDB: what the driver makes of the whole group fails."""
+    entry = entry_of("unfit")
+    return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
+
+
 def together(store: Recorded, works: Sequence[Any]) -> list[Future[Any]]:
     """Submits writes so that they wait at the same time."""
     inside, go = threading.Event(), threading.Event()
@@ -132,11 +138,6 @@ def test_each_write_of_a_group_is_kept_or_refused_alone(url: str, transactions: 
 
     def absent(session: Session) -> None:
         tree.facts_of(session, 99)
-
-    def unfit(session: Session) -> int:
-        # No text of MongoDB: what the driver makes of the whole group fails.
-        entry = entry_of("unfit")
-        return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
 
     sound = [add("a"), refused, add("b", 1), keyed, keyed, absent, add("c", 2)]
     for works, last in ((sound, 4), ([add("d", 1), unfit, add("e", 4)], 6)):
@@ -401,10 +402,6 @@ def test_a_write_that_changed_something_directly_fails_alone_with_the_one_that_i
 
     def direct(session: Session) -> None:
         session.put_state("x", 1)
-
-    def unfit(session: Session) -> int:
-        entry = entry_of("unfit")
-        return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
 
     futures = together(store, [partial(insert_below, 1), direct, partial(insert_below, 1), unfit])
     errors = [future.exception(30) for future in futures]
