@@ -28,6 +28,7 @@ __all__ = [
     "StoreError",
     "UsageError",
     "cannot_listen",
+    "first_line",
     "message_of",
 ]
 
@@ -54,6 +55,12 @@ class AsiError(Exception):
 def message_of(error: BaseException) -> str:
     """What an error says without its fix: to be part of another message, which has its own."""
     return error.message if isinstance(error, AsiError) else str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a foreign library says, in one line: its type's name where it says nothing, as TimeoutError()
+    does."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class UsageError(AsiError):

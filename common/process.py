@@ -77,15 +77,21 @@ def exit_with_parent(interval: float = 0.5, before: Callable[[], None] | None = 
     threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
 
 
-def end_on_interrupt() -> None:
+def end_on_interrupt(status: int | None = None) -> None:
     """Ctrl-C ends this process with one line and status 130, until a command takes the signal over.
 
     For the seconds of imports and set-up, in which nothing is begun and a traceback would tell nobody anything.
+
+    Args:
+        status: in place of 130, and for SIGTERM too: of a command which ends so once it listens to both.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         os.write(sys.stderr.fileno(), b"\ninterrupted\n")
-        os._exit(128 + number)
+        os._exit(128 + number if status is None else status)
+
+    if status is not None:
+        signal.signal(signal.SIGTERM, end)
 
     # A shell that starts a job in the background lets it ignore the signal: it goes on doing so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -30,9 +30,11 @@ from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
-from database.bulk import Importer, export_lines, look_over
+from database.bulk import Importer
 from database.evaluate_agent.score import Evidence
+from database.exporting import export_lines
 from database.invariants import broken
+from database.lines import look_over
 from database.memory import Memory
 from database.models import Element
 from database.published import read_published
@@ -106,7 +108,10 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
                 lines.flush()
                 os.fsync(lines.fileno())
             partial.rename(target)
-        print(f"{target}: every element, run, baseline and the candidate set as JSON Lines")
+        print(
+            f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set, "
+            "as JSON Lines; not in it: events, vectors, scores, keys of imports"
+        )
         return 0
     _require_ours(file)
     with _translated(file, target), contextlib.closing(open_read_only(file)) as source:
@@ -205,7 +210,8 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
     rows = read_published(path)
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with _memory(settings) as memory:
-        importer = Importer(memory, f"published-{key}")
+        # The key is of the whole file. What a release reads in a row may change.
+        importer = Importer(memory, f"published-{key}", compared=False)
         for row in rows:
             if row.value is None:
                 importer.refuse(row.number, row.refused)
@@ -248,6 +254,9 @@ def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
     for refusal in importer.refused:
         print(printable(f"line {refusal.line} refused: {refusal.reason}"))
     print(f"{importer.stored} lines restored from {source}, {len(importer.refused)} refused")
+    if importer.left_out:
+        print(f"{importer.left_out} idempotency keys are left out: the store had given indices before")
+    print("not in JSON Lines: events, keys of imports; and vectors and scores, which a server computes anew")
     return 1 if importer.refused else 0
 
 

@@ -293,6 +293,7 @@ class Imported(TypedDict):
     stored: int
     repeated: int
     refused: list[RefusedLine]
+    left_out: int
 
 
 class RunOfElement(BaseModel):

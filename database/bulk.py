@@ -1,146 +1,82 @@
-"""Whole stores as JSON Lines: out, and in again.
+"""JSON Lines into a store: what `database.exporting` wrote, or bare elements.
 
-A line is {"baseline": ...}, {"element": ..., "score": ..., "runs": [...]} or {"candidates": [indices]}; a bare element
-is taken as well. Indices are names within the file: an empty store keeps them, any other gives new ones, and parents
-and candidates follow.
+Indices are names within the file: an empty store keeps them, any other gives new ones, and parents, candidates and
+usage follow. An empty store takes the keys and answers of the exported one as well, so that it answers as that did.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from common.files import sha256_text
-from common.records import Baseline, RunRecord
-from database.errors import ConflictError, NotFoundError, RefusedError
-from database.memory import Memory, refuse_unfit
-from database.models import NewElement, PostedElement, StoredExperiment
-from database.possible import NewBaseline, NewRun
-from database.scores import BASELINES
-from database.store import Session, Where
+from common.records import Baseline, RunRecord, Usage
+from database import keys
+from database.errors import ConflictError, RefusedError
+from database.import_notes import HIGHEST_KEPT, Begun, Told
+from database.lines import (
+    REFUSING,
+    Refusal,
+    is_integer,
+    kind_of,
+    read_answer,
+    read_baseline,
+    read_element,
+    read_usage,
+    read_verdict,
+    reason_of,
+)
+from database.memory import Memory, entry_of, refuse_unfit
+from database.models import NewElement, StoredExperiment
+from database.store import Session
+from database.waiting import Place, Waiting
 
-__all__ = ["Importer", "Refusal", "export_lines", "look_over"]
+__all__ = ["Importer"]
 
-_RUNS: TypeAdapter[RunRecord] = TypeAdapter(NewRun)
-_BASELINES: TypeAdapter[Baseline] = TypeAdapter(NewBaseline)
-_PAGE = 50
+_IMPORT = keys.IMPORTS[0]
 _OPEN = 64
-_HIGHEST_KEPT = 2**31
-"""Highest index of a file that is kept: the counter has to go on from it."""
-_KEYS = ("baseline", "candidates", "element", "program")
-"""One of which every line has; the last is a bare element's."""
-_REFUSING = (ValidationError, RefusedError, ConflictError, NotFoundError, RecursionError)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A line that was not stored. Lines are counted from 1."""
-
-    line: int
-    reason: str
-
-
-def look_over(path: Path) -> tuple[bool, Refusal | None]:
-    """What a restore of this file could come to, without a store: whether some line has the form of one that is
-    exported, or of a bare element; and the first refusal where no element of the file can be stored.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    known, first = False, None
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if not isinstance(value, dict) or value.keys().isdisjoint(_KEYS):
-                continue
-            known = True
-            if "baseline" in value or "candidates" in value:
-                continue
-            try:
-                refuse_unfit(*_read_element(value, backup=True))
-            except _REFUSING as error:
-                first = first or Refusal(number, _reason(error))
-            else:
-                return True, None
-    return known, first
-
-
-def export_lines(memory: Memory) -> Iterator[str]:
-    """Everything, a page a transaction: what is removed meanwhile is left out, what is added is in it."""
-
-    def baselines(session: Session) -> list[Baseline]:
-        found = [session.baseline(key) for key in session.state(BASELINES) or []]
-        return [baseline for baseline in found if baseline is not None]
-
-    for baseline in memory.store.read(baselines):
-        yield _line({"baseline": baseline.model_dump(mode="json")})
-    after: int | None = 0
-    while after is not None:
-        after, lines = memory.store.read(_page(after))
-        yield from lines
-    members = memory.store.read(lambda session: [facts.index for facts in memory.candidates.ranked(session)])
-    yield _line({"candidates": members})
-
-
-def _page(after: int) -> Callable[[Session], tuple[int | None, list[str]]]:
-    def work(session: Session) -> tuple[int | None, list[str]]:
-        facts = session.facts(Where(after=after), limit=_PAGE)
-        scores = {item.index: item.score for item in facts}
-        lines = [
-            _line(
-                {
-                    "element": element.model_dump(),
-                    "score": scores[element.index],
-                    "runs": [run.model_dump(mode="json") for run in session.runs(element.index)],
-                }
-            )
-            for element in session.elements(list(scores))
-        ]
-        return (facts[-1].index if len(facts) == _PAGE else None), lines
-
-    return work
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass
 class Importer:
-    """Takes lines one after the other; what cannot be stored is a refusal, and the rest goes on.
+    """Takes lines one after the other, in any order; what cannot be stored is a refusal, and the rest goes on. An
+    element waits for its parent, candidates for the end.
 
     Args:
         key: with it, the same lines sent again are stored once.
+        compared: whether a line sent again under the key has to be the same.
         backup: the lines come out of a store of ours: what was taken once is taken again, though it would be refused
             today.
     """
 
     memory: Memory
     key: str | None = None
+    compared: bool = True
     backup: bool = False
     refused: list[Refusal] = field(default_factory=list)
     stored: int = 0
     repeated: int = 0
+    left_out: int = 0
+    """Idempotency keys that the exported store held and this one does not take."""
 
     def __post_init__(self) -> None:
-        self._keeps = not self.memory.store.read(lambda session: session.count(limit=1))
-        self._known: dict[int, Future[StoredExperiment]] = {}
-        self._open: deque[tuple[int, Future[StoredExperiment]]] = deque()
+        self._begun = Begun.of(self.memory, self.key)
+        self._waiting = Waiting()
+        self._late: list[tuple[int, Place]] = []
+        self._known: dict[int, Future[StoredExperiment] | int | None] = {}
+        """By the index in the file: the index here, once it is known; None for what the store refused."""
+        self._unfit: set[int] = set()
+        """Indices of elements that were refused before the store was asked."""
+        self._open: deque[tuple[int, int | None, Future[StoredExperiment] | Future[bool]]] = deque()
 
     def line(self, number: int, text: str | bytes) -> None:
         """Takes one line of JSON. Empty ones are passed over.
 
         Raises:
+            ConflictError: the key was used before, with another text of this line or one before it.
             StoreError: the store cannot be written; lines before this one may be stored.
         """
         if text.strip():
@@ -156,47 +92,122 @@ class Importer:
         try:
             if not isinstance(value, dict):
                 raise RefusedError(f"expected an object, got {type(value).__name__}")
-            if "baseline" in value:
-                given = value["baseline"]
-                self._baseline(
-                    number, Baseline.model_validate(given) if self.backup else _BASELINES.validate_python(given)
-                )
-            elif "candidates" in value:
-                self._candidates(number, value["candidates"])
+            kind = kind_of(value)
+            if kind == "baseline":
+                self._baseline(number, read_baseline(value, self.backup))
+            elif kind == "usage":
+                self._usage(number, *read_usage(value, self.backup))
+            elif kind == "answer":
+                self._answer(number, *read_answer(value))
+            elif kind == "candidates":
+                self._late.append((number, self._waiting.put(value)))
             else:
                 self._element(number, value)
-        except _REFUSING as error:
-            self.refuse(number, _reason(error))
+        except REFUSING as error:
+            self.refuse(number, reason_of(error))
 
     def refuse(self, number: int, reason: str) -> None:
         self.refused.append(Refusal(number, reason.encode("utf-8", "replace").decode()))
 
     def finish(self) -> None:
-        """Returns when everything has its outcome."""
+        """Returns when everything has its outcome.
+
+        Raises:
+            ConflictError, StoreError: see `line`.
+        """
         while self._open:
             self._settle()
+        refused = self._unfit | {source for source, index in self._known.items() if index is None}
+        for number, reason in self._waiting.hopeless(refused):
+            self.refuse(number, reason)
+        for number, place in self._late:
+            try:
+                self._candidates(number, self._waiting.read(place))
+            except REFUSING as error:
+                self.refuse(number, reason_of(error))
+        self._waiting.close()
         self.refused.sort(key=lambda refusal: refusal.line)
 
+    # Elements
+
     def _element(self, number: int, value: dict[str, Any]) -> None:
-        element, run = _read_element(value, self.backup)
         given = value.get("element", value)
-        source = given.get("index")
-        if source is not None and (not _is_integer(source) or source < 1 or source in self._known):
+        source = given.get("index") if isinstance(given, dict) else None
+        if source is not None and (not is_integer(source) or source < 1 or self._has(source)):
             raise RefusedError(f"expected an index of its own, a positive integer, got {str(source)[:40]}")
-        parent = given.get("parent")
+        try:
+            read = read_element(value, self.backup)
+            parent = given.get("parent")
+            if is_integer(parent) and parent not in self._known:
+                refuse_unfit(*read[:2])
+                self._waiting.hold(number, source, parent, value)
+                return
+            self._submit(number, source, value, read)
+        except REFUSING:
+            if source is not None:
+                self._unfit.add(source)
+            raise
+        below = [] if source is None else self._waiting.released(source)[::-1]
+        while below:
+            held = below.pop()
+            try:
+                value = self._waiting.read(held.place)
+                self._submit(held.line, held.source, value, read_element(value, self.backup))
+            except REFUSING as error:
+                self.refuse(held.line, reason_of(error))
+                if held.source is not None:
+                    self._unfit.add(held.source)
+                continue
+            if held.source is not None:
+                below += self._waiting.released(held.source)[::-1]
+
+    def _submit(
+        self,
+        number: int,
+        source: int | None,
+        value: dict[str, Any],
+        read: tuple[NewElement, RunRecord | None, str | None],
+    ) -> None:
+        """Stores an element whose parent was submitted.
+
+        Args:
+            read: what `value` says.
+        """
+        element, run, own = read
+        parent = value.get("element", value).get("parent")
         if parent is not None:
             element = element.model_copy(update={"parent": self._index(parent, "its parent")})
-        if source is not None and self._keeps and source <= _HIGHEST_KEPT:
-            # Kept in the order of submission, so the element that follows gets this index.
-            reserved: int = source
-            self.memory.store.submit(lambda session: session.ledger.reserve(reserved))
-        key = None if self.key is None else f"import:{self.key}:{number}"
-        future = self.memory.submit(element, run, key)
+        if own is not None and not self._begun.keeps:
+            own, self.left_out = None, self.left_out + 1
+        entry = entry_of(element, run, own)
+        # As what a route answered: believed of a backup.
+        if self.backup and (verdict := read_verdict(value)) is not None:
+            entry = replace(entry, evidence=entry.evidence.model_copy(update={"verdict": verdict}))
+        told = self._told(number, value)
+        begun, keep = self._begun, self.memory.keep
+
+        def work(session: Session) -> StoredExperiment:
+            before = told.stored(session, entry.element)
+            if before is None and own is not None and session.find_key(own) is not None:
+                # Another client stored it since the import began.
+                try:
+                    before = keys.first_answer(session, own, entry.element, None)
+                except ConflictError as error:
+                    raise RefusedError(str(error)) from error
+            if before is not None:
+                return before
+            stored = keep(session, entry, begun.place(session, source))
+            told.keep(session, {"index": stored.index, "name": stored.name})
+            return stored
+
+        future = self.memory.submit_entry(work)
         if source is not None:
             self._known[source] = future
-        self._open.append((number, future))
-        if len(self._open) > _OPEN:
-            self._settle()
+        self._wait_for(number, source, future)
+
+    def _has(self, source: int) -> bool:
+        """Whether an element of the file with this index was taken."""
+        return source in self._known or source in self._waiting
 
     def _index(self, source: Any, role: str) -> int:
         """The index here of an element that the file calls `source`.
@@ -204,25 +215,82 @@ class Importer:
         Args:
             role: what it is to the line, for the refusal.
         """
-        if not _is_integer(source):
+        if not is_integer(source):
             raise RefusedError(f"expected {role} as the index of an element, an integer, got {str(source)[:40]}")
-        future = self._known.get(source)
-        if future is None:
-            raise RefusedError(f"{role} {str(source)[:40]} is not among the lines before it")
+        if source not in self._known:
+            was = "was refused" if source in self._unfit or source in self._waiting else "is no element of the file"
+            raise RefusedError(f"{role} {str(source)[:40]} {was}")
+        found = self._known[source]
         try:
-            return future.result().index
-        except (RefusedError, ConflictError) as error:
+            index = found.result().index if isinstance(found, Future) else found
+        except RefusedError as error:
             raise RefusedError(f"{role} {source} was refused") from error
+        if index is None:
+            raise RefusedError(f"{role} {source} was refused")
+        return index
+
+    def _wait_for(self, number: int, source: int | None, future: Future[StoredExperiment] | Future[bool]) -> None:
+        self._open.append((number, source, future))
+        if len(self._open) > _OPEN:
+            self._settle()
 
     def _settle(self) -> None:
-        number, future = self._open.popleft()
+        number, source, future = self._open.popleft()
+        index: int | None = None
         try:
-            created = future.result().created
-        except (RefusedError, ConflictError) as error:
+            outcome = future.result()
+        except RefusedError as error:
             self.refuse(number, str(error))
+        else:
+            created = outcome if isinstance(outcome, bool) else outcome.created
+            self.stored += created
+            self.repeated += not created
+            index = None if isinstance(outcome, bool) else outcome.index
+        if source is not None:
+            self._known[source] = index
+
+    # What lies beside them
+
+    def _usage(self, number: int, record: Usage, its: int | None) -> None:
+        """Removing all elements leaves usage where it is: what lies under the same number already is not added.
+
+        Args:
+            its: its number in the store that was exported.
+        """
+        given = record
+        if record.index in self._known:
+            try:
+                record = record.model_copy(update={"index": self._index(record.index, "its element")})
+            except RefusedError:
+                record = record.model_copy(update={"index": None})
+        elif not self._begun.whole:
+            record = record.model_copy(update={"index": None})
+        told = self._told(number, given.model_dump(mode="json"))
+
+        def work(session: Session) -> bool:
+            there = [] if its is None else session.ledger.usage(its - 1, 1)
+            if told.before(session) is not None or there == [(its, given)]:
+                return False
+            session.ledger.put_usage([record])
+            told.keep(session, {})
+            return True
+
+        self._wait_for(number, None, self.memory.store.submit(work))
+
+    def _answer(self, number: int, route: str, key: str, body: dict[str, Any]) -> None:
+        """What a write was answered. It names indices, which are the same in a store that becomes the exported one;
+        what a route answered is believed of a backup only."""
+        if not self._begun.whole or not (self.backup or keys.is_note(route, body)):
+            self.left_out += 1
             return
-        self.stored += created
-        self.repeated += not created
+
+        def work(session: Session) -> bool:
+            if session.answer(route, key) is not None:
+                return False
+            session.put_answer(route, key, body)
+            return True
+
+        self._wait_for(number, None, self.memory.store.submit(work))
 
     def _baseline(self, number: int, baseline: Baseline) -> None:
         """A late repetition must not make an old baseline the newest."""
@@ -232,62 +300,67 @@ class Importer:
             kept.append(self.memory.keep_baseline(session, baseline))
             return {}
 
-        key = None if self.key is None else f"{self.key}:{number}"
-        self.memory.once("import", key, work, sha256_text(baseline.model_dump_json()))
+        self.memory.once(_IMPORT, self._key(number), work, sha256_text(baseline.model_dump_json()))
         self.memory.rescore_soon()
         self.stored += len(kept) > 0
         self.repeated += not kept
 
-    def _candidates(self, number: int, members: Any) -> None:
+    def _candidates(self, number: int, value: dict[str, Any]) -> None:
+        """The set, and the counters beside it. In a store that becomes the exported one it is the set of that, whatever
+        was merged while its elements came."""
+        members = value["candidates"]
         if not isinstance(members, list):
             raise RefusedError("expected candidates as a list of indices")
+        last, merged = _counter(value, "last_index"), _counter(value, "merged_through")
         self.memory.settling.settle()
-        indices: dict[Any, int] = {}
-        for at, member in enumerate(members):
+        indices: dict[int, Any] = {}
+        for member in members:
             try:
-                indices[at] = self._index(member, "candidate")
+                indices.setdefault(self._index(member, "candidate"), member)
             except RefusedError as error:
                 self.refuse(number, str(error))
+        candidates, whole = self.memory.candidates, self._begun.whole
 
         def work(session: Session) -> dict[str, Any]:
             refused = []
-            for at, index in indices.items():
+            there = []
+            for index, member in indices.items():
+                if session.evidence(index) is None:
+                    refused.append(f"candidate {member}: there is no element {index}")
+                else:
+                    there.append(index)
+            if whole:
+                session.ledger.reserve(last + 1)
+                full = f"the candidate set is full ({candidates.capacity})"
+                over = candidates.take_over(session, there, merged)
+                return {"refused": refused + [f"candidate {indices[index]}: {full}" for index in over]}
+            for index in there:
                 try:
-                    self.memory.candidates.add(session, index)
-                except (RefusedError, NotFoundError) as error:  # each says so before it changes the set
-                    refused.append(f"candidate {members[at]}: {error}")
+                    candidates.add(session, index)
+                except RefusedError as error:  # it says so before it changes the set
+                    refused.append(f"candidate {indices[index]}: {error}")
             return {"refused": refused}
 
         # The elements of a repeated file are told by their own lines; what has become of the set since stays.
-        key = None if self.key is None else f"{self.key}:{number}"
-        answer = self.memory.once("import", key, work, sha256_text(json.dumps(members)))
+        answer = self.memory.once(_IMPORT, self._key(number), work, sha256_text(json.dumps(members)))
         for reason in answer["refused"]:
             self.refuse(number, reason)
 
+    def _key(self, number: int) -> str | None:
+        return None if self.key is None else f"{self.key}:{number}"
 
-def _read_element(value: dict[str, Any], backup: bool) -> tuple[NewElement, RunRecord | None]:
-    """The element of a line, without its parent, and its run.
+    def _told(self, number: int, value: dict[str, Any]) -> Told:
+        text = json.dumps(value, sort_keys=True) if self.compared and self.key is not None else None
+        return Told(self._key(number), None if text is None else sha256_text(text))
+
+
+def _counter(value: dict[str, Any], name: str) -> int:
+    """An index up to which something counts, beside the candidates; 0 where it is not told.
 
     Raises:
-        ValidationError, RefusedError: they are none.
+        RefusedError: it is none.
     """
-    given = value.get("element", value)
-    runs = value.get("runs") or []
-    if not isinstance(given, dict) or not isinstance(runs, list) or len(runs) > 1:
-        raise RefusedError("expected an element, an object, with at most one run in a list")
-    alone = {**given, "parent": None}
-    element = NewElement.model_validate(alone) if backup else PostedElement.model_validate(alone)
-    if not runs:
-        return element, None
-    return element, RunRecord.model_validate(runs[0]) if backup else _RUNS.validate_python(runs[0])
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
-    return str(error) or "nested too deeply"
-
-
-def _is_integer(value: Any) -> bool:
-    """True is an int to Python, and would be element 1."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    found = value.get(name, 0)
+    if not is_integer(found) or not 0 <= found <= HIGHEST_KEPT:
+        raise RefusedError(f"expected {name} as an integer from 0 to {HIGHEST_KEPT}, got {str(found)[:40]}")
+    return int(found)

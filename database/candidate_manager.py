@@ -76,7 +76,7 @@ class Candidates:
         order = session.state(BASELINES) or []
         if order[-1:] != [key]:
             session.put_state(BASELINES, [*(one for one in order if one != key), key])
-        if self.key(session) != before and self._merged(session):
+        if self.key(session) != before and self.merged_through(session):
             self.merge(session, session.facts(order="newest", limit=FORCE_NEWEST), mark=False)
 
     def ranked(self, session: Session) -> list[Facts]:
@@ -87,7 +87,7 @@ class Candidates:
 
     def new_count(self, session: Session) -> int:
         """Elements stored since the last merge."""
-        return session.count(Where(after=self._merged(session)))
+        return session.count(Where(after=self.merged_through(session)))
 
     def due(self, session: Session, newest: int | None = None) -> bool:
         """Whether the cold start is over and a batch is full.
@@ -95,7 +95,7 @@ class Candidates:
         Args:
             newest: the highest index stored, where it is known.
         """
-        merged = self._merged(session)
+        merged = self.merged_through(session)
         if newest is None:
             newest = next(iter(session.ranked("newest", limit=1)), 0)
         # An index is given once, so that no more elements can have come than indices.
@@ -109,11 +109,11 @@ class Candidates:
         """Merges the newest elements when they are due. Part of the transaction that stored `index`, the last one."""
         if not self.due(session, index):
             return None
-        return self.merge(session, session.facts(Where(after=self._merged(session))))
+        return self.merge(session, session.facts(Where(after=self.merged_through(session))))
 
     def reconsider(self, session: Session, indices: Sequence[int]) -> None:
         """Merges elements that were passed over because they had no score yet, now that they have one."""
-        merged = self._merged(session)
+        merged = self.merged_through(session)
         late = [facts for index in indices if index <= merged for facts in _one(session, index)]
         if late:
             self.merge(session, late, mark=False)
@@ -204,6 +204,20 @@ class Candidates:
         session.put_state(_MERGED, newest[0] if newest else 0)
         return len(known)
 
+    def take_over(self, session: Session, indices: Sequence[int], merged: int) -> list[int]:
+        """Makes the set that of a store which this one is a copy of; returns what is beyond the capacity.
+
+        Args:
+            merged: `merged_through` of that store.
+        """
+        known = list(dict.fromkeys(indices))
+        for index in known[: self.capacity]:
+            self._scores.rescore(session, index)
+        session.put_candidates(known[: self.capacity])
+        if merged:
+            session.put_state(_MERGED, merged)
+        return known[self.capacity :]
+
     def refresh_all(self, session: Session) -> None:
         """Brings the scores of the whole set up to date."""
         for facts in session.candidates():
@@ -284,7 +298,8 @@ class Candidates:
             data["score_range"] = None if highest is None or lowest is None else highest - lowest
         return data
 
-    def _merged(self, session: Session) -> int:
+    def merged_through(self, session: Session) -> int:
+        """The index of the newest element when the set was merged last."""
         return int(session.state(_MERGED) or 0)
 
 

@@ -15,7 +15,23 @@ from database.errors import ConflictError, key_used
 from database.models import Element, NewElement, StoredExperiment, read_time
 from database.store import Session
 
-__all__ = ["first_answer", "keep_body", "note_removal", "removed"]
+__all__ = [
+    "IMPORTS",
+    "OF_ELEMENTS",
+    "OF_IMPORTS",
+    "first_answer",
+    "is_note",
+    "keep_body",
+    "note_removal",
+    "removed",
+]
+
+IMPORTS = ("import", "import begun")
+"""Under which routes it is kept what became of the lines of an import, and how it found the store."""
+OF_IMPORTS = "import:"
+"""How the key of an imported element began in an earlier release."""
+OF_ELEMENTS = ("elements:", "experiments:")
+"""How the key of an element begins: by the route that stored it."""
 
 _BODIES = "body of"
 _REMOVED = "removed under"
@@ -82,6 +98,16 @@ def note_removal(session: Session, indices: Sequence[int]) -> None:
 def removed(session: Session, key: str) -> dict[str, Any] | None:
     """{index, name, program_sha256} of a removed element that was stored under this key."""
     return session.answer(_REMOVED, key)
+
+
+def is_note(route: str, body: dict[str, Any]) -> bool:
+    """Whether this answer is one of the notes that are kept here under the key of an element."""
+    forms: dict[str, dict[str, type]] = {
+        _BODIES: {_REQUEST: str},
+        _REMOVED: {"index": int, "name": str, "program_sha256": str},
+    }
+    form = forms.get(route, {})
+    return bool(form) and body.keys() == form.keys() and all(type(body[name]) is form[name] for name in form)
 
 
 def _used(key: str, stored: StoredExperiment, what: str) -> ConflictError:

@@ -91,8 +91,8 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def insert(self, entry: NewEntry) -> int:
-        index = self._session.insert(entry)
+    def insert(self, entry: NewEntry, index: int | None = None) -> int:
+        index = self._session.insert(entry, index)
         element = entry.element
         self._session.ledger.put_program(index, sha256_text(element.program))
         self._note("added", index, {"name": element.name, "parent": element.parent})

@@ -33,7 +33,7 @@ from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import Facts, NewEntry, Session, Store, Where
 
-__all__ = ["Memory", "refuse_unfit", "with_score"]
+__all__ = ["Memory", "entry_of", "refuse_unfit", "with_score"]
 
 _REQUEST = "request_sha256"
 _KEEP_SECONDS = 10.0
@@ -127,17 +127,12 @@ class Memory:
         usage: Sequence[Usage] = (),
     ) -> Future[StoredExperiment]:
         """As `add`, without waiting; `usage` is kept with it, under its index."""
-        wanted = element.stored()
-        refuse_unfit(element, run)
-        train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
-        entry = NewEntry(
-            element=wanted,
-            evidence=evidence_of(wanted.result.train, wanted.result.test, run),
-            complete=train.complete and test.complete,
-            run=run,
-            key=key,
-        )
-        stored = self.store.submit(lambda session: self._insert(session, entry, body, usage))
+        entry = entry_of(element, run, key)
+        return self.submit_entry(lambda session: self._insert(session, entry, body, usage))
+
+    def submit_entry(self, work: Callable[[Session], StoredExperiment]) -> Future[StoredExperiment]:
+        """Runs a write that stores an element (see `keep`), without waiting; what it stored is settled afterwards."""
+        stored = self.store.submit(work)
         stored.add_done_callback(lambda _: self._settler.wake())
         return stored
 
@@ -158,15 +153,27 @@ class Memory:
         known = None if entry.key is None else keys.first_answer(session, entry.key, entry.element, body)
         if known is not None:
             return known
-        _refuse_unknown_parent(session, entry.element.parent)
-        index = session.insert(entry)
+        stored = self.keep(session, entry)
         if usage:
-            session.ledger.put_usage([record.model_copy(update={"index": index}) for record in usage])
+            session.ledger.put_usage([record.model_copy(update={"index": stored.index}) for record in usage])
         if entry.key is not None and body is not None:
             keys.keep_body(session, entry.key, body)
+        return stored
+
+    def keep(self, session: Session, entry: NewEntry, index: int | None = None) -> StoredExperiment:
+        """Stores an element and updates the candidates when they are due, within a transaction.
+
+        Args:
+            index: see `Session.insert`.
+
+        Raises:
+            RefusedError: unknown parent.
+        """
+        _refuse_unknown_parent(session, entry.element.parent)
+        index = session.insert(entry, index)
         score = None
-        if index == 1 and entry.element.parent is None:
-            # The standard: nothing earlier is needed to judge it.
+        if index == 1:
+            # The standard, wherever it was moved in the tree: nothing earlier is needed to judge it.
             evidence = entry.evidence.model_copy(update={"anchor": True})
             evaluation = self.scores.evaluate(session, evidence)
             session.set_evaluation(index, evidence, evaluation)
@@ -337,6 +344,24 @@ class Memory:
         data = repair(self.store, self.scores, self.candidates)
         self.rescore_soon()
         return data
+
+
+def entry_of(element: NewElement, run: RunRecord | None, key: str | None) -> NewEntry:
+    """All that is stored of an element that is new.
+
+    Raises:
+        RefusedError: see `refuse_unfit`.
+    """
+    wanted = element.stored()
+    refuse_unfit(element, run)
+    train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
+    return NewEntry(
+        element=wanted,
+        evidence=evidence_of(wanted.result.train, wanted.result.test, run),
+        complete=train.complete and test.complete,
+        run=run,
+        key=key,
+    )
 
 
 def with_score(element: Element, score: float | None) -> ScoredElement:

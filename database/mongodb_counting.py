@@ -45,12 +45,12 @@ def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
 
 def step(session: MongoSession) -> list[str] | None:
     """Counts the next range; a line for each kind of thing that was wrong once everything is counted, None before."""
+    # What the writes before it in its group added is counted with the rest, or was to the part that is counted.
+    session.draft.send()
     told = session.state(COUNTING)
     if told is None:
         return []
     now = Counting(**told)
-    # What the writes before it in its group added is counted with the rest.
-    session.draft.send()
     last = int(session.state("last_index") or 0)
     through = min(last, now.through + now.width)
     found = count_range(session.database, now.through, through, session.client_session)

@@ -174,7 +174,10 @@ class Draft:
                 self.edit(parent, {"asi.children": above["asi"]["children"] + 1})
         self._gathered.size += size
         self.size += size
-        self.add_totals(records=1, bytes=size, explored=parent is not None)
+        more = {"records": 1, "bytes": size, "explored": int(parent is not None)}
+        self.add_totals(**more)
+        if document["index"] <= self.counted_through():
+            self.add_counted(**more)
 
     def edit(self, index: int, fields: dict[str, Any]) -> None:
         """Changes a new element, by fields of it or, "asi.x", of ours."""
@@ -251,13 +254,21 @@ class Draft:
         self._gatherings = gatherings
 
     def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
-        elements = self._database[ELEMENTS]
         if documents:
             names = {document["name"] for document in documents}
-            known = elements.distinct("name", OURS | {"name": {"$in": sorted(names)}}, session=self._session)
-            self.add_totals(names=len(names.difference(known)))
+            self.add_totals(names=len(names.difference(self._known(names))))
+            through = self.counted_through()
+            names = {document["name"] for document in documents if document["index"] <= through}
+            if names:
+                upper = {"index": {"$lte": through}}
+                self.add_counted(names=len(names.difference(self._known(names, upper))))
             self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
+
+    def _known(self, names: set[str], more: dict[str, Any] | None = None) -> list[str]:
+        """Those of `names` that an element has which was sent before, and which meets `more`."""
+        wanted = OURS | {"name": {"$in": sorted(names)}} | (more or {})
+        return self._database[ELEMENTS].distinct("name", wanted, session=self._session)
 
     def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
         made = documents

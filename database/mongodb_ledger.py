@@ -78,7 +78,7 @@ class MongoLedger(MongoState):
 
     def _numbered(self, collection: str, after: int, last: int, limit: int) -> Iterator[dict[str, Any]]:
         """The first `limit` of the rows numbered above `after`; `last` is the highest number."""
-        if self._draft is not None:
+        if self._draft is not None and after < last:
             self._draft.send()
         left = limit
         while left > 0 and after < last:

@@ -52,8 +52,10 @@ class MongoSession(MongoPages, MongoVectors):
 
     # Elements
 
-    def insert(self, entry: NewEntry) -> int:
-        index = self._next_index()
+    def insert(self, entry: NewEntry, index: int | None = None) -> int:
+        # Asked for as well where one is given: what is found beyond the counter is passed over.
+        following = self._next_index()
+        index = following if index is None else index
         document = document_of(entry, index)
         size = document["asi"]["bytes"] + sum(map(len, document["asi"]["runs"]))
         if size > _LARGEST:
@@ -65,7 +67,8 @@ class MongoSession(MongoPages, MongoVectors):
             document["asi"]["vector"] = self._vector(entry.model, entry.windows)
             document["asi"]["pending"] = False
         self.draft.add(document)
-        self.put_state("last_index", index)
+        self.put_state("last_index", max(index, following - 1))
+        self.draft.first_free = max(index + 1, self.draft.first_free)
         if entry.sketch is not None:
             self.put_sketch(index, entry.sketch)
         return index
@@ -80,6 +83,14 @@ class MongoSession(MongoPages, MongoVectors):
                 index = int(document["index"]) + 1
             self.draft.first_free = index
         return index
+
+    def is_free(self, index: int) -> bool:
+        if self.draft.document(index) is not None:
+            return False
+        if index >= self._next_index():
+            return True
+        shown = {"_id": 0, "index": 1}
+        return self._database[ELEMENTS].find_one({"index": index}, shown, session=self._session) is None
 
     def find_key(self, key: str) -> Facts | None:
         found = None if self._draft is None else self._draft.with_key(key)

@@ -181,7 +181,14 @@ class MongoState:
         return None if found is None else json.loads(found["body"])
 
     def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
-        self.draft.put_answer({"_id": f"{route} {key}", "body": json.dumps(answer)})
+        self.draft.put_answer({"_id": f"{route} {key}", "route": route, "body": json.dumps(answer)})
+
+    def answer_names(self) -> list[tuple[str, str]]:
+        if self._draft is not None:
+            self._draft.send()
+        found = self._database[ANSWERS].find({}, {"route": 1}, session=self._session)
+        named = [(row["_id"], row.get("route") or _route_of(row["_id"])) for row in found]
+        return sorted((route, name[len(route) + 1 :]) for name, route in named)
 
     def baseline(self, key: str) -> Baseline | None:
         found = self._database[BASELINES].find_one({"_id": key}, session=self._session)
@@ -197,6 +204,13 @@ class MongoState:
 
     def next_revision(self) -> int:
         return self._bump("revision")
+
+
+def _route_of(name: str) -> str:
+    """The route in the name of an answer that an earlier release kept, which wrote it there alone: two words, but for
+    "import"."""
+    words = name.split(" ")
+    return words[0] if words[0] == "import" else " ".join(words[:2])
 
 
 def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:

@@ -270,13 +270,14 @@ EXAMPLES: dict[str, Any] = {
         "last": 12,
     },
     "GET /v2/events/stream": 'id: 12\nevent: added\ndata: {"index": 7, "time": "2025-07-01 12:00:00", "data": {}}\n\n',
-    "GET /v2/export": '{"element": {"index": 1, ...}, "score": 1.44, "runs": []}\n{"candidates": [1]}\n',
+    "GET /v2/export": '{"element": {"index": 1, ...}, "score": 1.4, "runs": []}\n{"candidates": [], "last_index": 1}\n',
     "POST /v2/import": _done(
         "2 lines are stored, 0 were before, 1 are refused",
         {
             "stored": 2,
             "repeated": 0,
-            "refused": [{"line": 3, "reason": "its parent 9 is not among the lines before it"}],
+            "refused": [{"line": 3, "reason": "its parent 9 is no element of the file"}],
+            "left_out": 0,
         },
     ),
     "GET /v2/fingerprints/{fingerprint}": [7],

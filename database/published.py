@@ -39,7 +39,7 @@ class PublishedRow:
 
 
 def read_published(path: Path) -> list[PublishedRow]:
-    """The rows of a file, parents before their children.
+    """The rows of a file, by index.
 
     Raises:
         UsageError: the file cannot be read, or is neither JSON nor JSON Lines.
@@ -50,6 +50,13 @@ def read_published(path: Path) -> list[PublishedRow]:
     read = [_read(number, row, known) for number, row in rows]
     order = sorted(range(len(rows)), key=lambda at: (indices[at] is None, indices[at] or 0, rows[at][0]))
     return [read[at] for at in order]
+
+
+@dataclass(frozen=True)
+class _NoJson:
+    """A line that is none, and why."""
+
+    reason: str
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
@@ -79,15 +86,17 @@ def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
             found.append((number, json.loads(line)))
             objects += isinstance(found[-1][1], dict)
         except (ValueError, RecursionError) as error:
-            found.append((number, f"expected JSON, got {str(error)[:100]}"))
+            found.append((number, _NoJson(f"expected JSON, got {str(error)[:100]}")))
     if not objects:
         raise UsageError(f"expected JSON or JSON Lines in {path}, got neither", "name a gallery or a dump of elements")
     return found
 
 
 def _read(number: int, row: Any, known: set[int]) -> PublishedRow:
+    if isinstance(row, _NoJson):
+        return PublishedRow(number, None, row.reason)
     if not isinstance(row, dict):
-        return PublishedRow(number, None, row if isinstance(row, str) else "expected an object")
+        return PublishedRow(number, None, f"expected an object, got {_shown(row)}")
     result = row.get("result")
     if not isinstance(result, dict) or not all(isinstance(result.get(name), str) for name in ("train", "test")):
         return PublishedRow(number, None, "expected result to hold the texts train and test")
@@ -105,8 +114,6 @@ def _read(number: int, row: Any, known: set[int]) -> PublishedRow:
     if parent is not None and parent not in known:
         notes.append(f"its parent {parent} is not in the file: stored as a root")
         parent = None
-    if parent is not None and (index is None or parent >= index):
-        return PublishedRow(number, None, f"its parent {parent} is not older than itself")
     element = {**texts, "result": {"train": result["train"], "test": result["test"]}, "index": index, "parent": parent}
     value: dict[str, Any] = {"element": element}
     if any(mark in row for mark in _GALLERY_MARKS):
@@ -132,6 +139,11 @@ def _run(element: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "train_loss": {step: loss for step, loss in curve.items() if loss is not None},
         "parameters": _parameters(row.get("parameters")),
     }
+
+
+def _shown(value: Any) -> str:
+    """A value that is no object, as JSON; of a list only that it is one."""
+    return "a list" if isinstance(value, list) else json.dumps(value)[:60]
 
 
 def _text(value: Any) -> str:

@@ -34,14 +34,17 @@ class SqliteSession:
 
     # Elements
 
-    def insert(self, entry: NewEntry) -> int:
+    def insert(self, entry: NewEntry, index: int | None = None) -> int:
         element = entry.element
         # The counter is a row of the same transaction: an index is taken with its element, or not at all.
-        query = (
-            "INSERT INTO state VALUES ('last_index', 1)"
-            " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)"
-        )
-        index = int(self._run(query).fetchone()[0])
+        if index is None:
+            query = (
+                "INSERT INTO state VALUES ('last_index', 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)"
+            )
+            index = int(self._run(query).fetchone()[0])
+        else:
+            self.ledger.reserve(index + 1)
         body = element.model_dump_json(exclude={"parent"})
         evidence = entry.evidence
         self._run(
@@ -69,6 +72,9 @@ class SqliteSession:
         if entry.windows is not None and entry.model is not None:
             self.put_windows(index, entry.model, entry.windows)
         return index
+
+    def is_free(self, index: int) -> bool:
+        return self._run("SELECT 1 FROM elements WHERE idx = ?", index).fetchone() is None
 
     def find_key(self, key: str) -> Facts | None:
         rows = self._run(f"SELECT {COLUMNS} FROM elements e WHERE e.key = ?", key).fetchall()
@@ -297,6 +303,9 @@ class SqliteSession:
 
     def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
         self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", route, key, json.dumps(answer))
+
+    def answer_names(self) -> list[tuple[str, str]]:
+        return self._run("SELECT route, key FROM answers ORDER BY route, key").fetchall()
 
     def baseline(self, key: str) -> Baseline | None:
         row = self._run("SELECT body FROM baselines WHERE key = ?", key).fetchone()

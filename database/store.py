@@ -160,8 +160,17 @@ class Session(Protocol):
     """One transaction. Elements are addressed by index; an index that is not there is simply absent from an answer."""
 
     # Elements
-    def insert(self, entry: NewEntry) -> int:
-        """Stores `entry` under the next index, which no element has had while data existed, and returns it."""
+    def insert(self, entry: NewEntry, index: int | None = None) -> int:
+        """Stores `entry` under the next index, which no element has had while data existed, and returns it.
+
+        Args:
+            index: the index to take instead: one that is free (`is_free`), and that no element had. The next one is
+                above it.
+        """
+        ...
+
+    def is_free(self, index: int) -> bool:
+        """Whether nothing is stored under it."""
         ...
 
     def find_key(self, key: str) -> Facts | None:
@@ -276,6 +285,10 @@ class Session(Protocol):
 
     def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
         """Keeps it, in place of an older one."""
+        ...
+
+    def answer_names(self) -> list[tuple[str, str]]:
+        """(route, key) of every answer that is kept."""
         ...
 
     def baseline(self, key: str) -> Baseline | None: ...

@@ -24,6 +24,7 @@ from common.errors import AsiError, UsageError
 from common.process import exit_with_parent
 from common.settings import path_argument
 from training.data import extract, tokenizer
+from training.data.fits import require_vocabulary
 from training.data.sharding import Document, Plan, Side, make_shards
 from training.profiles import Profile, load_profile, profile_names
 
@@ -75,6 +76,7 @@ def _run(profile: Profile, arguments: argparse.Namespace) -> int:
         made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols)
     else:
         made = tokenizer.fetch(profile.data.tokenizer)
+    require_vocabulary(profile, tokenizer.count_ids(made))
     plan = Plan(
         source,
         shard_tokens=arguments.shard_tokens,
@@ -120,9 +122,9 @@ def _documents(profile: Profile, files: Sequence[Path]) -> tuple[dict[str, Any],
             (text, side) for side, name in sides for text in extract.docstrings(name)
         )
     if data.source == "fineweb":
-        from training.data.fineweb import documents
+        from training.data.hub import HubDataset
 
-        return {"dataset": data.dataset}, lambda: ((text, None) for text in documents(data.dataset))
+        return {"dataset": data.dataset}, lambda: ((text, None) for text in HubDataset(data.dataset).texts())
     raise UsageError(f"profile {profile.name} trains on shards already", "name text files with --text")
 
 

@@ -58,6 +58,8 @@ OWN_SHARE = 0.1
 MOST_OWN_ITEMS = 10_000
 """Items of one of the project's own tasks at most: the standard error of an accuracy is then 0.5 points or less, and a
 profile that takes whole benchmarks of the hub asks for more than any text gives."""
+MOST_IDS = 1 << 16
+"""Token ids that a file of tokens (uint16) tells apart."""
 LONGEST_CONTEXT = 2048
 """Tokens of a context that scoring keeps."""
 
@@ -73,7 +75,7 @@ class ModelSpec(Spec):
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     ffn: int = Field(ge=1, description="SwiGLU width of the baseline (DeltaNet); a candidate's is fitted to equal size")
-    vocab: int = Field(ge=300)
+    vocab: int = Field(ge=300, le=MOST_IDS, description="token ids; files of tokens hold 16 bits of each")
     tied: bool = True
     mode: str = "chunk1"
     expand_k: float = 1.0

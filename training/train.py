@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     from common.process import end_on_interrupt
 
-    end_on_interrupt()
+    end_on_interrupt(status=4)
 
 import argparse
 import contextlib

@@ -15,8 +15,9 @@ from starlette.types import Send
 
 from common.errors import StoreError
 from database.answers import ApiResponse, Imported
-from database.bulk import Importer, export_lines
-from database.errors import RefusedError
+from database.bulk import Importer
+from database.errors import ConflictError, RefusedError
+from database.exporting import export_lines
 from database.routers import IdempotencyKey, MemoryDep
 from database.routers.route import ThreadRoute
 
@@ -45,7 +46,8 @@ class LinesResponse(StreamingResponse):
 
 @router.get("/export", response_class=LinesResponse)
 def export_all(memory: MemoryDep) -> LinesResponse:
-    """Baselines, elements with their runs, and the candidate set, as JSON Lines; /v2/import reads them again."""
+    """Baselines, elements with their runs and keys, usage, answers to keyed writes and the candidate set, as JSON
+    Lines; /v2/import reads them again."""
     lines = export_lines(memory)
     # Found before the answer begins, so that a store that is away is an error and no empty export.
     first = next(lines)
@@ -56,28 +58,46 @@ def export_all(memory: MemoryDep) -> LinesResponse:
 async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Imported]:
     """Stores the lines of an export, or bare elements, one by one; each line that is refused is named with its reason.
 
-    With an Idempotency-Key the same lines sent again are stored once. A line may be as long as a body elsewhere. Where
-    every line is refused, so is the import (400).
+    Parents may come after their children. With an Idempotency-Key the same lines sent again are stored once; another
+    text of a line ends the import (409). A line may be as long as a body elsewhere. Where every line is refused, so is
+    the import (400).
     """
     importer = await run_in_threadpool(Importer, memory, key)
     longest = memory.settings.max_body_mb << 20
     number = given = 0
+    conflict: ConflictError | None = None
     async for line in _lines(request, longest):
+        if conflict is not None:
+            # Read to its end: a client may not look for an answer before it has sent everything.
+            continue
         number += 1
         given += line is None or bool(line.strip())
         if line is None:
             importer.refuse(number, f"expected a line of at most {longest} bytes, got more")
         else:
-            await run_in_threadpool(importer.line, number, line)
+            try:
+                await run_in_threadpool(importer.line, number, line)
+            except ConflictError as error:
+                conflict = error
+    if conflict is not None:
+        raise conflict
     await run_in_threadpool(importer.finish)
     refused = [asdict(refusal) for refusal in importer.refused]
     if given and len({refusal.line for refusal in importer.refused}) == given:
         said = [f"line {refusal.line}: {refusal.reason}" for refusal in importer.refused]
         more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
         raise RefusedError(f"no line can be stored: {'; '.join([*said[:_NAMED], *more])}")
+    message = f"{importer.stored} lines are stored, {importer.repeated} were before, {len(refused)} are refused"
+    if importer.left_out:
+        message += f", {importer.left_out} idempotency keys are left out"
     return ApiResponse(
-        message=f"{importer.stored} lines are stored, {importer.repeated} were before, {len(refused)} are refused",
-        data={"stored": importer.stored, "repeated": importer.repeated, "refused": refused},
+        message=message,
+        data={
+            "stored": importer.stored,
+            "repeated": importer.repeated,
+            "refused": refused,
+            "left_out": importer.left_out,
+        },
     )
 
 

@@ -15,6 +15,7 @@ from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
 from database import tree
 from database.evaluate_agent.score import Evaluation, evidence_of
+from database.invariants import broken
 from database.models import NewElement
 from database.novelty import shingles, sketch
 from database.store import NewEntry, Session, Store, Where, open_store
@@ -159,6 +160,28 @@ def test_an_index_is_not_used_again_while_data_exists(store: Store, opened: Call
     assert insert(again, entry_of("e")) == [1]
 
 
+def test_an_index_can_be_given_where_it_is_free(store: Store, opened: Callable[[], Store]) -> None:
+    def work(session: Session) -> list[int]:
+        free = [session.is_free(index) for index in (1, 7)]
+        found = [session.insert(entry_of("a", key="k"), 7), session.insert(entry_of("b", 7), 3)]
+        assert [session.is_free(index) for index in (2, 3, 7, 8)] == [True, False, False, True] and all(free)
+        return [*found, session.insert(entry_of("b", 3))]
+
+    assert store.write(work) == [7, 3, 8]
+    assert store.write(lambda session: session.insert(entry_of("c"), 5)) == 5 and insert(store, entry_of("d")) == [9]
+    for reader in (store, opened()):
+        assert [(facts.index, facts.parent) for facts in reader.read(lambda session: session.facts())] == [
+            (3, 7), (5, None), (7, None), (8, 3), (9, None),
+        ]  # fmt: skip
+        assert reader.read(lambda session: session.child_counts()) == {7: 1, 3: 1}
+        assert reader.read(lambda session: (session.count(), session.unique_names(), session.oldest_leaf())) == (
+            5,
+            4,
+            5,
+        )
+    assert broken(store, 50) == []
+
+
 def test_indices_are_unique_and_without_gaps_under_concurrency(store: Store, opened: Callable[[], Store]) -> None:
     stores = [store, opened()]
     with ThreadPoolExecutor(4) as pool:
@@ -220,6 +243,14 @@ def test_small_state_answers_and_baselines(store: Store, opened: Callable[[], St
     assert again.read(lambda session: session.check()) == []
     sizes = again.read(lambda session: session.sizes())
     assert sizes.documents == 0 and sizes.database >= 0 and sizes.database_name and sizes.collection_name
+
+
+def test_the_names_of_answers_are_told(store: Store) -> None:
+    names = [("POST /elements/by name", "a key"), ("body of", "elements:x y"), ("import", "k:1")]
+    store.write(lambda session: [session.put_answer(route, key, {"x": 1}) for route, key in names])
+    assert store.read(lambda session: session.answer_names()) == names
+    store.write(lambda session: session.clear())
+    assert store.read(lambda session: session.answer_names()) == []
 
 
 def test_hostile_text_is_data(store: Store) -> None:

@@ -346,7 +346,14 @@ def test_a_published_dump_is_read_and_its_refusals_told(
     published.write_text(text)
     assert run("import-published", published, store=store) == 0
     out = capsys.readouterr().out
-    for number, reason in ((3, "no program"), (4, "train and test"), (5, "e"), (6, "not older"), (7, "surrogate")):
+    reasons = {
+        3: "no program",
+        4: "train and test",
+        5: 'expected an object, got "text"',
+        6: "its own parent",
+        7: "surrogate",
+    }
+    for number, reason in reasons.items():
         assert any(line.startswith(f"row {number} refused: ") and reason in line for line in out.splitlines()), out
     assert "row 8: its parent 99 is not in the file: stored as a root" in out
     assert "row 8: its time 'yesterday' cannot be read: stored without one" in out

@@ -76,7 +76,7 @@ def test_a_boolean_is_no_number(service: Service) -> None:
     data = service.http.post("/v2/import", content="\n".join(map(json.dumps, lines))).json()["data"]
     assert data["stored"] == 1 and sorted(refusal["line"] for refusal in data["refused"]) == [1, 2, 4, 4]
     assert [refusal["reason"] for refusal in data["refused"]][2:] == [
-        "candidate 999 is not among the lines before it",
+        "candidate 999 is no element of the file",
         "expected candidate as the index of an element, an integer, got True",
     ]
 

@@ -200,3 +200,17 @@ def test_mending_waits_for_as_long_as_counting_takes(
         database["asi_state"].update_one({"_id": "lease"}, {"$set": {"broken": True}})
         assert store.write(partial(insert_below, None)) == 1
         store.close()
+
+
+def test_the_names_of_answers_of_an_earlier_release_are_told(place: tuple[str, Database]) -> None:
+    url, database = place
+    store = opened(url, True)
+    names = [
+        ("POST /v2/usage", "k"),
+        ("body of", "elements:a b"),
+        ("import", "k:1"),
+        ("removed under", "experiments:k"),
+    ]
+    database["asi_answers"].insert_many([{"_id": f"{route} {key}", "body": "{}"} for route, key in names])
+    assert store.read(lambda session: session.answer_names()) == names
+    store.close()

@@ -123,22 +123,25 @@ def heard() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "words", "sent", "status"),
     [
-        ("pipeline/pipeline.py", ["--experiments", "1", "--profile", "cpu-smoke", "--data-dir", "run"]),
-        ("training/train.py", ["program.py", "--out", "out"]),
+        ("pipeline/pipeline.py", ["--experiments", "1", "--profile", "cpu-smoke", "--data-dir", "run"], "SIGINT", 130),
+        ("training/train.py", ["program.py", "--out", "out"], "SIGINT", 4),
+        ("training/train.py", ["program.py", "--out", "out"], "SIGTERM", 4),
     ],
 )
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, script: str, words: list[str]) -> None:
+def test_a_signal_during_the_imports_is_one_line_and_the_status_of_one_that_comes_later(
+    tmp_path: Path, script: str, words: list[str], sent: str, status: int
+) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / script), *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         cwd=tmp_path, preexec_fn=heard,
     )  # fmt: skip
     while process.poll() is None and "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[sent])
     printed, errors = process.communicate(timeout=20)
-    assert (process.returncode, printed, errors) == (130, "", "\ninterrupted\n")
+    assert (process.returncode, printed, errors) == (status, "", "\ninterrupted\n")
     assert not list(tmp_path.iterdir())
 
 

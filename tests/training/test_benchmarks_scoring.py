@@ -267,6 +267,16 @@ def test_an_official_task_without_its_data_names_the_task(
         require_official(["cloze", "piqa"])
 
 
+def test_an_error_of_an_official_task_that_says_nothing_is_told_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def load(self, names: list[str]) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr("training.scorer.benchmarks._manager", Silent)
+    with pytest.raises(JobError, match="piqa cannot run here: TimeoutError"):
+        require_official(["piqa"])
+
+
 class _OnlyPiqa:
     """lm-eval's own task list takes half a minute to index; one entry of it is enough here."""
 

@@ -265,14 +265,3 @@ def test_a_stream_larger_than_the_disk_is_refused_before_it_is_begun(corpus: Cor
     with pytest.raises(StoreError, match=r"GiB .* are free"):
         corpus.stream(huge, 4711)
     assert not list((corpus.folder / "streams").glob(".*"))
-
-
-def test_a_dataset_of_the_hub_gives_cloze_items_where_they_are_asked_for(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.data.fineweb._ONE_IN", 3)
-    monkeypatch.setattr("training.data.fineweb.documents", lambda name: iter([prose(n, 400) for n in range(200)]))
-    streamed = profile.data.model_copy(update={"source": "fineweb", "dataset": "a/b:c", "train_chars": 150_000})
-    made = prepare_corpus(profile.model_copy(update={"data": streamed}), tmp_path)
-    items = load_items(made.items)
-    assert list(items) == list(profile.eval.benchmarks) and len(items["cloze"]) >= 8

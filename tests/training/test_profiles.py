@@ -75,6 +75,7 @@ def test_a_profile_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
         ("symbols = 16", "symbols = 16\nrecall_pairs = 3\nx = 1", "overwrite"),
         ("seq_len = 64", "seq_len = 16", "seq_len"),
         ("vocab = 512", "vocab = 290", "model.vocab"),
+        ("vocab = 512", "vocab = 70_000", "less than or equal to 65536, got 70000"),
         ("copy_length = 8", "copy_length = 2", "copy_length"),
         ("hidden_size = 32", "hidden_size = 33", "model.heads must divide model.hidden_size"),
     ],

@@ -17,8 +17,9 @@ import numpy as np
 from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, read_regular, sha256_text, write_json
 from common.process import spawn, terminate
-from training.data import extract, shards, tokenizer
+from training.data import extract, fineweb, shards, tokenizer
 from training.data.dedup import Deduplicator
+from training.data.fits import HUB_ADVICE, TEXT_ADVICE, require_length, require_vocabulary
 from training.data.tasks import GENERATORS, LONGER, Item, cloze_items, generate_items
 from training.profiles import Profile
 
@@ -43,9 +44,7 @@ def build(
     Raises: as `training.data.corpus.prepare_corpus`; OSError where `folder` cannot be written.
     """
     if profile.data.source == "fineweb" and not text:
-        from training.data.fineweb import build as build_fineweb
-
-        return build_fineweb(profile, folder, say, partial(_items, profile))
+        return fineweb.build(profile, folder, say, partial(_items, profile, advice=HUB_ADVICE))
     if profile.data.source == "shards" and not text:
         return _build_shards(profile, folder, say)
     return _build_text(profile, root, folder, text, say, cancel)
@@ -53,7 +52,8 @@ def build(
 
 def _build_shards(profile: Profile, folder: Path, say: Report) -> dict[str, object]:
     facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile.model.vocab, folder, say)
-    _refuse_short(profile, {"train": int(str(facts["train_tokens"])), "heldout": int(str(facts["heldout_tokens"]))})
+    counts = {"train": int(str(facts["train_tokens"])), "heldout": int(str(facts["heldout_tokens"]))}
+    require_length(profile, counts, "a share", "prepare more text with training/prepare.py")
     tokens = np.fromfile(folder / "heldout.bin", dtype=np.uint16)
     ends = np.flatnonzero(tokens == codec.end)
     documents = [codec.decode(part[part != codec.end].tolist()) for part in np.split(tokens, ends + 1) if len(part) > 1]
@@ -88,16 +88,12 @@ def _build_text(
         trained = tokenizer.fetch(profile.data.tokenizer)
     trained.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
-    if codec.size > profile.model.vocab:
-        raise UsageError(
-            f"the tokenizer has {codec.size} entries, more than model.vocab = {profile.model.vocab}",
-            f"set model.vocab of profile {profile.name} to at least {codec.size}",
-        )
+    require_vocabulary(profile, codec.size)
     say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
     counts = {
         side: _encode(codec, documents, folder / f"{side}.bin", cancel) for side, documents in _sides(train, heldout)
     }
-    _refuse_short(profile, counts)
+    require_length(profile, counts, "every tenth part", TEXT_ADVICE)
     write_json(folder / "items.json", _items(profile, heldout))
     return {
         "sha256": _text_hash(train, heldout),
@@ -125,23 +121,7 @@ def _encode(codec: tokenizer.Codec, documents: list[str], target: Path, cancel: 
     return total
 
 
-def _refuse_short(profile: Profile, counts: dict[str, int]) -> None:
-    windows, length = profile.eval.heldout_sequences, profile.train.seq_len
-    need = {
-        "train": (4 * (length + 1), "training tokens"),
-        # Windows that overlap would count tokens twice, and show one another's future (training/scorer/audit.py).
-        "heldout": (windows * (length + 1), f"held-out tokens, so that the {windows} scored windows do not overlap"),
-    }
-    for side, (least, what) in need.items():
-        if counts[side] < least:
-            raise UsageError(
-                f"the text is too short for profile {profile.name}: expected at least {least:,} {what}, got "
-                f"{counts[side]:,} (every tenth part is held out, duplicates are removed)",
-                "name more text with --text",
-            )
-
-
-def _items(profile: Profile, heldout: list[str]) -> dict[str, list[Item]]:
+def _items(profile: Profile, heldout: list[str], advice: str = TEXT_ADVICE) -> dict[str, list[Item]]:
     spec, count = profile.tasks, profile.eval.own_items
     names = tokenizer.special_tokens(spec.symbols, spec.wider)
     items: dict[str, list[Item]] = {}
@@ -153,7 +133,7 @@ def _items(profile: Profile, heldout: list[str]) -> dict[str, list[Item]]:
             if len(items[task]) < 8:
                 raise UsageError(
                     f"the held-out text gives only {len(items[task])} cloze items, expected at least 8",
-                    "name more text with --text, or leave cloze out of the profile's eval.benchmarks",
+                    f"{advice}, or leave cloze out of the profile's eval.benchmarks",
                 )
     return items
 

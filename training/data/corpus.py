@@ -19,11 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import StoreError
+from common.errors import StoreError, UsageError
 from common.files import read_json, sha256_text, write_json
 from training.data import extract
 from training.data.building import Report, build, cancelled, code_hash, file_hash, go_on, writing
+from training.data.fineweb import UNFINISHED
 from training.data.packing import row_type, write_stream
+from training.data.partial import PROGRESS
 from training.data.shards import TokenFiles, read_manifest
 from training.data.tasks import Item
 from training.profiles import Profile
@@ -31,7 +33,8 @@ from training.profiles import Profile
 __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 
 _TASKS = ("sequences.py", "tasks.py", "tasks_mad.py", "tasks_state.py")
-_CODE = ("extract.py", "dedup.py", "tokenizer.py", *_TASKS, "building.py", "shards.py")
+_SOURCES = ("extract.py", "shards.py", "fineweb.py", "hub.py")
+_CODE = (*_SOURCES, "dedup.py", "tokenizer.py", *_TASKS, "building.py", "fits.py")
 
 
 def default_cache() -> Path:
@@ -230,7 +233,17 @@ def _locked(path: Path, say: Report, cancel: threading.Event | None = None) -> I
 def _make(
     profile: Profile, root: Path, folder: Path, text: Sequence[Path], say: Report, cancel: threading.Event
 ) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-{os.getpid()}-"))
+    """Makes `folder`, whole. What is read of a dataset of the hub, which may take hours, stays beside where it breaks
+    off, and the next start goes on from it."""
+    resumable = profile.data.source == "fineweb" and not text
+    if resumable:
+        temporary = folder.parent / f".partial-{folder.name}"
+        temporary.mkdir(exist_ok=True)
+        for left in temporary.glob(".*"):
+            left.unlink()  # of a write that a kill broke off
+    else:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-{os.getpid()}-"))
+    done = False
     try:
         temporary.chmod(0o755)
         facts = build(profile, root, temporary, text, say, cancel)
@@ -239,5 +252,12 @@ def _make(
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+        done = True
+    except UsageError:
+        resumable = False  # it will be refused again
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not done and not (resumable and (temporary / PROGRESS).is_file()):
+            shutil.rmtree(temporary, ignore_errors=True)
+    for name in UNFINISHED:
+        (folder / name).unlink(missing_ok=True)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.errors import JobError
-from training.profiles import FIRST_TASKS, STREAM_TASKS
+from common.errors import JobError, StoreError, UsageError, first_line
+from training.profiles import FIRST_TASKS, MOST_IDS, STREAM_TASKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["END", "MARKERS", "WIDER_MARKERS", "Codec", "fetch", "special_tokens", "train"]
+__all__ = ["END", "MARKERS", "WIDER_MARKERS", "Codec", "count_ids", "fetch", "special_tokens", "train"]
 
 END = "<|end|>"
+_ENDS = (END, "<|endoftext|>")
 MARKERS = ("<|noise|>", "<|sep|>", "<|recall|>", "<|copy|>", "<|induce|>")
 WIDER_MARKERS = {task: f"<|{task}|>" for task in STREAM_TASKS if task not in FIRST_TASKS}
 """Of the wider set of tasks: in the vocabulary of profiles that name one of them."""
@@ -61,17 +62,38 @@ def fetch(name: str) -> Tokenizer:
 
     Raises:
         JobError: it can be reached in neither.
+        UsageError: its ids do not fit the token files, or it has no end token.
     """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_pretrained(name)
+        found = Tokenizer.from_pretrained(name)
+    # A foreign library, which raises whatever those below it do.
     except Exception as error:
         raise JobError(
-            f"the tokenizer {name!r} is neither in the local Hugging Face cache nor reachable: "
-            f"{str(error).splitlines()[0]}",
+            f"the tokenizer {name!r} is neither in the local Hugging Face cache nor reachable: {first_line(error)}",
             "connect to huggingface.co or set HF_HOME to a cache that has it; profiles cpu-smoke and cpu need neither",
         ) from error
+    if (ids := count_ids(found)) > MOST_IDS:
+        raise UsageError(
+            f"the tokenizer {name!r} has {ids:,} ids, and token files hold at most {MOST_IDS:,} (16 bits)",
+            "name a smaller one in data.tokenizer, or 'bpe'",
+        )
+    if _end(found) is None:
+        raise UsageError(
+            f"the tokenizer {name!r} has no token that ends a document: expected one of {', '.join(_ENDS)}",
+            "name another in data.tokenizer, or 'bpe'",
+        )
+    return found
+
+
+def count_ids(tokenizer: Tokenizer) -> int:
+    """One more than the highest id: a published vocabulary may leave some out."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def _end(tokenizer: Tokenizer) -> int | None:
+    return next((token for token in map(tokenizer.token_to_id, _ENDS) if token is not None), None)
 
 
 class Codec:
@@ -87,9 +109,11 @@ class Codec:
         self._items: Tokenizer = Tokenizer.from_file(str(file))
         self._text: Tokenizer = Tokenizer.from_file(str(file))
         self._text.encode_special_tokens = True
-        ends = [self._items.token_to_id(name) for name in (END, "<|endoftext|>")]
-        self.end: int = next(token for token in ends if token is not None)
-        self.size: int = self._items.get_vocab_size()
+        end = _end(self._items)
+        if end is None:
+            raise StoreError(f"{file} has no token that ends a document", f"remove the folder {file.parent}")
+        self.end: int = end
+        self.size: int = count_ids(self._items)
 
     def encode_text(self, documents: Sequence[str]) -> np.ndarray:
         """uint16 [tokens]: the documents, each followed by the end token."""

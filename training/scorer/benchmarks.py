@@ -19,7 +19,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from common.errors import JobError
+from common.errors import JobError, first_line
 from training.data.tasks import Item
 from training.data.tokenizer import Codec
 from training.profiles import LONGEST_CONTEXT, OWN_TASKS
@@ -267,7 +267,7 @@ def _told(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise JobError(
-            f"benchmark {name} cannot run here: {type(error).__name__}: {str(error).splitlines()[0][:300]}",
+            f"benchmark {name} cannot run here: {type(error).__name__}: {first_line(error)[:300]}",
             "its data come from huggingface.co: connect, or set HF_HOME to a cache that has them, or score the "
             "project's own tasks alone with --benchmarks own",
         ) from error
