@@ -30,6 +30,7 @@ class MongoLedger(MongoState):
                 {"_id": last + place, "time": time, "kind": kind, "index": index, "data": json.dumps(data)}
                 for place, (kind, index, data) in enumerate(events, 1)
             ],
+            followed=True,
         )
         self.draft.add_totals(events=len(events))
         return last + len(events)

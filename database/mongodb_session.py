@@ -31,7 +31,7 @@ from database.mongodb_documents import (
     in_parts,
     possible,
 )
-from database.mongodb_draft import ANSWERS, Totals, change_children
+from database.mongodb_draft import ANSWERS, COUNTING, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
 from database.mongodb_state import spans
@@ -290,11 +290,13 @@ class MongoSession(MongoPages, MongoVectors):
         before = self.totals
         self._changing().delete_many({"asi": {"$exists": True}}, session=self._session)
         self._changing(ANSWERS).delete_many({}, session=self._session)
-        kept = ["lease", "totals", *KEPT_STATE]
+        # Until the totals are there too, nobody is to answer from those before that are being counted.
+        kept = ["lease", "totals", COUNTING, *KEPT_STATE]
         self._changing(STATE).delete_many({"_id": {"$nin": kept}}, session=self._session)
         for name in set(self.draft.state()).difference(kept):
             del self.draft.state()[name]
         self.put_state("totals", vars(Totals(events=before.events, trimmed=before.trimmed, usage=before.usage)))
+        self.put_state(COUNTING, None)
         self._bump("epoch")
 
     # What is measured and computed of an element

@@ -28,7 +28,7 @@ from database.answers import (
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered, answered_before
 from database.routers.route import ThreadRoute
-from database.store import Session, UncountedError, Where
+from database.store import Session, Sizes, UncountedError, Where
 
 __all__ = ["VERSION", "router"]
 
@@ -85,11 +85,10 @@ def metrics(memory: MemoryDep, request: Request) -> PlainTextResponse:
 @router.get("/stats")
 def stats(memory: MemoryDep) -> Stats:
     """Counts and bytes, under the published names."""
-    return Stats.model_validate(memory.store.read(published_stats))
+    return Stats.model_validate(memory.store.read(lambda session: _published(session, session.sizes())))
 
 
-def published_stats(session: Session) -> dict[str, Any]:
-    sizes = session.sizes()
+def _published(session: Session, sizes: Sizes) -> dict[str, Any]:
     total = session.count()
     return {
         "total_records": total,
@@ -110,8 +109,10 @@ def extended_stats(memory: MemoryDep) -> ExtendedStats:
     judges, and what went wrong; and the candidate set."""
 
     def work(session: Session) -> dict[str, Any]:
-        return published_stats(session) | {
-            "sizes_measured_at": session.sizes().measured_at,
+        # Once: asked again, they may have been measured meanwhile.
+        sizes = session.sizes()
+        return _published(session, sizes) | {
+            "sizes_measured_at": sizes.measured_at,
             "pending_embeddings": session.count(Where(pending=True)),
             "unscored": session.count(Where(unscored=True)),
             "stale_scores": memory.scores.stale_count(session),
