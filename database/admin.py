@@ -199,7 +199,7 @@ def migrate(settings: DatabaseSettings) -> int:
             before = opened.execute("PRAGMA user_version").fetchone()[0]
     open_store(settings).close()
     if file is None:
-        print("the documents hold all that this release keeps with them")
+        print("the documents hold all that this release keeps with them; the next server counts on, if they are many")
     else:
         print(f"{file}: schema {before} -> {len(MIGRATIONS)}")
     return 0

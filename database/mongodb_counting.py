@@ -12,19 +12,21 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from database.mongodb_counts import WIDTH, Range, count_range, newest_index, next_width, numbered
+from database.mongodb_counts import WIDTH, Range, before_next, count_range, newest_index, numbered
 from database.mongodb_documents import ELEMENTS, in_parts
 from database.mongodb_draft import COUNTING, Counting, Totals
 from database.mongodb_session import MongoSession
 
-__all__ = ["begin", "step"]
+__all__ = ["begin", "once_more", "step"]
 
 
-def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
-    """Has everything counted from the beginning; returns a line for each number that was wrong.
+def begin(session: MongoSession, doubtful: bool) -> list[str]:
+    """Has everything counted from the beginning, or a count that goes on be ended; returns a line for each number that
+    was wrong.
 
     Args:
-        doubtful: what is kept may be wrong: no process answers from it until it is counted.
+        doubtful: what is kept may be wrong, also what was counted so far: no process answers from it until everything
+            is counted from the beginning.
     """
     said = []
     kept, before, last = session.states("totals", COUNTING, "last_index")
@@ -38,9 +40,18 @@ def begin(session: MongoSession, doubtful: bool = False) -> list[str]:
         session.put_state("last_index", newest)
         if kept is not None:
             said.append(f"the last index given is {newest} now, it was {last or 0}")
-    doubtful = doubtful or kept is None or (before is not None and before["doubtful"])
-    session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None, width=WIDTH)))
+    doubtful = doubtful or kept is None
+    if doubtful or before is None:
+        # Else a count would never end where starts follow each other sooner.
+        session.put_state(COUNTING, asdict(Counting(doubtful=doubtful, first=kept is None, seen=asdict(totals))))
     return said
+
+
+def once_more(session: MongoSession) -> None:
+    """Has everything counted once more, where nobody does so already; who has counted answers meanwhile."""
+    if session.state(COUNTING) is None:
+        now = Counting(doubtful=False, first=False, seen=asdict(session.draft.totals))
+        session.put_state(COUNTING, asdict(now))
 
 
 def step(session: MongoSession) -> list[str] | None:
@@ -51,17 +62,25 @@ def step(session: MongoSession) -> list[str] | None:
     if told is None:
         return []
     now = Counting(**told)
+    kept = asdict(session.draft.totals)
+    if now.seen != kept:
+        # An earlier release changed elements, perhaps of those that were counted.
+        now = replace(now, seen=kept, through=0, records=0, bytes=0, explored=0, names=0)
     last = int(session.state("last_index") or 0)
-    through = min(last, now.through + now.width)
+    through = min(last, now.through + WIDTH)
     found = count_range(session.database, now.through, through, session.client_session)
+    if not found.records:
+        # More may be missing in a row than can be gone through.
+        through = before_next(session.database, through, last, session.client_session)
     if now.doubtful:
         moved = _make_roots(session, found)
         found = replace(found, explored=found.explored - moved)
         now = replace(now, roots=now.roots + moved)
     now = replace(
         now,
+        # Roots that were made moved them.
+        seen=asdict(session.draft.totals),
         through=through,
-        width=next_width(found, now.through, through, WIDTH),
         records=now.records + found.records,
         bytes=now.bytes + found.bytes,
         explored=now.explored + found.explored,

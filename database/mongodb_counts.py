@@ -15,7 +15,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from database.mongodb_documents import ELEMENTS, STATE, in_parts
+from database.mongodb_documents import ELEMENTS, OURS, STATE, in_parts, name_of, spans
 from database.mongodb_draft import COUNTING, Totals
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "USAGE",
     "WIDTH",
     "Range",
+    "before_next",
     "child_counts",
     "count_range",
     "counted",
     "disagreements",
     "newest_index",
-    "next_width",
     "numbered",
 ]
 
@@ -56,9 +56,14 @@ class Range:
     """By index: the parent, where there is one."""
 
 
-def next_width(found: Range, low: int, high: int, least: int = WIDTH) -> int:
-    """How many indices to count after this range: more where most of it were missing."""
-    return max(least, 4 * (high - low)) if found.records < (high - low) // 4 else least
+def before_next(database: Database[dict[str, Any]], low: int, last: int, session: ClientSession | None = None) -> int:
+    """The index before that of the next document above `low`; `last` where there is none up to it."""
+    for above, high in spans(low, last, WIDTH):
+        ends = {"$gt": above, "$lte": high}
+        found = database[ELEMENTS].find({"index": ends}, {"_id": 0, "index": 1}, session=session).sort("index", 1)
+        for row in found.limit(1):
+            return int(row["index"]) - 1
+    return last
 
 
 def count_range(database: Database[dict[str, Any]], low: int, high: int, session: ClientSession | None = None) -> Range:
@@ -75,7 +80,7 @@ def count_range(database: Database[dict[str, Any]], low: int, high: int, session
         records=len(rows),
         bytes=sum(row["asi"]["bytes"] for row in rows),
         explored=len(parents),
-        names=frozenset(str(row.get("name")) for row in rows),
+        names=frozenset(name_of(row) for row in rows),
         wrong={index: (said, right.get(index, 0)) for index, said in kept.items() if said != right.get(index, 0)},
         parents=parents,
     )
@@ -98,7 +103,8 @@ def _grouped(
 ) -> dict[int, int]:
     """As `child_counts`, of the parents that meet a condition."""
     stages: list[dict[str, Any]] = [
-        {"$match": {"parent": wanted, "index": {"$gt": 0}}},
+        # A document that another program keeps here is nobody's child.
+        {"$match": OURS | {"parent": wanted, "index": {"$gt": 0}}},
         {"$group": {"_id": "$parent", "count": {"$sum": 1}}},
     ]
     return {row["_id"]: row["count"] for row in database[ELEMENTS].aggregate(stages, session=session)}
@@ -108,12 +114,12 @@ def _ranges(database: Database[dict[str, Any]]) -> Iterator[Range]:
     """All elements, without their numbers of children being put right."""
     found = database[STATE].find_one({"_id": "last_index"})
     last = newest_index(database, 0 if found is None else int(json.loads(found["value"])))
-    low, width = 0, WIDTH
+    low = 0
     while low < last:
-        high = min(last, low + width)
+        high = min(last, low + WIDTH)
         one = count_range(database, low, high)
         yield one
-        low, width = high, next_width(one, low, high)
+        low = high if one.records else before_next(database, high, last)
 
 
 def newest_index(database: Database[dict[str, Any]], known: int) -> int:
@@ -128,17 +134,27 @@ def counted(database: Database[dict[str, Any]], kept: Totals | None = None) -> T
     Args:
         kept: what the store says.
     """
-    return _summed(numbered(database, kept), list(_ranges(database)))
+    return _looked_at(database, kept)[0]
 
 
-def _summed(totals: Totals, ranges: list[Range]) -> Totals:
-    return replace(
-        totals,
-        records=sum(one.records for one in ranges),
-        bytes=sum(one.bytes for one in ranges),
-        explored=sum(one.explored for one in ranges),
-        names=len(frozenset[str]().union(*(one.names for one in ranges))),
-    )
+def _looked_at(
+    database: Database[dict[str, Any]], kept: Totals | None
+) -> tuple[Totals, list[tuple[int, tuple[int | None, int]]]]:
+    """The totals as the documents have them; and of the first elements whose number of children is not right: index,
+    (kept, counted)."""
+    totals = replace(numbered(database, kept), records=0, bytes=0, explored=0)
+    names: set[str] = set()
+    wrong: list[tuple[int, tuple[int | None, int]]] = []
+    for one in _ranges(database):
+        names |= one.names
+        wrong += sorted(one.wrong.items())[: _SHOWN - len(wrong)]
+        totals = replace(
+            totals,
+            records=totals.records + one.records,
+            bytes=totals.bytes + one.bytes,
+            explored=totals.explored + one.explored,
+        )
+    return replace(totals, names=len(names)), wrong
 
 
 def numbered(database: Database[dict[str, Any]], kept: Totals | None) -> Totals:
@@ -207,11 +223,9 @@ def _differences(database: Database[dict[str, Any]]) -> list[str]:
     found = database[STATE].find({"_id": {"$in": ["totals", COUNTING]}})
     state = {row["_id"]: json.loads(row["value"]) for row in found}
     if state.get("totals") is None or state.get(COUNTING) is not None:
-        # An earlier release kept no counts; those that are being counted are asked by nobody.
+        # An earlier release kept no counts; those that are being counted are put right at the end of it.
         return []
     kept = Totals(**state["totals"])
-    ranges = list(_ranges(database))
-    there = _summed(numbered(database, kept), ranges)
+    there, wrong = _looked_at(database, kept)
     said = [] if there == kept else [f"totals: {kept} are kept, {there} are there"]
-    wrong = sorted(pair for one in ranges for pair in one.wrong.items())[:_SHOWN]
     return said + [f"children: {told} of element {index} are kept, {right} are there" for index, (told, right) in wrong]

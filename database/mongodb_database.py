@@ -26,7 +26,7 @@ from database.background import Background
 from database.errors import VanishedError
 from database.group_writer import GroupWriter, Write
 from database.mongodb_connection import connect, translated
-from database.mongodb_counting import step
+from database.mongodb_counting import once_more, step
 from database.mongodb_draft import COUNTING, Draft, SendError
 from database.mongodb_lease import LEASE_SECONDS, Hold, Lease
 from database.mongodb_mending import mend
@@ -86,6 +86,8 @@ class MongoStore:
         self._lock_timeout = lock_timeout
         self._read_only = read_only
         self._known = Known()
+        self._once_more = False
+        """Whether everything is to be counted once more after the count that this start found going on."""
         self._url = url
         with translated(without_secrets(url)):
             self._client = connect(url)
@@ -261,11 +263,18 @@ class MongoStore:
         """Counts some of the elements, where that is not done; whether more are left. What a killed holder left is
         mended, though nobody writes: its counts may be wrong."""
         if not self.read(lambda session: session.state(COUNTING)):
+            # It has ended.
+            self._known.counted = True
             with translated(self._shown):
                 cut_off = self._lease.cut_off()
             if cut_off:
                 self.write(lambda session: None)
-            return cut_off
+                return True
+            if not self._once_more:
+                return False
+            self._once_more = False
+            self.write(once_more)
+            return True
         said = self.write(step)
         self._say(said or [])
         return said is None
@@ -297,5 +306,8 @@ class MongoStore:
             # Another program may have stored or removed elements.
             # Without transactions the last write may have been cut off, whatever the lease says.
             cut_off = self._writer is None or hold.marked
-            self._say(mend(database, cut_off, _COUNTING_SECONDS))
+            doubtful = hold.marked or (hold.broken and self._writer is None)
+            # They may have been counted before.
+            self._once_more = MongoSession(database).state(COUNTING) is not None
+            self._say(mend(database, cut_off, doubtful, _COUNTING_SECONDS))
             hold.broken = hold.marked = False

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
 
 from common.files import sha256_text
 from database.models import Element
@@ -24,7 +28,10 @@ __all__ = [
     "element_of",
     "facts_of",
     "in_parts",
+    "name_of",
+    "names_among",
     "possible",
+    "spans",
 ]
 
 ELEMENTS = "data_elements"
@@ -34,7 +41,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], bool]] = [
     ("elements_by_name", [("name", 1), ("time", 1), ("index", 1), ("parent", 1), ("asi.bytes", 1)], False),
     # As is everything else that is kept, from it, and from parent and index.
     ("elements_counted", [("index", 1), ("name", 1), ("parent", 1), ("asi.bytes", 1), ("asi.children", 1)], False),
-    ("parent_1_index_1", [("parent", 1), ("index", 1)], False),
+    ("elements_below", [("parent", 1), ("index", 1), ("asi.bytes", 1)], False),
     ("elements_strongest", [("parent", 1), ("asi.children", -1), ("index", 1)], False),
     ("elements_leaf", [("asi.children", 1), ("index", 1)], False),
     ("asi.benchmark_-1_index_1", [("asi.benchmark", -1), ("index", 1)], False),
@@ -107,6 +114,33 @@ def document_of(entry: NewEntry, index: int) -> dict[str, Any]:
     return {**body, "index": index, "score": None, "created_at": now, "updated_at": now, "asi": extra}
 
 
+def name_of(document: dict[str, Any]) -> str:
+    return str(document.get("name") or "")
+
+
+def names_among(
+    elements: Collection[dict[str, Any]],
+    names: Iterable[str],
+    through: int | None = None,
+    session: ClientSession | None = None,
+) -> set[str]:
+    """Those of `names` that an element has; of those up to the index `through`, where it is given."""
+    wanted = set(names)
+    ours = OURS | ({} if through is None else {"index": {"$lte": through}})
+    found: set[str] = set()
+    for some in in_parts(sorted(wanted)):
+        stored: list[Any] = list(some)
+        for name in some:
+            # Another program may have stored a number.
+            with contextlib.suppress(ValueError):
+                stored.append(float(name))
+        found.update(map(str, elements.distinct("name", ours | {"name": {"$in": stored}}, session=session)))
+    # Also found where it is missing.
+    if "" in wanted and elements.find_one(ours | {"name": None}, {"_id": 0, "index": 1}, session=session) is not None:
+        found.add("")
+    return found & wanted
+
+
 def element_of(document: dict[str, Any]) -> Element:
     """The element in a document, which another program may have stored: a text that is missing is empty."""
     result = document.get("result")
@@ -123,6 +157,15 @@ def in_parts(values: Iterable[T]) -> Iterator[list[T]]:
     rest = list(values)
     for start in range(0, len(rest), _PART):
         yield rest[start : start + _PART]
+
+
+def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:
+    """(low, high] from `after` to `through`, growing, so that a range with few numbers in it takes few steps. A page is
+    asked for with both its ends: not every server stops at the limit of a query."""
+    while after < through:
+        high = min(through, after + width)
+        yield after, high
+        after, width = high, 4 * width
 
 
 def possible(where: Where) -> bool:
@@ -174,7 +217,7 @@ def facts_of(document: dict[str, Any]) -> Facts:
     ours = document["asi"]
     return Facts(
         index=document["index"],
-        name=str(document.get("name") or ""),
+        name=name_of(document),
         time=str(document.get("time") or ""),
         parent=document.get("parent"),
         summary=str(document.get("summary") or ""),

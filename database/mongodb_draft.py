@@ -20,7 +20,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, PyMongoError
 
-from database.mongodb_documents import ELEMENTS, OURS, STATE
+from database.mongodb_documents import ELEMENTS, STATE, names_among
 
 __all__ = ["ANSWERS", "COUNTING", "GATHERED", "Counting", "Draft", "SendError", "Totals", "change_children"]
 
@@ -57,8 +57,8 @@ class Counting:
     """Nobody may answer from what is kept until it is done."""
     first: bool
     """Nothing was kept before, so that nothing can be said to have been wrong."""
-    width: int
-    """Of the next range."""
+    seen: dict[str, int]
+    """The totals that are kept, as those who know of the counting left them. An earlier release moves these alone."""
     through: int = 0
     records: int = 0
     bytes: int = 0
@@ -140,8 +140,10 @@ class Draft:
 
     def add_totals(self, **more: int) -> None:
         """Adds to the totals named."""
-        before = asdict(self.totals)
-        self.gather_state("totals", before | {name: before[name] + number for name, number in more.items()})
+        self.gather_state("totals", _sum(asdict(self.totals), more))
+        kept = json.loads(self.state().get(COUNTING, "null"))
+        if kept is not None:
+            self.gather_state(COUNTING, kept | {"seen": _sum(kept["seen"], more)})
 
     def counted_through(self) -> int:
         """Up to which index elements were counted anew so far; 0 where nothing is being counted."""
@@ -151,7 +153,7 @@ class Draft:
     def add_counted(self, **more: int) -> None:
         """Adds to what was counted anew so far."""
         kept = json.loads(self.state()[COUNTING])
-        self.gather_state(COUNTING, kept | {name: kept[name] + number for name, number in more.items()})
+        self.gather_state(COUNTING, _sum(kept, more))
 
     # What is new
 
@@ -256,19 +258,15 @@ class Draft:
     def _send_elements(self, documents: list[dict[str, Any]], children: Counter[int]) -> None:
         if documents:
             names = {document["name"] for document in documents}
-            self.add_totals(names=len(names.difference(self._known(names))))
+            elements = self._database[ELEMENTS]
+            known = names_among(elements, names, session=self._session)
+            self.add_totals(names=len(names - known))
             through = self.counted_through()
             names = {document["name"] for document in documents if document["index"] <= through}
             if names:
-                upper = {"index": {"$lte": through}}
-                self.add_counted(names=len(names.difference(self._known(names, upper))))
+                self.add_counted(names=len(names - names_among(elements, names, through, self._session)))
             self._insert(ELEMENTS, documents)
         change_children(self._database, children, self._session)
-
-    def _known(self, names: set[str], more: dict[str, Any] | None = None) -> list[str]:
-        """Those of `names` that an element has which was sent before, and which meets `more`."""
-        wanted = OURS | {"name": {"$in": sorted(names)}} | (more or {})
-        return self._database[ELEMENTS].distinct("name", wanted, session=self._session)
 
     def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
         made = documents
@@ -332,6 +330,10 @@ class _Mark:
     gatherings: int
     sendings: int
     changes: int
+
+
+def _sum(before: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return before | {name: before[name] + number for name, number in more.items()}
 
 
 def change_children(

@@ -22,17 +22,20 @@ __all__ = ["mend"]
 _ORDER = "baselines"
 
 
-def mend(database: Database[dict[str, Any]], cut_off: bool = True, seconds: float = math.inf) -> list[str]:
+def mend(
+    database: Database[dict[str, Any]], cut_off: bool = True, doubtful: bool = True, seconds: float = math.inf
+) -> list[str]:
     """Puts it right; returns a line for each kind of thing that was broken.
 
     Args:
         cut_off: whether a write may have been; else only what is counted is counted anew.
+        doubtful: see `database.mongodb_counting.begin`.
         seconds: for how long elements are counted. The rest is left to `database.mongodb_counting.step`.
     """
     until = time.monotonic() + seconds
     draft = Draft(database)
     session = MongoSession(database, draft=draft)
-    said = begin(session, cut_off)
+    said = begin(session, doubtful)
     if cut_off:
         said += [
             _forgotten_vectors(session),

@@ -14,8 +14,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from database.mongodb_documents import condition_of, in_parts
-from database.mongodb_state import MongoState, spans
+from database.mongodb_counts import child_counts
+from database.mongodb_documents import OURS, condition_of, in_parts, spans
+from database.mongodb_state import MongoState
 from database.store import MAX_INDEX, Order, Where
 
 __all__ = ["FIRST_PAGE", "MongoPages"]
@@ -149,8 +150,13 @@ class MongoPages(MongoState):
             found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
             for document in found.limit(1):
                 return int(document["index"])
-        # Refused as not known yet, unless the counting has just ended.
-        return self.oldest_leaf() if self.counts else None
+        # Refused as not known yet, unless the counting has just ended, or this store is only read.
+        if not self.counts.records:
+            return None
+        found = self._elements.find(OURS | {"index": {"$gt": 0}}, {"_id": 0, "index": 1}, session=self._session)
+        indices = [int(document["index"]) for document in found]
+        above = child_counts(self._database, None, self._session)
+        return min((index for index in indices if index not in above), default=None)
 
 
 def _one_of(fixed: dict[str, Any], fields: tuple[str, ...]) -> bool:

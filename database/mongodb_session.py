@@ -20,7 +20,6 @@ from database.mongodb_counts import child_counts, disagreements
 from database.mongodb_documents import (
     ELEMENTS,
     ORDERS,
-    OURS,
     SMALL,
     STATE,
     WHOLE,
@@ -28,13 +27,14 @@ from database.mongodb_documents import (
     document_of,
     element_of,
     facts_of,
-    in_parts,
+    name_of,
+    names_among,
     possible,
+    spans,
 )
-from database.mongodb_draft import ANSWERS, COUNTING, Totals, change_children
+from database.mongodb_draft import ANSWERS, COUNTING, Counting, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
-from database.mongodb_state import spans
 from database.mongodb_vectors import MongoVectors
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
@@ -155,7 +155,11 @@ class MongoSession(MongoPages, MongoVectors):
             guess = random.randint(1, newest[0])
             if self._elements.find_one({"index": guess}, {"_id": 0, "index": 1}, session=self._session):
                 return guess
-        # Most of the numbers are gone: counted off instead.
+        if self.counting() is not None:
+            # Most of the numbers are gone, and how many are left is not known: the next one above a guess.
+            above = self._ascending(random.randrange(newest[0]), 1, {"_id": 0, "index": 1}, {})
+            return int(above[0]["index"]) if above else newest[0]
+        # Counted off instead.
         found = self.ranked("index", limit=1, offset=random.randrange(max(1, self.count())))
         return found[0] if found else newest[0]
 
@@ -163,8 +167,10 @@ class MongoSession(MongoPages, MongoVectors):
         if limit == 0 or not possible(where):
             return 0
         if where in (_EVERYTHING, Where(explored=True)):
-            if limit is not None and self.counting() is not None:
-                return self._some(where, limit)
+            if limit is not None:
+                now = self.counting()
+                if now is not None:
+                    return self._some(where, limit, now)
             counts = self.counts
             total = counts.explored if where.explored else counts.records
             return total if limit is None else min(total, limit)
@@ -176,17 +182,16 @@ class MongoSession(MongoPages, MongoVectors):
             found = list(self._elements.find(condition_of(where), shown, session=self._session).limit(limit))
         return len(found)
 
-    def _some(self, where: Where, limit: int) -> int:
-        """Counts no further than `limit`, while the totals are not known."""
-        found = 0
-        for low, high in spans(0, int(self.state("last_index") or 0), max(FIRST_PAGE, 2 * limit)):
+    def _some(self, where: Where, limit: int, now: Counting) -> int:
+        """Counts on from where the counting is, no further than `limit`, while the totals are not known."""
+        found = now.explored if where.explored else now.records
+        for low, high in spans(now.through, int(self.state("last_index") or 0), max(FIRST_PAGE, 2 * limit)):
+            if found >= limit:
+                break
             shown = {"_id": 0, "index": 1, "parent": 1, "asi.bytes": 1}
             page = self._elements.find({"index": {"$gt": low, "$lte": high}}, shown, session=self._session)
-            ours = [row for row in page if "asi" in row]
-            found += sum(not where.explored or row.get("parent") is not None for row in ours)
-            if found >= limit:
-                return limit
-        return found
+            found += sum("asi" in row and (not where.explored or row.get("parent") is not None) for row in page)
+        return min(found, limit)
 
     def unique_names(self) -> int:
         if self._draft is not None:
@@ -195,13 +200,8 @@ class MongoSession(MongoPages, MongoVectors):
         return self.counts.names
 
     def names_among(self, names: Iterable[str], through: int | None = None) -> set[str]:
-        """Those of `names` that an element has; of those up to the index `through`, where it is given."""
-        upper: dict[str, Any] = {} if through is None else {"index": {"$lte": through}}
-        found: set[str] = set()
-        for some in in_parts(sorted(names)):
-            wanted = OURS | {"name": {"$in": some}} | upper
-            found.update(self._elements.distinct("name", wanted, session=self._session))
-        return found
+        """See `database.mongodb_documents.names_among`."""
+        return names_among(self._elements, names, through, self._session)
 
     def change_elements(self, wanted: dict[str, Any], change: dict[str, Any]) -> int:
         """Changes those that match; returns how many were not so already."""
@@ -278,7 +278,7 @@ class MongoSession(MongoPages, MongoVectors):
     def _less(self, gone: Sequence[dict[str, Any]], through: int | None = None) -> dict[str, int]:
         """By how much the totals change, of all elements or of those up to the index `through`, now that these are
         gone."""
-        names = {str(document.get("name") or "") for document in gone}
+        names = {name_of(document) for document in gone}
         return {
             "records": -len(gone),
             "bytes": -sum(document["asi"]["bytes"] for document in gone),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from database.mongodb_draft import ANSWERS, COUNTING, GATHERED, Counting, Draft,
 from database.mongodb_sizes import ServerSizes
 from database.store import UncountedError
 
-__all__ = ["BASELINES", "Known", "MongoState", "spans"]
+__all__ = ["BASELINES", "Known", "MongoState"]
 
 BASELINES = "asi_baselines"
 _RANKINGS = 1000
@@ -26,8 +26,8 @@ _RANKINGS = 1000
 
 @dataclass
 class Known:
-    """What a process has seen before and looks at first. It makes no answer wrong, only quick: of one store, shared by
-    threads."""
+    """What a process has seen before, of one store; shared by threads. It is where a process looks first, and makes no
+    answer another one, only quick; but for `counted`, which decides whether it answers from what is kept."""
 
     ranks: dict[str, dict[int, float]] = field(default_factory=dict)
     """By what is ranked, then by a number of elements: a value that so many had at least."""
@@ -139,7 +139,9 @@ class MongoState:
 
     def _uncounted(self, told: dict[str, Any] | None) -> Counting | None:
         if told is None:
-            self._known.counted = True
+            if self._draft is None:
+                # What a write sees may not be kept.
+                self._known.counted = True
             return None
         now = Counting(**told)
         return now if now.doubtful or not self._known.counted else None
@@ -211,12 +213,3 @@ def _route_of(name: str) -> str:
     "import"."""
     words = name.split(" ")
     return words[0] if words[0] == "import" else " ".join(words[:2])
-
-
-def spans(after: int, through: int, width: int) -> Iterator[tuple[int, int]]:
-    """(low, high] from `after` to `through`, growing, so that a range with few numbers in it takes few steps. A page is
-    asked for with both its ends: not every server stops at the limit of a query."""
-    while after < through:
-        high = min(through, after + width)
-        yield after, high
-        after, width = high, 4 * width

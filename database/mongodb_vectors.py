@@ -11,8 +11,8 @@ from bson import Binary
 
 from common.files import sha256_text
 from database.models import Element
-from database.mongodb_documents import OURS, in_parts
-from database.mongodb_state import MongoState, spans
+from database.mongodb_documents import OURS, in_parts, spans
+from database.mongodb_state import MongoState
 from database.store import VectorRow, VectorState, windows_in
 
 __all__ = ["MongoVectors"]

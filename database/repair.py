@@ -62,7 +62,12 @@ def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, An
     every score is out of date then.
 
     What only a backup brings back stays as it is; `not_mended` names the first of these elements.
+
+    Raises:
+        UncountedError: elements are being counted; nothing of the last write was done.
     """
+    # What cannot be said yet is refused before it costs anything.
+    store.read(lambda session: session.count())
     problems = store.read(lambda session: session.check())
     mended: dict[Mend, int] = defaultdict(int)
     left: list[str] = []
@@ -72,6 +77,8 @@ def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, An
         left += [f"element {fault.index}: {fault.what}" for fault in found if fault.mend == "backup"]
 
     def work(session: Session) -> dict[str, Any]:
+        # First: refused after a change, without transactions, it would be a write that was cut off.
+        elements = session.count()
         orphans = session.orphans()
         session.set_parent(orphans, None)
         session.recount()
@@ -81,7 +88,7 @@ def repair(store: Store, scores: Scores, candidates: Candidates) -> dict[str, An
         session.put_candidates(members[: candidates.capacity])
         candidates.refresh_all(session)
         return {
-            "elements": session.count(),
+            "elements": elements,
             "storage_problems": problems,
             "orphans_made_roots": len(orphans),
             "completeness_corrected": mended["completeness"],
