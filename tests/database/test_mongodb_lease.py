@@ -11,7 +11,8 @@ import pymongo
 import pytest
 
 from database.invariants import broken
-from database.mongodb_draft import Counting, Draft
+from database.mongodb_counting import begin
+from database.mongodb_draft import Draft
 from database.mongodb_lease import Lease
 from database.store import Session, UncountedError
 from tests.database.test_mongodb_writes import insert_below, opened
@@ -84,7 +85,7 @@ def test_nobody_answers_from_doubtful_totals_while_everything_is_removed(
         gather(self, name, value)
 
     def clear(session: Session) -> None:
-        session.put_state("counting", vars(Counting(doubtful=True, first=False, width=1)))
+        begin(session, doubtful=True)
         session.facts()
         session.clear()
 
