@@ -27,6 +27,8 @@ RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu -c /requi
 COPY common common
 
 FROM service AS database
+# For the judge that is a language model.
+RUN pip install -c /requirements/requirements.txt "pydantic-ai-slim[openai]"
 COPY database database
 USER asi
 EXPOSE 8001

@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
@@ -86,6 +87,22 @@ class Services(Section):
     embedding_url: str | None = Field(None, description="embedding server to use; unset: start one when first needed")
     timeout: float = Field(30.0, gt=0, description="seconds to wait for an answer of a service")
 
+    @field_validator("database_url", "cognition_url", "embedding_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        """What is no URL would only be found out when the service is first asked. Compose files pass variables on that
+        nobody set."""
+        if not value:
+            return None
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("a URL such as http://127.0.0.1:8001")
+        return value
+
 
 class Database(Section):
     host: str = Field("127.0.0.1", description="address the architecture database listens on")
@@ -137,6 +154,9 @@ class Database(Section):
         scheme, separator, file = value.partition(":///")
         if scheme != "sqlite" or not file or file.startswith(":"):
             return value
+        if "?" in file:
+            # In such URLs elsewhere options begin there: taken for a name, it would open another file than was meant.
+            raise ValueError("sqlite:///FILE without options or a question mark")
         return f"{scheme}{separator}{Path(file).expanduser().absolute()}"
 
 

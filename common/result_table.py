@@ -26,7 +26,8 @@ _REMEMBERED = 1 << 16
 class Table(BaseModel, frozen=True):
     """One result CSV: columns and the cells of its data row, without the row label.
 
-    `complete` is False when the row is missing or a cell of it is empty. "nan" is a missing number, not an empty cell.
+    `complete` is False when the row is missing or a cell of it is empty or not there. "nan" is a missing number, not an
+    empty cell; more cells than columns are no reason either.
     """
 
     columns: list[str] = []
@@ -66,7 +67,7 @@ def _table(text: str) -> Table:
         return Table()
     columns = rows[0][1:]
     cells = rows[1][1:] if len(rows) > 1 else []
-    return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) == len(columns) and all(cells))
+    return Table(columns=columns, cells=cells, complete=bool(columns) and len(cells) >= len(columns) and all(cells))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -186,7 +186,7 @@ def verify(settings: DatabaseSettings) -> int:
         print(f"broken: {printable(line)}")
     print(f"{count} elements: {f'{len(found)} things are broken' if found else 'everything holds'}")
     if found:
-        print("POST /repair mends parents, candidates, completeness and scores; for the rest restore a backup.")
+        print("POST /repair, of a running server, mends what can be computed again; then verify again.")
     return 1 if found else 0
 
 
@@ -282,6 +282,8 @@ def _require_ours(file: Path) -> int:
     """
     if not file.exists():
         raise StoreError(f"there is no file {file}", "name an existing one")
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder", "name the file of a database in it")
     with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
         if opened.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(f"{file} is an SQLite database of another program", "name a database of this one")
@@ -339,6 +341,10 @@ def _translated(source: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if not target.parent.is_dir():
+            raise StoreError(
+                f"cannot write {target}: there is no folder {target.parent}", "create it, or name a file elsewhere"
+            ) from error
         raise StoreError(
             f"{source} cannot be copied or read: {error}", "see whether it is a database of ours"
         ) from error

@@ -150,6 +150,10 @@ class Repaired(TypedDict):
     storage_problems: list[str]
     orphans_made_roots: int
     completeness_corrected: int
+    rows_corrected: int
+    evidence_corrected: int
+    to_be_embedded: int
+    not_mended: list[str]
     candidates: int
 
 

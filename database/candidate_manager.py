@@ -20,11 +20,12 @@ from database.evaluate_agent.score import PUBLISHED
 from database.scores import BASELINES, Scores
 from database.store import Facts, Session, Where
 
-__all__ = ["FORCE_NEWEST", "Candidates"]
+__all__ = ["FORCE_NEWEST", "MERGED", "Candidates"]
 
 FORCE_NEWEST = 300
 _WIDTH = 0.1
-_MERGED = "merged_through"
+MERGED = "merged_through"
+"""State: the highest index when elements were merged last."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Candidates:
         session.put_candidates(final)
         if mark:
             top = session.facts(order="newest", limit=1)
-            session.put_state(_MERGED, top[0].index if top else 0)
+            session.put_state(MERGED, top[0].index if top else 0)
         comparable = {facts.index for facts in pool if facts.baseline_key == key}
         known = [scores[index] for index in final if index in comparable]
         numbers = [score for score in known if score is not None]
@@ -196,12 +197,12 @@ class Candidates:
         Args:
             new_count: elements stored since that set was last updated.
         """
-        if session.candidates() or session.state(_MERGED) is not None:
+        if session.candidates() or session.state(MERGED) is not None:
             return 0
         known = [facts.index for index in dict.fromkeys(indices) for facts in _one(session, index)]
         session.put_candidates(known[: self.capacity])
         newest = session.ranked("newest", limit=1, offset=max(0, new_count))
-        session.put_state(_MERGED, newest[0] if newest else 0)
+        session.put_state(MERGED, newest[0] if newest else 0)
         return len(known)
 
     def take_over(self, session: Session, indices: Sequence[int], merged: int) -> list[int]:
@@ -215,7 +216,7 @@ class Candidates:
             self._scores.rescore(session, index)
         session.put_candidates(known[: self.capacity])
         if merged:
-            session.put_state(_MERGED, merged)
+            session.put_state(MERGED, merged)
         return known[self.capacity :]
 
     def refresh_all(self, session: Session) -> None:
@@ -300,7 +301,7 @@ class Candidates:
 
     def merged_through(self, session: Session) -> int:
         """The index of the newest element when the set was merged last."""
-        return int(session.state(_MERGED) or 0)
+        return int(session.state(MERGED) or 0)
 
 
 def _one(session: Session, index: int) -> list[Facts]:

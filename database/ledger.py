@@ -17,11 +17,13 @@ from common.records import Baseline, Usage
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.store import NewEntry, Session, Store
 
-__all__ = ["Event", "EventKind", "Ledger", "Recorded"]
+__all__ = ["BACKUP", "REPAIR", "Event", "EventKind", "Ledger", "Recorded"]
 
 T = TypeVar("T")
 EventKind = Literal["added", "removed", "cleared", "scored", "parent", "candidates", "baseline"]
 _TRIM_EVERY = 1024
+REPAIR = "POST /repair puts it right"
+BACKUP = "restore a backup"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Ledger(Protocol):
         """Elements with exactly this program text, by index."""
         ...
 
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        """By element: the hash under which its program is found."""
+        ...
+
     def put_usage(self, records: Sequence[Usage]) -> None: ...
 
     def usage(self, after: int, limit: int) -> list[tuple[int, Usage]]:
@@ -77,7 +83,17 @@ class Ledger(Protocol):
         ...
 
     def strays(self) -> list[str]:
-        """What belongs to no element, and elements that lack a part; a line each."""
+        """What belongs to no element, elements that lack a part, and counts that are wrong; a line each, with what to
+        do."""
+        ...
+
+    def damages(self) -> list[str]:
+        """Events, usage, answers, baselines and small state that cannot be read, and numbers missing among the events
+        and the usage; a line each, with what to do."""
+        ...
+
+    def baseline_keys(self) -> list[str]:
+        """Of all baselines that are stored, in the order in which they were put."""
         ...
 
 
@@ -156,6 +172,10 @@ class Recorded:
     def __init__(self, store: Store, kept: int) -> None:
         self._store = store
         self._kept = kept
+
+    @property
+    def snapshots(self) -> bool:
+        return self._store.snapshots
 
     def read(self, work: Callable[[Session], T]) -> T:
         return self._store.read(work)

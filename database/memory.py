@@ -28,7 +28,7 @@ from database.evaluate_agent.score import evidence_of, parse_table
 from database.faiss_manager import VectorIndex
 from database.judging import Judging
 from database.models import Element, NewElement, ScoredElement, StoredExperiment
-from database.repair import repair
+from database.repair import embed_again, repair
 from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import Facts, NewEntry, Session, Store, Where
@@ -192,10 +192,8 @@ class Memory:
 
         def run(session: Session) -> dict[str, Any]:
             if key is not None:
-                before = session.answer(route, key)
+                before = _first_answer(session, route, key, body)
                 if before is not None:
-                    if before.pop(_REQUEST, body) != body:
-                        raise key_used(key, f"{route} with another body")
                     return before
             answer = work(session)
             if key is not None:
@@ -203,6 +201,18 @@ class Memory:
             return answer
 
         return self.store.write(run)
+
+    def repeated(self, route: str, key: str | None, body: str = "") -> dict[str, Any] | None:
+        """What `once` answered before under this key; None where that is still to be done. For work that is no single
+        transaction.
+
+        Raises:
+            ConflictError: the first had another `body` (a hash).
+        """
+        if key is None:
+            return None
+        name = key
+        return self.store.read(lambda session: _first_answer(session, route, name, body))
 
     # Scores
 
@@ -342,8 +352,22 @@ class Memory:
     def repair(self) -> dict[str, Any]:
         """See `database.repair`; every score follows in the background."""
         data = repair(self.store, self.scores, self.candidates)
+        self._settler.wake()
         self.rescore_soon()
         return data
+
+    def embed_again(self) -> int:
+        """Has elements embedded again, in the background, whose vectors or sketch are missing or wrong: how many."""
+        count = embed_again(self.store)
+        self._settler.wake()
+        return count
+
+
+def _first_answer(session: Session, route: str, key: str, body: str) -> dict[str, Any] | None:
+    before = session.answer(route, key)
+    if before is not None and before.pop(_REQUEST, body) != body:
+        raise key_used(key, f"{route} with another body")
+    return before
 
 
 def entry_of(element: NewElement, run: RunRecord | None, key: str | None) -> NewEntry:

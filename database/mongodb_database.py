@@ -78,6 +78,8 @@ class MongoStore:
         StoreError: the server does not answer, refuses us, or holds two elements of one index.
     """
 
+    snapshots = False
+
     def __init__(
         self, url: str, lock_timeout: float = 10.0, read_only: bool = False, transactions: bool = True
     ) -> None:
@@ -102,7 +104,7 @@ class MongoStore:
             if not read_only:
                 with self._patient() as patient:
                     self._prepare(patient)
-        self._known.sizes = ServerSizes(self._ask_sizes)
+        self._known.sizes = self._sizes = ServerSizes(self._ask_sizes)
         self._group: GroupWriter[MongoSession] = GroupWriter(self._commit, self._closed)
         self._counter = Background("counting", self._count, _COUNTING_REST)
         if not read_only:
@@ -130,6 +132,7 @@ class MongoStore:
     def close(self) -> None:
         self._counter.close()
         self._group.close()
+        self._sizes.close()
         if self._writer is not None:
             self._writer.end_session()
         self._client.close()
@@ -212,9 +215,9 @@ class MongoStore:
             hold.broken = True
             cause = error.__cause__
             away = isinstance(cause, mongo_errors.ConnectionFailure)
-            if not away:
-                draft.take_back()
-            raise _LostError(again=not away, spoiled=draft.changed_by) from cause
+            # Another holder, after this one stood still, may have answered from what was sent.
+            taken = not away and hold.renew() and draft.take_back()
+            raise _LostError(again=taken, spoiled=draft.changed_by) from cause
 
     def _outcomes(self, group: Sequence[Write[MongoSession]], draft: Draft, hold: Hold) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
@@ -257,10 +260,16 @@ class MongoStore:
         hold.broken = hold.marked = False
 
     def _count(self) -> bool:
-        """Counts some of the elements, where that is not done; whether more are left."""
+        """Counts some of the elements, where that is not done; whether more are left. What a killed holder left is
+        mended, though nobody writes: its counts may be wrong."""
         if not self.read(lambda session: session.state(COUNTING)):
             # It has ended.
             self._known.counted = True
+            with translated(self._shown):
+                cut_off = self._lease.cut_off()
+            if cut_off:
+                self.write(lambda session: None)
+                return True
             if not self._once_more:
                 return False
             self._once_more = False

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import bson
 from bson.errors import BSONError
 from pymongo import ReplaceOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from database.mongodb_documents import ELEMENTS, STATE, names_among
 
@@ -107,8 +108,13 @@ class Draft:
         """Changes that were made directly, beside what is gathered."""
         self.changed_by: set[int] = set()
         """Positions in the group of the writes that made such changes."""
-        self.sent: dict[str, list[Any]] = defaultdict(list)
-        """By collection: the `_id` of each new document, of elements and of what only grows, that was sent."""
+        self._sent: dict[str, list[Any]] = defaultdict(list)
+        """By collection: the `_id` of each document that this draft made, and no other: of elements, of what only grows
+        and of answers."""
+        self._followed: set[str] = set()
+        """Collections of which somebody reads on from the last number that he has read."""
+        self._unclear = False
+        """Whether it is not known what was kept of a request."""
         self.size = 0
         """About how many bytes were gathered so far."""
         self.first_free = 0
@@ -187,8 +193,15 @@ class Draft:
         self._gathered.documents[index] = document
         self._gatherings += 1
 
-    def add_rows(self, collection: str, rows: Iterable[dict[str, Any]]) -> None:
+    def add_rows(self, collection: str, rows: Iterable[dict[str, Any]], followed: bool = False) -> None:
+        """
+        Args:
+            followed: somebody reads on from the last number that he has read, so that none that he may have read is
+                given to another row.
+        """
         self._gathered.rows[collection] += rows
+        if followed:
+            self._followed.add(collection)
         self._gatherings += 1
 
     def answer(self, name: str) -> dict[str, Any] | None:
@@ -228,7 +241,7 @@ class Draft:
             for collection, rows in now.rows.items():
                 if rows:
                     self._insert(collection, rows)
-            self._replace(ANSWERS, list(now.answers.values()))
+            self._send_answers(list(now.answers.values()))
             # Last, that counting has ended: without a transaction somebody may read between two of them.
             names = sorted(now.state, key=lambda name: (name == COUNTING, name))
             self._replace(STATE, [{"_id": name, "value": self.state()[name]} for name in names])
@@ -236,6 +249,9 @@ class Draft:
             raise SendError(str(error)) from error
         self._gathered = _Gathered()
         self._sendings += 1
+        # The totals are there: whoever follows may have read them.
+        for collection in self._followed:
+            self._sent.pop(collection, None)
         # That names were counted is not the doing of the write that happened to send them.
         self._gatherings = gatherings
 
@@ -253,21 +269,58 @@ class Draft:
         change_children(self._database, children, self._session)
 
     def _insert(self, collection: str, documents: list[dict[str, Any]]) -> None:
+        made = documents
         try:
             self._database[collection].insert_many(documents, session=self._session)
+        except BulkWriteError as error:
+            # One after the other, up to the first that was refused: a number may be that of another holder's row.
+            made = documents[: error.details["nInserted"]]
+            raise
+        except PyMongoError:
+            made, self._unclear = [], True
+            raise
+        except (BSONError, UnicodeError, OverflowError):
+            made = []
+            raise
         finally:
-            # The driver has named each that had no name.
-            self.sent[collection] += [document["_id"] for document in documents if "_id" in document]
+            self._sent[collection] += [document["_id"] for document in made]
 
-    def take_back(self) -> None:
-        """Removes what was sent and nobody was told of: nothing of it may be there twice when it is sent again."""
-        for collection, ids in self.sent.items():
-            self._database[collection].delete_many({"_id": {"$in": ids}})
+    def _send_answers(self, answers: list[dict[str, Any]]) -> None:
+        # One that is no document is refused here, before any is sent.
+        for answer in answers:
+            bson.encode(answer)
+        made: dict[int, Any] = {}
+        try:
+            made = self._replace(ANSWERS, answers)
+        except BulkWriteError as error:
+            made = {one["index"]: one["_id"] for one in error.details["upserted"]}
+            raise
+        except PyMongoError:
+            self._unclear = True
+            raise
+        finally:
+            self._sent[ANSWERS] += made.values()
 
-    def _replace(self, collection: str, documents: list[dict[str, Any]]) -> None:
-        if documents:
-            requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
-            self._database[collection].bulk_write(requests, session=self._session)
+    def take_back(self) -> bool:
+        """Removes what was sent and nobody was told of: nothing of it may be there twice when it is sent again. To be
+        called while the lease is held, so that no other process can have answered from it. Returns False, with nothing
+        removed, where it is not known what was kept.
+
+        An answer goes before what it speaks of: a repetition that finds it is told that this was kept. Rows that are
+        followed stay once they could be read, and are there twice then.
+        """
+        if self._unclear:
+            return False
+        for collection in sorted(self._sent, key=lambda name: name != ANSWERS):
+            self._database[collection].delete_many({"_id": {"$in": self._sent[collection]}})
+        return True
+
+    def _replace(self, collection: str, documents: list[dict[str, Any]]) -> dict[int, Any]:
+        """By position: the `_id` of each that was not there."""
+        if not documents:
+            return {}
+        requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
+        return self._database[collection].bulk_write(requests, session=self._session).upserted_ids or {}
 
 
 @dataclass(frozen=True)

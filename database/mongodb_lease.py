@@ -6,9 +6,10 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 from bson import ObjectId
@@ -29,6 +30,8 @@ LEASE_SECONDS = 20.0
 class Hold:
     """The lease while it is held."""
 
+    renew: Callable[[], bool]
+    """Prolongs it by a whole lease from now; False where another holder has it, or had it meanwhile."""
     until: float
     """Until when (time.monotonic) another write may be begun: half of the lease is left for it then."""
     broken: bool
@@ -66,9 +69,9 @@ class Lease:
         """
         token = f"{self._owner}-{ObjectId()}"
         before = self._acquire(token, wait)
-        marked = bool(before.get("broken"))
         cut_off = bool(before["until"])
-        hold = Hold(0.0, broken=marked or cut_off, marked=marked or (cut_off and before.get("session") is None))
+        stored = _unmended(before)
+        hold = Hold(partial(self._renew, token), 0.0, broken=stored or cut_off, marked=stored)
         done = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(token, done), name="lease", daemon=True)
         keeper.start()
@@ -78,8 +81,13 @@ class Lease:
         finally:
             done.set()
             # A mark that came meanwhile, from one that had lost the lease, stays.
-            changed = {} if hold.broken == marked else {"broken": hold.broken}
+            changed = {} if hold.broken == stored else {"broken": hold.broken}
             self._give_back(token, changed | {"until": 0.0})
+
+    def cut_off(self) -> bool:
+        """Whether a write was cut off without a transaction around it, and nobody has mended that or is at it."""
+        found = self._database[STATE].find_one({"_id": "lease"})
+        return found is not None and found["until"] < self._server_time() and _unmended(found)
 
     def _give_back(self, token: str, released: dict[str, Any]) -> None:
         mine = self._unjournaled.update_one({"_id": "lease", "owner": token}, {"$set": released})
@@ -95,9 +103,10 @@ class Lease:
         while True:
             now = self._server_time()
             mine = {"owner": token, "until": now + LEASE_SECONDS, "session": self._session_name()}
-            before = leases.find_one_and_update({"_id": "lease", "until": {"$lt": now}}, {"$set": mine})
+            before = leases.find_one_and_update({"_id": "lease", "until": 0.0}, {"$set": mine})
+            if before is None:
+                before = self._take_over(mine, now)
             if before is not None:
-                self._end_transaction_of(before)
                 return before
             if not created:
                 # Nobody ever held it, or somebody holds it.
@@ -108,6 +117,20 @@ class Lease:
             if time.monotonic() > deadline:
                 raise StoreBusyError(f"{self._shown}: another process has been writing for {wait:g} s", "try again")
             time.sleep(0.005)
+
+    def _take_over(self, mine: dict[str, Any], now: float) -> dict[str, Any] | None:
+        """Takes it where it ran out; what its document said before. That something has to be mended is marked by the
+        same request: this process may be killed before it has done so."""
+        leases = self._database[STATE]
+        ended = leases.find_one({"_id": "lease", "until": {"$lt": now}})
+        if ended is None:
+            return None
+        same = {name: ended.get(name) for name in ("_id", "owner", "until", "session")}
+        mark = {"broken": True} if _unmended(ended) else {}
+        before: dict[str, Any] | None = leases.find_one_and_update(same, {"$set": mine | mark})
+        if before is not None:
+            self._end_transaction_of(before)
+        return before
 
     def _session_name(self) -> Any:
         return None if self._writer is None else self._writer.session_id["id"]
@@ -125,9 +148,18 @@ class Lease:
         """Prolongs the lease of a long write, in a thread of its own, until it is given back."""
         while not done.wait(LEASE_SECONDS / 3):
             with contextlib.suppress(mongo_errors.PyMongoError):
-                until = self._server_time() + LEASE_SECONDS
-                self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
+                self._renew(token)
+
+    def _renew(self, token: str) -> bool:
+        until = self._server_time() + LEASE_SECONDS
+        mine = self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
+        return mine.matched_count == 1
 
     def _server_time(self) -> float:
         """Now by the server's clock, the only one that all processes share."""
         return time.time() + self._clock_offset
+
+
+def _unmended(lease: dict[str, Any]) -> bool:
+    """Whether it was marked so, or its holder, which had no transactions, did not give it back."""
+    return bool(lease.get("broken")) or (bool(lease["until"]) and lease.get("session") is None)

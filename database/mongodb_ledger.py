@@ -4,16 +4,21 @@ have no gaps, so that a page is asked for by them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from common.records import Usage
-from database.ledger import Event, EventKind
+from common.records import Baseline, Usage
+from database.ledger import BACKUP, REPAIR, Event, EventKind
 from database.mongodb_counts import EVENTS, USAGE
-from database.mongodb_documents import ELEMENTS
-from database.mongodb_state import MongoState
+from database.mongodb_documents import ELEMENTS, OURS, STATE, in_parts
+from database.mongodb_draft import ANSWERS
+from database.mongodb_state import BASELINES, MongoState
 
 __all__ = ["MongoLedger"]
+
+_PAGE = 1000
+_SHOWN = 20
+_Reader = Callable[[dict[str, Any]], object]
 
 
 class MongoLedger(MongoState):
@@ -25,6 +30,7 @@ class MongoLedger(MongoState):
                 {"_id": last + place, "time": time, "kind": kind, "index": index, "data": json.dumps(data)}
                 for place, (kind, index, data) in enumerate(events, 1)
             ],
+            followed=True,
         )
         self.draft.add_totals(events=len(events))
         return last + len(events)
@@ -55,6 +61,14 @@ class MongoLedger(MongoState):
         found = self._elements.find(wanted, {"_id": 0, "index": 1}, session=self._session).sort("index", 1)
         return [row["index"] for row in found]
 
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        shown = {"_id": 0, "index": 1, "asi.program_sha256": 1}
+        found = {}
+        for some in in_parts(indices):
+            for row in self._elements.find({"index": {"$in": some}, **OURS}, shown, session=self._session):
+                found[row["index"]] = row["asi"].get("program_sha256", "")
+        return found
+
     def put_usage(self, records: Sequence[Usage]) -> None:
         last = self.draft.totals.usage
         rows = [{"_id": last + place, "body": record.model_dump_json()} for place, record in enumerate(records, 1)]
@@ -73,7 +87,39 @@ class MongoLedger(MongoState):
         members = self.state("candidates") or []
         found = self._database[ELEMENTS].find({"index": {"$in": members}}, {"index": 1}, session=self._session)
         stored = {row["index"] for row in found}
-        return [f"candidates: element {index} does not exist" for index in members if index not in stored][:20]
+        gone = [index for index in members if index not in stored][:_SHOWN]
+        return [f"candidates: element {index} does not exist; {REPAIR}" for index in gone]
+
+    def baseline_keys(self) -> list[str]:
+        found = self._database[BASELINES].find({}, {"revision": 1}, session=self._session)
+        return [row["_id"] for row in sorted(found, key=lambda row: (row.get("revision") or 0, row["_id"]))]
+
+    def damages(self) -> list[str]:
+        totals = self.totals
+        return [
+            *self._damaged(EVENTS, "events", totals.trimmed, totals.events, lambda row: json.loads(row["data"])),
+            *self._damaged(USAGE, "usage", 0, totals.usage, lambda row: Usage.model_validate_json(row["body"])),
+            *self._unreadable(ANSWERS, "answers", lambda row: json.loads(row["body"])),
+            *self._unreadable(BASELINES, "baselines", lambda row: Baseline.model_validate_json(row["body"])),
+            *self._unreadable(STATE, "state", lambda row: json.loads(row["value"]) if "value" in row else None),
+        ]
+
+    def _damaged(self, collection: str, named: str, first: int, last: int, read: _Reader) -> Iterator[str]:
+        """Of rows numbered from above `first` to `last`: those that are missing, and that cannot be read."""
+        while first < last:
+            through = min(last, first + _PAGE)
+            there = {row["_id"]: row for row in self._numbered(collection, first, through, _PAGE)}
+            for number in range(first + 1, through + 1):
+                wrong = "it is missing" if number not in there else _why_unreadable(read, there[number])
+                if wrong is not None:
+                    yield f"{named}: number {number}: {wrong}; {BACKUP}"
+            first = through
+
+    def _unreadable(self, collection: str, named: str, read: _Reader) -> Iterator[str]:
+        for row in self._database[collection].find({}, session=self._session):
+            wrong = _why_unreadable(read, row)
+            if wrong is not None:
+                yield f"{named}: {row['_id']}: {wrong}; {BACKUP}"
 
     def _numbered(self, collection: str, after: int, last: int, limit: int) -> Iterator[dict[str, Any]]:
         """The first `limit` of the rows numbered above `after`; `last` is the highest number."""
@@ -87,3 +133,12 @@ class MongoLedger(MongoState):
                 yield row
                 left -= 1
             after = through
+
+
+def _why_unreadable(read: _Reader, row: dict[str, Any]) -> str | None:
+    """None where it can be read."""
+    try:
+        read(row)
+    except (ValueError, TypeError, KeyError) as error:
+        return f"it cannot be read: {(str(error).splitlines() or [''])[0][:200]}"
+    return None

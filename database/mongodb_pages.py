@@ -23,7 +23,10 @@ __all__ = ["FIRST_PAGE", "MongoPages"]
 
 FIRST_PAGE = 64
 _LARGEST = 4096
-"""Documents of a page that is asked for so; of the best there may be more."""
+"""Documents of a page that is asked for so."""
+_DEEPEST = 4 * _LARGEST
+"""As `_LARGEST`, of the best, of which a request may ask for 10,000. What is deeper the server passes over by itself:
+all of them would come here else."""
 _SAMPLE = 400
 """Elements that are looked at to find out from which value on the best begin."""
 _PAGED = ("parent", "score", "asi.baseline_key", "asi.complete", "asi.pending")
@@ -41,6 +44,8 @@ class MongoPages(MongoState):
         if limit is None or where.index is not None:
             return None
         fixed, wanted = condition_of(replace(where, after=0), "score"), offset + limit
+        if wanted > _DEEPEST:
+            return None
         if order == "benchmark" and where == Where():
             return self._best("asi.benchmark", {}, wanted, shown)[offset:]
         if order == "score" and not where.after and _one_of(fixed, _RANKED):
@@ -162,4 +167,5 @@ def _one_of(fixed: dict[str, Any], fields: tuple[str, ...]) -> bool:
 def _number(document: dict[str, Any], field: str) -> float | None:
     place, _, inner = field.rpartition(".")
     value = (document.get(place) or {}).get(inner) if place else document.get(inner)
-    return float(value) if isinstance(value, int | float) else None
+    # Another program's score may be no number: nothing is above it.
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -32,7 +32,7 @@ from database.mongodb_documents import (
     possible,
     spans,
 )
-from database.mongodb_draft import ANSWERS, Counting, Totals, change_children
+from database.mongodb_draft import ANSWERS, COUNTING, Counting, Totals, change_children
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
 from database.mongodb_vectors import MongoVectors
@@ -290,11 +290,13 @@ class MongoSession(MongoPages, MongoVectors):
         before = self.totals
         self._changing().delete_many({"asi": {"$exists": True}}, session=self._session)
         self._changing(ANSWERS).delete_many({}, session=self._session)
-        kept = ["lease", "totals", *KEPT_STATE]
+        # Until the totals are there too, nobody is to answer from those before that are being counted.
+        kept = ["lease", "totals", COUNTING, *KEPT_STATE]
         self._changing(STATE).delete_many({"_id": {"$nin": kept}}, session=self._session)
         for name in set(self.draft.state()).difference(kept):
             del self.draft.state()[name]
         self.put_state("totals", vars(Totals(events=before.events, trimmed=before.trimmed, usage=before.usage)))
+        self.put_state(COUNTING, None)
         self._bump("epoch")
 
     # What is measured and computed of an element
@@ -385,8 +387,12 @@ class MongoSession(MongoPages, MongoVectors):
             {"$match": {"count": {"$gt": 1}}},
         ]
         twice = self._elements.aggregate(stages, session=self._session)
-        said = [f"index {row['_id']} is held by {row['count']} documents" for row in twice]
-        return said + disagreements(self._database)
+        said = [f"index {row['_id']} is held by {row['count']} documents; remove or renumber one" for row in twice]
+        wrong = disagreements(self._database)
+        return said + [f"{line}; start the server again, which counts anew" for line in wrong]
+
+    def recount(self) -> None:
+        """Nothing to do: see `database.mongodb_counting`."""
 
 
 def _fewer(gone: Sequence[dict[str, Any]]) -> Counter[int]:

@@ -50,6 +50,7 @@ class ServerSizes:
         self._due = 0.0
         self._answered = threading.Event()
         self._answered.set()
+        self._closed = False
         self._quick = True
         """Whether the answer before came while it was waited for."""
 
@@ -57,12 +58,19 @@ class ServerSizes:
         """What the server said last, a moment ago where it is quick; None until it has answered in
         time."""
         with self._lock:
-            if self._answered.is_set() and time.monotonic() >= self._due:
+            if self._answered.is_set() and not self._closed and time.monotonic() >= self._due:
                 self._answered.clear()
                 threading.Thread(target=self._run, name="sizes", daemon=True).start()
         self._answered.wait(_WAIT_SECONDS if self._kept is None or self._quick else 0.0)
         with self._lock:
             return self._kept
+
+    def close(self) -> None:
+        """Asks no more. Waits a moment for the answer under way: a server that gives up when it was asked to has
+        answered by then, and that to another goes to nobody, when it comes or the driver gives up."""
+        with self._lock:
+            self._closed = True
+        self._answered.wait(2 * _PATIENCE_MS / 1000)
 
     def _run(self) -> None:
         began = time.monotonic()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from bson import Binary
 
-from database.mongodb_documents import spans
+from common.files import sha256_text
+from database.models import Element
+from database.mongodb_documents import OURS, in_parts, spans
 from database.mongodb_state import MongoState
-from database.store import VectorRow, VectorState
+from database.store import VectorRow, VectorState, windows_in
 
 __all__ = ["MongoVectors"]
 
@@ -64,6 +66,38 @@ class MongoVectors(MongoState):
             (row["asi"]["sketch_sequence"], row["index"], bytes(row["asi"]["sketch"]))
             for row in self._following("asi.sketch_sequence", after, last, limit, {}, shown)
         ]
+
+    def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        model = self.state("model")
+        found = {}
+        for document in self._of(indices, "asi.vector"):
+            vector = document["asi"].get("vector")
+            if vector is not None and vector.get("model") == model:
+                found[document["index"]] = windows_in(vector.get("windows") or b"", vector.get("dimension") or 0)
+        return found
+
+    def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]:
+        return {
+            document["index"]: bytes(document["asi"]["sketch"])
+            for document in self._of(indices, "asi.sketch", "asi.sketch_sequence")
+            if {"sketch", "sketch_sequence"} <= set(document["asi"])
+        }
+
+    def unsettle(self, indices: Sequence[int]) -> None:
+        gone = dict.fromkeys(("asi.vector", "asi.sketch", "asi.sketch_sequence"), "")
+        for some in in_parts(indices):
+            change = {"$unset": gone, "$set": {"asi.pending": True}}
+            self._changing().update_many({"index": {"$in": some}, **OURS}, change, session=self._session)
+        if indices:
+            self._bump("epoch")
+
+    def derive(self, element: Element) -> None:
+        self._set(element.index, {"asi.program_sha256": sha256_text(element.program)})
+
+    def _of(self, indices: Sequence[int], *fields: str) -> Iterator[dict[str, Any]]:
+        shown = {"_id": 0, "index": 1, **dict.fromkeys(fields, 1)}
+        for some in in_parts(indices):
+            yield from self._elements.find({"index": {"$in": some}, **OURS}, shown, session=self._session)
 
     def _following(
         self, field: str, after: int, last: int, limit: int, condition: dict[str, Any], shown: dict[str, Any]

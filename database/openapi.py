@@ -90,7 +90,7 @@ _BASELINE = {
 }
 _JUDGED = {
     "index": 7,
-    "version": 2,
+    "version": 3,
     "revision": 3,
     "score": 1.62,
     "loss_term": 0.51,
@@ -140,6 +140,10 @@ EXAMPLES: dict[str, Any] = {
             "storage_problems": [],
             "orphans_made_roots": 0,
             "completeness_corrected": 0,
+            "rows_corrected": 0,
+            "evidence_corrected": 0,
+            "to_be_embedded": 0,
+            "not_mended": [],
             "candidates": 2,
         },
     ),

@@ -44,6 +44,8 @@ class SqliteStore:
             to read only: it is missing, or of an earlier schema.
     """
 
+    snapshots = True
+
     def __init__(self, file: str, lock_timeout: float = 10.0, read_only: bool = False) -> None:
         self.path = Path(file).absolute()
         self._lock_timeout = lock_timeout
@@ -321,6 +323,8 @@ def _translation(path: Path, error: BaseException) -> BaseException:
         return StoreError(f"{text}", "name an SQLite file, or a new one, in --store sqlite:///FILE")
     if code.startswith("SQLITE_CORRUPT"):
         return StoreError(f"{text}", "restore the file from a backup, or name another in --store sqlite:///FILE")
+    if path.is_dir():
+        return StoreError(f"{path} is a folder", f"name a file in it: --store sqlite:///{path}/database.sqlite")
     if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
         return StoreError(
             f"cannot open or write {text}",

@@ -9,11 +9,10 @@ from typing import Any
 
 from common.records import Usage
 from database.ledger import Event, EventKind
+from database.sqlite_checks import COUNTED, damages, strays
+from database.sqlite_rows import chunks, marks
 
-__all__ = ["SqliteLedger"]
-
-_NEEDED = ("documents", "evidence", "programs")
-_PARTS = (*_NEEDED, "runs", "sketches", "vectors", "candidates")
+__all__ = ["COUNTED", "SqliteLedger"]
 
 
 class SqliteLedger:
@@ -54,6 +53,13 @@ class SqliteLedger:
         rows = self._connection.execute("SELECT idx FROM programs WHERE sha256 = ? ORDER BY idx", (sha256,))
         return [index for (index,) in rows]
 
+    def program_hashes(self, indices: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for chunk in chunks(indices):
+            query = f"SELECT idx, sha256 FROM programs WHERE idx IN ({marks(chunk)})"
+            found.update(self._connection.execute(query, chunk))
+        return found
+
     def put_usage(self, records: Sequence[Usage]) -> None:
         rows = [(record.model_dump_json(),) for record in records]
         self._connection.executemany("INSERT INTO usage (body) VALUES (?)", rows)
@@ -70,18 +76,11 @@ class SqliteLedger:
             (str(index - 1),),
         )
 
+    def baseline_keys(self) -> list[str]:
+        return [key for (key,) in self._connection.execute("SELECT key FROM baselines ORDER BY revision, key")]
+
+    def damages(self) -> list[str]:
+        return list(damages(self._connection))
+
     def strays(self) -> list[str]:
-        found = []
-        for table in _PARTS:
-            query = (
-                f"SELECT DISTINCT idx FROM {table} WHERE idx NOT IN (SELECT idx FROM elements) ORDER BY idx LIMIT 20"
-            )
-            found += [f"{table}: element {index} does not exist" for (index,) in self._connection.execute(query)]
-        for table in _NEEDED:
-            query = f"SELECT idx FROM elements WHERE idx NOT IN (SELECT idx FROM {table}) ORDER BY idx LIMIT 20"
-            found += [f"{table}: element {index} has none" for (index,) in self._connection.execute(query)]
-        counted = self._connection.execute(
-            "SELECT idx FROM elements e WHERE children <> (SELECT COUNT(*) FROM elements c WHERE c.parent = e.idx)"
-            " ORDER BY idx LIMIT 20"
-        )
-        return found + [f"count: the children of element {index} are counted wrong" for (index,) in counted]
+        return list(strays(self._connection))

@@ -12,12 +12,24 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from common.files import sha256_text
 from common.records import Baseline, RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.sqlite_ledger import SqliteLedger
+from database.sqlite_ledger import COUNTED, SqliteLedger
 from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of, marks, readable
-from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, VectorRow, VectorState, Where
+from database.store import (
+    KEPT_STATE,
+    MAX_INDEX,
+    Facts,
+    NewEntry,
+    Order,
+    Sizes,
+    VectorRow,
+    VectorState,
+    Where,
+    windows_in,
+)
 
 __all__ = ["SqliteSession"]
 
@@ -275,6 +287,30 @@ class SqliteSession:
         query = "SELECT sequence, idx, sketch FROM sketches WHERE sequence > ? ORDER BY sequence LIMIT ?"
         return self._run(query, after, limit).fetchall()
 
+    def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        model, found = self.state("model"), {}
+        for chunk in chunks(indices):
+            # A condition on the model, which all have, would be looked up first.
+            query = f"SELECT idx, model, dimension, windows FROM vectors WHERE idx IN ({marks(chunk)})"
+            for index, of, dimension, block in self._run(query, *chunk):
+                if of == model:
+                    found[index] = windows_in(block, dimension)
+        return found
+
+    def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        for chunk in chunks(indices):
+            found.update(self._run(f"SELECT idx, sketch FROM sketches WHERE idx IN ({marks(chunk)})", *chunk))
+        return found
+
+    def unsettle(self, indices: Sequence[int]) -> None:
+        for chunk in chunks(indices):
+            for table in ("vectors", "sketches"):
+                self._run(f"DELETE FROM {table} WHERE idx IN ({marks(chunk)})", *chunk)
+            self._run(f"UPDATE elements SET pending = 1 WHERE idx IN ({marks(chunk)})", *chunk)
+        if indices:
+            self._bump("epoch")
+
     # Candidates
 
     def candidates(self) -> list[Facts]:
@@ -352,7 +388,19 @@ class SqliteSession:
 
     def check(self) -> list[str]:
         found = [row[0] for row in self._run("PRAGMA integrity_check(20)")]
-        return [] if found == ["ok"] else found
+        return [] if found == ["ok"] else [f"{line}; restore a backup" for line in found]
+
+    def derive(self, element: Element) -> None:
+        query = "UPDATE elements SET name = ?, time = ?, summary = ? WHERE idx = ?"
+        self._run(query, element.name, element.time, element.summary, element.index)
+        # What it holds is not evidence yet: `set_evaluation` follows.
+        self._run("INSERT OR IGNORE INTO evidence VALUES (?, '', NULL)", element.index)
+        self.ledger.put_program(element.index, sha256_text(element.program))
+
+    def recount(self) -> None:
+        counted = "(SELECT COUNT(*) FROM elements below WHERE below.parent = elements.idx)"
+        self._run(f"UPDATE elements SET children = {counted} WHERE children <> {counted}")
+        self._run(f"UPDATE totals SET (records, bytes, names) = ({COUNTED})")
 
     def _bump(self, counter: str) -> int:
         value = int(self.state(counter) or 0) + 1

@@ -40,6 +40,7 @@ __all__ = [
     "VectorState",
     "Where",
     "open_store",
+    "windows_in",
     "without_secrets",
 ]
 
@@ -265,6 +266,17 @@ class Session(Protocol):
         follows `after`."""
         ...
 
+    def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """The vectors of the current model of those of `indices` that have any: float32 [w, dimension], w = 0 where
+        they cannot be read."""
+        ...
+
+    def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]: ...
+
+    def unsettle(self, indices: Sequence[int]) -> None:
+        """Forgets vectors and sketches of these elements, which are pending then."""
+        ...
+
     # Candidates
     def candidates(self) -> list[Facts]:
         """The candidate set, best score first, None last, ties by index."""
@@ -315,12 +327,25 @@ class Session(Protocol):
     def sizes(self) -> Sizes: ...
 
     def check(self) -> list[str]:
-        """What the storage itself says is broken; [] when it is sound."""
+        """What the storage itself says is broken, and what to do; [] when it is sound."""
+        ...
+
+    def derive(self, element: Element) -> None:
+        """Puts right what is kept of a stored element beside its document: name, time, summary, program hash."""
+        ...
+
+    def recount(self) -> None:
+        """Counts anew what is kept because it would have to be counted. MongoDB does so at each start instead."""
         ...
 
 
 class Store(Protocol):
     """Thread-safe. Every method raises StoreError, StoreFullError or StoreBusyError."""
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether a read sees one state, whatever is written meanwhile."""
+        ...
 
     def read(self, work: Callable[[Session], T]) -> T:
         """Runs `work` over one consistent state; it must not write."""
@@ -343,6 +368,13 @@ class Store(Protocol):
     def cache_file(self) -> str | None:
         """Where a disposable cache of the vectors may lie; None when the store has no folder."""
         ...
+
+
+def windows_in(block: bytes, dimension: int) -> np.ndarray:
+    """float32 [w, dimension] from stored bytes; w = 0 where they are not as many as they should be."""
+    if not dimension > 0 or len(block) % (4 * dimension):
+        return np.zeros((0, max(1, dimension)), dtype=np.float32)
+    return np.frombuffer(block, dtype="<f4").reshape(-1, dimension)
 
 
 def without_secrets(url: str) -> str:

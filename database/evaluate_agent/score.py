@@ -34,7 +34,7 @@ __all__ = [
     "sigma_term",
 ]
 
-SCORE_VERSION = 2
+SCORE_VERSION = 3
 _STEEPNESS = 6.0
 
 PUBLISHED = Baseline(
@@ -92,12 +92,12 @@ class Evaluation(BaseModel):
 
 
 def last_loss(text: str) -> Measurement | None:
-    """The last cell of the train row, when it is a number."""
+    """The last cell of the train row, when it is a number above zero, as every cross-entropy is."""
     table = parse_table(text)
     if not table.cells or len(table.cells) != len(table.columns):
         return None
     value = finite_number(table.cells[-1])
-    return None if value is None else Measurement(value=value, n=1)
+    return None if value is None or value <= 0 else Measurement(value=value, n=1)
 
 
 def evidence_of(train: str, test: str, run: RunRecord | None) -> Evidence:
@@ -120,7 +120,7 @@ def evidence_of(train: str, test: str, run: RunRecord | None) -> Evidence:
     loss = last_loss(train)
     benchmark, missing = benchmark_mean(test)
     if loss is None:
-        missing = ["the last cell of the train row is no number", *missing]
+        missing = ["the last cell of the train row is no loss above zero", *missing]
     return Evidence(source="result", loss=loss, benchmark=benchmark, missing=missing)
 
 
@@ -152,11 +152,14 @@ def evaluate(evidence: Evidence, stored: Baseline | None, model: str | None = No
         missing.append(f"no baseline is stored under {evidence.baseline_key!r}")
         return Evaluation(source=evidence.source, baseline_key=evidence.baseline_key, missing=missing)
     loss_term = benchmark_term = None
-    if evidence.loss is not None:
+    # An earlier release took any number of an element's CSV for its loss.
+    if evidence.loss is not None and evidence.loss.value > 0:
         loss_term = sigma_term(baseline.loss - evidence.loss.value, baseline.loss, baseline.loss_clip)
     if evidence.benchmark is not None and baseline.benchmark is not None:
         gain = evidence.benchmark.value - baseline.benchmark
         benchmark_term = sigma_term(gain, baseline.benchmark, baseline.benchmark_clip)
+    elif evidence.loss is not None:
+        missing.append(f"the loss is {evidence.loss.value:g}: expected one above zero")
     if evidence.benchmark is not None and benchmark_term is None:
         missing.append("the baseline has no benchmark mean above zero")
     judgement = _judgement(evidence, baseline, model)

@@ -20,7 +20,7 @@ from database.models import NewElement, StoredExperiment
 from database.routers.route import LONGEST_KEY
 from database.store import Session
 
-__all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "body_hash", "submitted"]
+__all__ = ["IdempotencyKey", "MemoryDep", "Whole", "answered", "answered_before", "body_hash", "submitted"]
 
 _LONG_RESULT = 1 << 16
 """Characters of a result that is read in a thread."""
@@ -91,6 +91,13 @@ def answered(
         return {"message": message, "data": data}
 
     return ApiResponse(**memory.once(f"{request.method} {request.url.path}", key, run, body_hash(body)))
+
+
+def answered_before(memory: Memory, request: Request, key: str | None) -> ApiResponse[Any] | None:
+    """What `answered` said under this key; None the first time. For work that is done before its answer is kept, of
+    requests without a body."""
+    before = memory.repeated(f"{request.method} {request.url.path}", key, body_hash(None))
+    return None if before is None else ApiResponse(**before)
 
 
 async def submitted(

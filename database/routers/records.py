@@ -88,7 +88,7 @@ def list_runs(
     baseline_key: str | None = None,
 ) -> RunPage:
     """Run records of up to `limit` elements, by index, from the one that follows `after`: profile, seed, curve, status,
-    measurements, checks."""
+    measurements, checks. Only finished experiments become elements: no record of another status is stored."""
 
     def work(session: Session) -> RunPage:
         found = session.facts(Where(after=after, baseline_key=baseline_key), limit=limit + 1)

@@ -26,9 +26,9 @@ from database.answers import (
     VectorsRebuilt,
 )
 from database.memory import Memory
-from database.routers import IdempotencyKey, MemoryDep, answered
+from database.routers import IdempotencyKey, MemoryDep, answered, answered_before
 from database.routers.route import ThreadRoute
-from database.store import Session, UncountedError, Where
+from database.store import Session, Sizes, UncountedError, Where
 
 __all__ = ["VERSION", "router"]
 
@@ -85,11 +85,10 @@ def metrics(memory: MemoryDep, request: Request) -> PlainTextResponse:
 @router.get("/stats")
 def stats(memory: MemoryDep) -> Stats:
     """Counts and bytes, under the published names."""
-    return Stats.model_validate(memory.store.read(published_stats))
+    return Stats.model_validate(memory.store.read(lambda session: _published(session, session.sizes())))
 
 
-def published_stats(session: Session) -> dict[str, Any]:
-    sizes = session.sizes()
+def _published(session: Session, sizes: Sizes) -> dict[str, Any]:
     total = session.count()
     return {
         "total_records": total,
@@ -110,8 +109,10 @@ def extended_stats(memory: MemoryDep) -> ExtendedStats:
     judges, and what went wrong; and the candidate set."""
 
     def work(session: Session) -> dict[str, Any]:
-        return published_stats(session) | {
-            "sizes_measured_at": session.sizes().measured_at,
+        # Once: asked again, they may have been measured meanwhile.
+        sizes = session.sizes()
+        return _published(session, sizes) | {
+            "sizes_measured_at": sizes.measured_at,
             "pending_embeddings": session.count(Where(pending=True)),
             "unscored": session.count(Where(unscored=True)),
             "stale_scores": memory.scores.stale_count(session),
@@ -135,8 +136,11 @@ def _judge(memory: Memory) -> JudgeState:
 
 @router.post("/repair")
 def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[Repaired]:
-    """Checks the storage and derives again what can be derived: scores, completeness, parents, candidates, vectors."""
-
+    """Checks the storage and derives again what can be derived: scores, evidence, completeness, hashes, counts,
+    parents, candidates; what lacks vectors or a sketch is embedded again."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
     data = memory.repair()
     sound = "sound" if not data["storage_problems"] else "damaged: restore a backup"
     message = f"{data['elements']} elements checked; the storage is {sound}; scores are computed again"
@@ -147,7 +151,12 @@ def repair(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> A
 
 @router.post("/faiss/rebuild", tags=["faiss"])
 def rebuild_index(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[VectorsRebuilt]:
-    """Embeds what is pending, as far as possible, and builds the vector index anew from the store."""
+    """Embeds what is pending or lacks its vectors, as far as possible, and builds the vector index anew from the
+    store."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
+    memory.embed_again()
     remaining = memory.settling.settle()
     found = memory.store.read(memory.index.rebuild)
     message = f"the index holds {found.vectors} vectors of {found.elements} elements"
@@ -179,6 +188,9 @@ def _index_data(memory: Memory) -> IndexNumbers:
 @router.post("/faiss/clean-orphans", tags=["faiss"])
 def clean_orphans(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[OrphansCleaned]:
     """Drops vectors of elements that are gone."""
+    before = answered_before(memory, request, key)
+    if before is not None:
+        return before
     found = memory.store.read(memory.index.clean)
     data = {"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans}
     return answered(memory, request, key, lambda _: (f"{found.orphans} vectors dropped", data))

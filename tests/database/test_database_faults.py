@@ -42,7 +42,7 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("case", ["unwritable", "text", "foreign", "newer", "url", "memory"])
+@pytest.mark.parametrize("case", ["unwritable", "text", "foreign", "newer", "url", "memory", "folder", "options"])
 def test_a_store_that_cannot_be_used_stops_the_start(
     tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +51,10 @@ def test_a_store_that_cannot_be_used_stops_the_start(
     if case == "unwritable":
         file.write_text("")
         url = f"sqlite:///{file}/below/a.sqlite"
+    elif case == "folder":
+        url, expected = f"sqlite:///{tmp_path}", (3, f"{tmp_path} is a folder")
+    elif case == "options":
+        url, expected = f"{url}?mode=ro", (2, "question mark")
     elif case == "text":
         file.write_text("this is no database\n" * 100)
     elif case in ("foreign", "newer"):

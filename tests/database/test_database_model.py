@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from common.files import sha256_text
+from database.ledger import Event
+from tests.database.candidate_model import PUBLISHED_BENCHMARK, PUBLISHED_LOSS, WIDTH, CandidateModel, Design
 from tests.database.db_service import BASELINE, Service, body_of, element_of, mongodb_server, run_of
 
 NAMES = ["a", "b/all", "$ne", "%2e ü"]
@@ -28,6 +32,7 @@ class Row:
     mean: float | None
     complete: bool = True
     run: dict[str, Any] | None = None
+    loss: float | None = 4.5
 
     @property
     def parent(self) -> int | None:
@@ -57,6 +62,7 @@ class RouteMachine(RuleBasedStateMachine):
         self.last = 0
         self.number = 0
         self.keyed: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.designs: dict[int, Design] = {}
 
     def call(self, method: str, path: str, status: int = 200, **kwargs: Any) -> Any:
         answer = self.place.service.http.request(method, path, **kwargs)
@@ -71,7 +77,26 @@ class RouteMachine(RuleBasedStateMachine):
         self.call("PUT", f"/v2/baselines/{BASELINE.key}", json=BASELINE.model_dump())
         self.since = self.call("GET", "/v2/events?limit=1")["last"]
         self.added = 0
+        state = self.call("GET", "/candidates/stats")["data"]
+        rules = state["capacity"], self.call("GET", "/v2/stats")["candidates"]["cold_start"], state["update_threshold"]
+        self.model = CandidateModel(*rules, lambda index, _: self.designs[index], {BASELINE.key: BASELINE})
+        self.model.seen = self.since
         self.insert("a", "0.5", False, None)
+
+    def quiet(self) -> None:
+        """Waits until nothing is embedded or scored in the background, and follows what happened."""
+        deadline = time.monotonic() + 60
+        while True:
+            told = self.call("GET", "/v2/stats")
+            if not told["pending_embeddings"] and not told["stale_scores"]:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self.follow()
+
+    def follow(self) -> None:
+        while events := self.call("GET", f"/v2/events?after={self.model.seen}&limit=1000")["events"]:
+            self.model.follow([Event(**event) for event in events])
 
     def insert(self, name: str, cell: str, keyed: bool, parent: int | None) -> None:
         self.number += 1
@@ -88,9 +113,17 @@ class RouteMachine(RuleBasedStateMachine):
         if keyed:
             self.keyed.append((headers["Idempotency-Key"], body, stored))
 
-    def keep(self, body: dict[str, Any], mean: float | None, complete: bool, run: dict[str, Any] | None = None) -> None:
+    def keep(
+        self,
+        body: dict[str, Any],
+        mean: float | None,
+        complete: bool,
+        run: dict[str, Any] | None = None,
+        loss: float = 4.5,
+    ) -> None:
         self.last, self.added = self.last + 1, self.added + 1
-        self.rows[self.last] = Row(dict(body), mean, complete, run)
+        self.rows[self.last] = Row(dict(body), mean, complete, run, loss)
+        self.designs[self.last] = Design(loss, mean, None if run is None else BASELINE.key)
 
     def some(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.rows)))
@@ -118,7 +151,7 @@ class RouteMachine(RuleBasedStateMachine):
         key = f"{self.own}/{self.number}"
         body = {"idempotency_key": key, "element": element.model_dump(), "run": run, "usage": usage}
         first = self.call("POST", "/v2/experiments", json=body)["data"]
-        self.keep(element.model_dump(), benchmark, True, run)
+        self.keep(element.model_dump(), benchmark, True, run, loss)
         assert (first["index"], first["created"]) == (self.last, True)
         again = self.call("POST", "/v2/experiments", json=body)["data"]
         assert again["index"] == self.call("GET", f"/v2/experiments/{key}")["index"] == self.last
@@ -170,6 +203,8 @@ class RouteMachine(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         assert self.call("DELETE", "/elements/all")["data"] == {"deleted_count": len(self.rows)}
+        # Before indices are given to other designs.
+        self.follow()
         self.rows, self.last, self.keyed = {}, 0, []
 
     @precondition(lambda self: self.rows)
@@ -186,26 +221,35 @@ class RouteMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def choose(self, data: st.DataObject) -> None:
-        """Candidates enter by themselves as well; what holds at any time is asked."""
-        index = self.some(data)
-        answer = self.place.service.http.post(f"/candidates/{index}/add")
-        assert answer.status_code in (200, 400), answer.text
-        if answer.status_code == 200:
-            self.place.driven.add(("POST", f"/candidates/{index}/add"))
-            if self.place.service.http.put(f"/candidates/{index}").status_code == 200:
-                self.place.driven.add(("PUT", f"/candidates/{index}"))
-        for path in (f"by-index/{index}", f"by-name/{quoted(self.rows[index].body['name'])}")[
-            : data.draw(st.integers(0, 2))
-        ]:
-            removed = self.place.service.http.delete(f"/candidates/{path}")
-            assert removed.status_code in (200, 404), removed.text
-            if removed.status_code == 200:
-                self.place.driven.add(("DELETE", f"/candidates/{path}"))
+        """By hand; nothing else changes the set meanwhile."""
+        self.quiet()
+        index, model = self.some(data), self.model
+        allowed = model.add(index)
+        self.call("POST", f"/candidates/{index}/add", 200 if allowed else 400)
+        self.follow()
+        self.call("PUT", f"/candidates/{index}", 200 if index in model.members else 404)
+        for how in ("index", "name")[: data.draw(st.integers(0, 2))]:
+            name = self.rows[index].body["name"]
+            gone = {index} if how == "index" else {i for i in model.members if self.rows[i].body["name"] == name}
+            status = 404 if how == "index" and index not in model.members else 200
+            model.members -= gone
+            self.call("DELETE", f"/candidates/by-{how}/{index if how == 'index' else quoted(name)}", status)
+            self.follow()
+        assert model.told == model.members
 
     @rule(path=st.sampled_from(["force-update", "rebuild-from-scored", "all"]))
     def change_candidates(self, path: str) -> None:
+        self.quiet()
+        if path == "force-update":
+            self.model.force()
+        elif path == "rebuild-from-scored":
+            self.model.rebuild()
+        else:
+            self.model.members = set()
         told = self.call("DELETE" if path == "all" else "POST", f"/candidates/{path}")["data"]
-        assert path == "all" or told.get("final_candidates", told.get("new_candidate_count")) <= len(self.rows)
+        assert path == "all" or told.get("final_candidates", told.get("new_candidate_count")) == len(self.model.members)
+        self.follow()
+        assert self.model.told == self.model.members
 
     @rule(path=st.sampled_from(["/repair", "/faiss/rebuild", "/faiss/clean-orphans"]))
     def mend(self, path: str) -> None:
@@ -260,18 +304,41 @@ class RouteMachine(RuleBasedStateMachine):
         assert [line["element"]["index"] for line in lines if "element" in line] == indices
         events = get(f"/v2/events?after={self.since}&limit=1000")["events"]
         assert len(events) == 1000 or sum(event["kind"] == "added" for event in events) == self.added
-        members = named(get("/candidates/all"))
-        assert set(members) <= set(indices) and len(members) == len(set(members))
-        assert set(named(get("/candidates/top-k/50"))) | set(named(get("/candidates/sample-range/1/50/50"))) <= set(
-            rows
-        )
-        assert get("/candidates/stats")["data"]["new_data_count"] <= len(rows)
-        assert get("/candidates/new-data-count")["data"]["new_data_count"] <= len(rows)
+        self.ask_candidates()
         vectors = get("/faiss/stats")["data"]
         assert vectors["active_mappings"] == vectors["total_vectors"] <= len(rows), "short motivations have one each"
         assert get(f"/v2/baselines/{BASELINE.key}")["loss"] == BASELINE.loss
         if rows:
             self.ask_of(self.some(data), children)
+
+    def ask_candidates(self) -> None:
+        """The set by its rules, once nothing changes it in the background."""
+        self.quiet()
+        model = self.model
+        candidates = self.call("GET", "/candidates/all")
+        assert named(candidates) == model.ranked() and model.told == model.members
+        assert [row["score"] for row in candidates] == [model.stored[i].score for i in model.ranked()]
+        assert named(self.call("GET", "/candidates/top-k/50")) == model.ranked()
+        assert set(named(self.call("GET", "/candidates/sample-range/1/50/50"))) == model.members
+        new = sum(i > model.merged for i in self.rows)
+        assert self.call("GET", "/candidates/stats")["data"]["new_data_count"] == new
+        assert self.call("GET", "/candidates/new-data-count")["data"]["new_data_count"] == new
+
+    def ask_score(self, index: int) -> float | None:
+        """The score, which is that of the formula, of the last event and of each route."""
+        self.follow()
+        details = self.call("GET", f"/v2/elements/{index}/score")
+        score: float | None = details["score"]
+        assert details["index"] == index and score == expected_score(self.rows[index], details["judgement"])
+        assert score == self.call("GET", f"/elements/{index}/score")["data"]["score"]
+        assert score == self.model.stored[index].score
+        return score
+
+    def teardown(self) -> None:
+        """However few steps there were, every score and the set are looked at in the end."""
+        self.ask_candidates()
+        for index in self.rows:
+            self.ask_score(index)
 
     def ask_of(self, index: int, children: dict[int, list[int]]) -> None:
         rows, get, row = self.rows, lambda path: self.call("GET", path), self.rows[index]
@@ -279,7 +346,7 @@ class RouteMachine(RuleBasedStateMachine):
         assert element == row.body | {"index": index, "summary": element["summary"]}
         scored = get(f"/elements/with-score/by-index/{index}")
         assert {name: value for name, value in scored.items() if name != "score"} == element
-        assert get(f"/elements/{index}/score")["data"]["index"] == get(f"/v2/elements/{index}/score")["index"] == index
+        assert scored["score"] == self.ask_score(index)
         same = [i for i in sorted(rows) if rows[i].body["name"] == row.body["name"]]
         for path in ("by-name", "with-score/by-name"):
             assert named(get(f"/elements/{path}/{quoted(row.body['name'])}")) == same
@@ -309,6 +376,22 @@ class RouteMachine(RuleBasedStateMachine):
         assert get(f"/v2/elements/{index}/checks") == []
         fingerprint = "none" if row.run is None else row.run["fingerprint"]
         assert (index in get(f"/v2/fingerprints/{quoted(fingerprint)}")) == bool(kept)
+
+
+def expected_score(row: Row, judgement: dict[str, Any] | None) -> Any:
+    """The published formula over what was sent; of the judgement only its three integers are taken."""
+    loss, benchmark, widths = PUBLISHED_LOSS, PUBLISHED_BENCHMARK, (WIDTH, WIDTH)
+    if row.run is not None:
+        assert BASELINE.benchmark is not None
+        loss, benchmark = BASELINE.loss, BASELINE.benchmark
+        widths = BASELINE.loss_clip, BASELINE.benchmark_clip
+    if row.loss is None or row.mean is None or judgement is None:
+        return None
+    gains = (loss - row.loss) / (widths[0] * loss), (row.mean - benchmark) / (widths[1] * benchmark)
+    terms = [1 / (1 + math.exp(-6 * max(-1.0, min(1.0, gain)))) for gain in gains]
+    weights = {"performance_score": 0.30, "innovation_score": 0.25, "complexity_score": 0.45}
+    overall = sum(weight * judgement[name] for name, weight in weights.items())
+    return pytest.approx(sum(terms) + (overall - 1) / 9)
 
 
 def quoted(text: str) -> str:

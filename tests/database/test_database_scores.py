@@ -72,6 +72,25 @@ def test_any_columns_are_read_back(cells: list[tuple[str, float]], label: str) -
         assert mean is None and wrong
 
 
+@pytest.mark.parametrize("cell", ["-1", "0", "-0.0", "1e-400"])
+def test_a_loss_that_is_not_above_zero_is_none(cell: str) -> None:
+    """No cross-entropy is; its term would be above that of every sound design."""
+    evidence = evidence_of(f"step,1,2000\nx,10.8,{cell}", "m,a\nx,0.3", None)
+    assert evidence.loss is None and evidence.missing
+    judged = evidence.model_copy(update={"novelty": Novelty()})
+    assert evaluate(judged, None).score is None
+    # As an earlier release stored it.
+    stored = judged.model_copy(update={"loss": Measurement(value=float(cell), n=1)})
+    evaluation = evaluate(stored, None)
+    assert evaluation.score is None and evaluation.loss_term is None and "above zero" in " ".join(evaluation.missing)
+
+
+def test_more_cells_than_columns_leave_a_row_complete() -> None:
+    assert parse_table("m,a\nx,0.5,0.7").complete
+    for text in ("m,a,b\nx,0.5", "m,a\nx,", "m,a\nx,0.5,", "m,a\n", "m\nx,0.5", ""):
+        assert not parse_table(text).complete, text
+
+
 def test_only_the_first_two_rows_are_read() -> None:
     """A text of many megabytes is not read to its end, in which there may be anything."""
     table = parse_table("\n ,\nm,a\nx,0.5\n" + "y" * 200_000)
@@ -81,7 +100,7 @@ def test_only_the_first_two_rows_are_read() -> None:
 @given(st.text())
 def test_no_text_breaks_the_reader(text: str) -> None:
     table = parse_table(text)
-    assert not table.complete or len(table.cells) == len(table.columns) > 0
+    assert not table.complete or len(table.cells) >= len(table.columns) > 0
     loss = last_loss(text)
     assert loss is None or math.isfinite(loss.value)
     benchmark_mean(text)

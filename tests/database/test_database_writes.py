@@ -25,7 +25,16 @@ from database.models import NewElement, PostedElement
 from database.sqlite_database import SqliteStore
 from database.sqlite_schema import MIGRATIONS
 from database.store import NewEntry, Session, Where, open_store
-from tests.database.db_service import BASELINE, RETRY_SECONDS, EmbeddingDouble, Service, body_of, element_of
+from tests.database.candidate_model import CandidateModel, Design
+from tests.database.db_service import (
+    BASELINE,
+    RETRY_SECONDS,
+    EmbeddingDouble,
+    Service,
+    body_of,
+    element_of,
+    run_of,
+)
 
 
 def entry_of(name: str, parent: int | None = None) -> NewEntry:
@@ -247,6 +256,8 @@ def schema(file: Path) -> list[tuple[str, ...]]:
             "SELECT * FROM elements e WHERE e.baseline_key = 'k' ORDER BY e.score DESC, e.idx LIMIT 9",
             "elements_baseline",
         ),
+        ("SELECT idx, model, dimension, windows FROM vectors WHERE idx IN (1, 2)", "sqlite_autoindex_vectors_1"),
+        ("SELECT idx, sha256 FROM programs WHERE idx IN (1, 2)", "INTEGER PRIMARY KEY"),
         ("SELECT MAX(sequence) FROM vectors WHERE model = 'm'", "vectors_model"),
     ],
 )
@@ -257,53 +268,106 @@ def test_questions_are_answered_from_an_index(tmp_path: Path, query: str, index:
     assert index in plan and "TEMP B-TREE" not in plan, plan
 
 
-def kill_at_random_moments(start: Callable[..., Service], kills: int, seed: int) -> None:
-    """Kills the server under load again and again; everything acknowledged is there each time, each index once."""
-    rng = random.Random(seed)
-    acknowledged: dict[int, str] = {}
-    for round_ in range(kills):
-        service = start()
-        stop = threading.Event()
+SMALL = {"CANDIDATE_CAPACITY": "6", "COLD_START": "4", "UPDATE_BATCH": "3"}
 
-        def write(worker: int, service: Service = service, stop: threading.Event = stop, round_: int = round_) -> None:
+
+class Load:
+    """One client that adds children and experiments and removes some of its own, and what it was told."""
+
+    def __init__(self, url: str, name: str, known: dict[str, Design]) -> None:
+        self._url, self._name, self._known = url, name, known
+        self._rng = random.Random(name)
+        self.stored: dict[int, str] = {}
+        self.removed: set[int] = set()
+        self.unsure: set[int] = set()
+        """A removal was sent, and not answered."""
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=20, trust_env=False) as http:
             number = 0
-            with httpx.Client(base_url=service.url, timeout=10, trust_env=False) as http:
-                while not stop.is_set():
-                    name = f"delta_net_{round_}_{worker}_{number}"
-                    number += 1
-                    body = element_of(number, None).model_dump() | {"name": name, "log": "x" * 8000}
-                    try:
-                        answer = http.post("/elements", json=body)
-                    except httpx.HTTPError:
-                        return
-                    if answer.status_code == 200:
-                        acknowledged[answer.json()["data"]["index"]] = name
+            while not self.stop.is_set():
+                number += 1
+                try:
+                    if self.stored and self._rng.random() < 0.15:
+                        self._remove(http, self._rng.choice(list(self.stored)))
+                    else:
+                        self._add(http, f"delta_net_{self._name}_{number}", self._rng.random() < 0.5)
+                except httpx.HTTPError:
+                    return
 
-        before = len(acknowledged)
-        writers = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+    def _add(self, http: httpx.Client, name: str, experiment: bool) -> None:
+        parent = self._rng.choice([None, *self.stored])
+        body = element_of(self._rng.randrange(1000), parent).model_dump() | {"name": name, "log": "x" * 8000}
+        self._known[name] = Design(4.5, 0.4)
+        if not experiment:
+            answer = http.post("/elements", json=body)
+        else:
+            loss, benchmark = self._rng.uniform(3.4, 4.6), self._rng.uniform(0.1, 0.7)
+            self._known[name] = Design(loss, benchmark, BASELINE.key)
+            run = run_of(NewElement.model_validate(body), loss, benchmark).model_dump()
+            answer = http.post("/v2/experiments", json={"idempotency_key": name, "element": body, "run": run})
+        if answer.status_code == 200:
+            self.stored[answer.json()["data"]["index"]] = name
+
+    def _remove(self, http: httpx.Client, index: int) -> None:
+        del self.stored[index]
+        self.unsure.add(index)
+        if http.delete(f"/elements/by-index/{index}").status_code == 200:
+            self.unsure.discard(index)
+            self.removed.add(index)
+
+
+def kill_at_random_moments(start: Callable[..., Service], kills: int, seed: int) -> None:
+    """Kills the server under load again and again. Each time everything acknowledged is there, each index was given
+    once, every invariant holds, and the candidate set is the one that follows from the events."""
+    rng = random.Random(seed)
+    env = {f"ASI_DATABASE__{name}": value for name, value in SMALL.items()}
+    capacity, cold_start, batch = map(int, SMALL.values())
+    known: dict[str, Design] = {}
+    model = CandidateModel(capacity, cold_start, batch, lambda _, name: known[name], {BASELINE.key: BASELINE})
+    acknowledged: dict[int, str] = {}
+    removed: set[int] = set()
+    merges = 0
+    for round_ in range(kills):
+        service = start(env=env)
+        service.client.put_baseline(BASELINE)
+        loads = [Load(service.url, f"{seed}_{round_}_{worker}", known) for worker in range(4)]
+        writers = [threading.Thread(target=load.run) for load in loads]
         for writer in writers:
             writer.start()
         deadline = time.monotonic() + 20
-        while len(acknowledged) < before + 4 and time.monotonic() < deadline:
+        while sum(len(load.stored) for load in loads) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         service.kill()
-        stop.set()
-        for writer in writers:
+        for load, writer in zip(loads, writers, strict=True):
+            load.stop.set()
             writer.join(20)
-        assert len(acknowledged) > before
-        file = Path(service.store.removeprefix("sqlite:///"))
-        with sqlite3.connect(file) as connection:
-            stored = dict(connection.execute("SELECT idx, name FROM elements").fetchall())
-            assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-            records, names = connection.execute("SELECT records, names FROM totals").fetchone()
-        assert acknowledged.items() <= stored.items()
-        assert sorted(stored) == list(range(1, len(stored) + 1)), "no gap, no index twice"
-        assert (records, names) == (len(stored), len(set(stored.values())))
+            acknowledged |= load.stored
+            removed |= load.removed
+            for index in load.removed | load.unsure:
+                acknowledged.pop(index, None)
+        assert any(load.stored for load in loads)
+        before, merged = model.seen, model.merged
         store = open_store(DatabaseSettings(store=service.store))
-        assert broken(store, 50) == []
+        assert broken(store, capacity) == []
+        while events := store.read(lambda session: session.ledger.events(model.seen, 1000)):
+            model.follow(events)
+        stored = store.read(lambda session: {facts.index: facts.name for facts in session.facts()})
+        members = store.read(lambda session: {facts.index for facts in session.candidates()})
+        through = store.read(lambda session: session.state("merged_through"))
         store.close()
-    print(f"{kills} kills under load: {len(acknowledged)} acknowledged writes, all there, every invariant holds")
+        assert model.seen > before and model.given == list(range(1, len(model.given) + 1)), "no gap, no index twice"
+        assert acknowledged.items() <= stored.items() and not removed & set(stored)
+        assert stored.keys() == model.stored.keys()
+        assert (members, through or 0) == (model.members, model.merged)
+        merges += model.merged > merged
+    assert merges and members, "what is to be seen has happened"
+    print(
+        f"{kills} kills under load: {len(acknowledged)} acknowledged elements, all there, {len(removed)} removals, all"
+        f" done; candidates merged before {merges} of them, each set as the events say; every invariant holds"
+    )
 
 
 def test_a_few_kills_under_load_lose_nothing(start: Callable[..., Service]) -> None:

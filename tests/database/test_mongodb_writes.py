@@ -100,6 +100,12 @@ def insert_and_delete(session: Session, name: str, rng: random.Random) -> int:
     return insert(session, name, rng)
 
 
+def unfit(session: Session) -> int:
+    """No text of MongoDB: what the driver makes of the whole group fails."""
+    entry = entry_of("unfit")
+    return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
+
+
 def together(store: Recorded, works: Sequence[Any]) -> list[Future[Any]]:
     """Submits writes so that they wait at the same time."""
     inside, go = threading.Event(), threading.Event()
@@ -132,11 +138,6 @@ def test_each_write_of_a_group_is_kept_or_refused_alone(url: str, transactions: 
 
     def absent(session: Session) -> None:
         tree.facts_of(session, 99)
-
-    def unfit(session: Session) -> int:
-        # No text of MongoDB: what the driver makes of the whole group fails.
-        entry = entry_of("unfit")
-        return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
 
     sound = [add("a"), refused, add("b", 1), keyed, keyed, absent, add("c", 2)]
     for works, last in ((sound, 4), ([add("d", 1), unfit, add("e", 4)], 6)):
@@ -299,6 +300,32 @@ def test_the_first_in_every_order_are_those_of_the_whole_order(
     store.close()
 
 
+def test_a_rank_deeper_than_any_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(url, True)
+    for parent in (None, 1, 1):
+        store.write(partial(insert_below, parent))
+    for offset in (3, 20_000, 2**31, 2**62, 2**63 - 3, 10**19):
+        assert store.read(lambda session, offset=offset: session.ranked("benchmark", 6, offset)) == []  # type: ignore[misc]
+    assert store.read(lambda session: session.ranked("benchmark", 30_000)) == [1, 2, 3]
+    # Those before it do not come here, to be thrown away.
+    monkeypatch.setattr("database.mongodb_pages._DEEPEST", 2)
+    assert store.read(lambda session: session.ranked("benchmark", 1, 2)) == [3]
+    store.close()
+
+
+def test_the_best_are_found_where_others_are_no_number(place: tuple[str, Any]) -> None:
+    url, database = place
+    store = opened(url, True)
+    for _ in range(5):
+        store.write(partial(insert_below, None))
+    for index, value in enumerate((0.5, float("nan"), float("nan"), 0.7, float("nan")), 1):
+        database["data_elements"].update_one({"index": index}, {"$set": {"asi.benchmark": value}})
+    for _ in range(2):
+        # What the last of them had the time before is no lower end.
+        assert ranked(store, "benchmark", 3) == [4, 1, 2]
+    store.close()
+
+
 def test_a_number_beyond_the_counter_is_not_given_again(url: str) -> None:
     store = opened(url, False)
     store.write(lambda session: session.insert(entry_of("x")))
@@ -401,10 +428,6 @@ def test_a_write_that_changed_something_directly_fails_alone_with_the_one_that_i
 
     def direct(session: Session) -> None:
         session.put_state("x", 1)
-
-    def unfit(session: Session) -> int:
-        entry = entry_of("unfit")
-        return session.insert(replace(entry, element=entry.element.model_copy(update={"log": "\ud800"})))
 
     futures = together(store, [partial(insert_below, 1), direct, partial(insert_below, 1), unfit])
     errors = [future.exception(30) for future in futures]
