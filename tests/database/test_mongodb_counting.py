@@ -372,7 +372,7 @@ def test_repair_is_refused_while_elements_are_counted_and_leaves_the_counting_as
         repair.repair(store, scores, candidates)
     # Counting may begin after the first look at it, too.
     with monkeypatch.context() as patched, pytest.raises(UncountedError):
-        patched.setattr(MongoStore, "read", lambda _, __: [])
+        patched.setattr(MongoStore, "read", lambda _, __: (0, []))
         repair.repair(store, scores, candidates)
     store.write(lambda _: None)
     assert database["asi_state"].find_one({"_id": "counting"}) == before
