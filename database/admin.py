@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from common.errors import AsiError, ServiceError, StoreError, UsageError
+from common.errors import AsiError, ServiceError, StoreError, UsageError, first_line
 from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
@@ -302,7 +302,7 @@ def _unreadable(file: Path) -> list[str]:
             try:
                 Element.model_validate(json.loads(body or "") | {"parent": None, "index": index})
             except (ValueError, TypeError) as error:
-                found.append(f"element {index} cannot be read: {str(error).splitlines()[0][:200]}")
+                found.append(f"element {index} cannot be read: {first_line(error)[:200]}")
     return found
 
 
@@ -320,7 +320,7 @@ def _unreadable_beside(file: Path) -> list[str]:
                 try:
                     read(body)
                 except (ValueError, TypeError) as error:
-                    found.append(f"{table}: that of {name} cannot be read: {str(error).splitlines()[0][:200]}")
+                    found.append(f"{table}: that of {name} cannot be read: {first_line(error)[:200]}")
     return found
 
 

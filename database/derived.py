@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from common.errors import StoreError
+from common.errors import StoreError, first_line
 from common.files import sha256_text
 from common.records import Baseline, RunRecord
 from common.result_table import parse_table
 from database.evaluate_agent.score import SCORE_VERSION, Evaluation, Evidence, evaluate, evidence_of
-from database.models import Element
+from database.models import Element, Result
 from database.novelty import PERMUTATIONS
 from database.scores import Scores
 from database.store import Facts, Session
@@ -79,9 +79,9 @@ def faults(session: Session, page: Sequence[Facts]) -> list[Fault]:
     return found
 
 
-def is_complete(element: Element) -> bool:
-    """Whether neither row of its results is missing or has an empty cell."""
-    return parse_table(element.result.train).complete and parse_table(element.result.test).complete
+def is_complete(result: Result) -> bool:
+    """Whether neither row of an element's results is missing or has an empty cell."""
+    return parse_table(result.train).complete and parse_table(result.test).complete
 
 
 def read_evidence(session: Session, index: int) -> tuple[Evidence, Evaluation | None] | None:
@@ -137,7 +137,7 @@ def _element(session: Session, facts: Facts, hashed: str | None, against: _Again
         found = session.elements([index])
         runs = session.runs(index)
     except _UNREADABLE as error:
-        yield Fault(index, f"its document or run cannot be read: {_first_line(error)}", "backup")
+        yield Fault(index, f"its document or run cannot be read: {first_line(error)[:200]}", "backup")
         return
     if not found:
         yield Fault(index, "it has no document", "backup")
@@ -151,13 +151,13 @@ def _element(session: Session, facts: Facts, hashed: str | None, against: _Again
         yield Fault(index, "a run record is of another program", "backup")
     if hashed != sha256:
         yield Fault(index, "its program is not found by its hash", "row")
-    if is_complete(element) != facts.complete:
+    if is_complete(element.result) != facts.complete:
         said = "complete" if facts.complete else "incomplete"
         yield Fault(index, f"it is marked {said}, which it is not", "completeness")
     try:
         known = session.evidence(index)
     except _UNREADABLE as error:
-        yield Fault(index, f"its evidence cannot be read: {_first_line(error)}", "evidence")
+        yield Fault(index, f"its evidence cannot be read: {first_line(error)[:200]}", "evidence")
         return
     if known is None:
         yield Fault(index, "it has no evidence", "evidence")
@@ -209,11 +209,6 @@ def _score(
             if not _close(getattr(evaluation, term), getattr(right, term)):
                 said = f"its {term} is {getattr(evaluation, term)}, from its evidence follows {getattr(right, term)}"
                 yield Fault(index, said, "score")
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, short."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _shown(value: object) -> object:

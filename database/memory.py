@@ -21,10 +21,11 @@ from database import keys, tree
 from database.background import Background
 from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
+from database.derived import is_complete
 from database.embedding_guard import EmbeddingGuard
 from database.errors import NotFoundError, RefusedError, key_used
 from database.evaluate_agent.model_judger import ModelJudger
-from database.evaluate_agent.score import evidence_of, parse_table
+from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
 from database.judging import Judging
 from database.models import Element, NewElement, ScoredElement, StoredExperiment
@@ -144,10 +145,8 @@ class Memory:
         if self.judging is not None and self._judge is not None:
             self._judge.wake()
             self.judging.wait(stored.index, deadline)
-        try:
-            return stored.model_copy(update={"score": self._scores_now([stored.index]).get(stored.index)})
-        except NotFoundError:
-            return stored
+        scores = self._scores_now([stored.index])
+        return stored.model_copy(update={"score": scores[stored.index]}) if scores else stored
 
     def _insert(self, session: Session, entry: NewEntry, body: str | None, usage: Sequence[Usage]) -> StoredExperiment:
         known = None if entry.key is None else keys.first_answer(session, entry.key, entry.element, body)
@@ -222,12 +221,31 @@ class Memory:
         Raises:
             NotFoundError: there is no such element.
         """
-        if self.store.read(lambda session: tree.facts_of(session, index)).pending:
-            self.settling.settle()
-        scores = self._scores_now([index])
+        scores = self._scores([index])
         if index not in scores:
             raise NotFoundError(f"there is no element {index}")
         return scores[index]
+
+    def _scores(self, indices: Sequence[int]) -> dict[int, float | None]:
+        """As `score`, for each of these that exists. However many they are, it waits for pending ones once: the score
+        of what is still pending then is None."""
+        if self.store.read(lambda session: any(known.pending for known in tree.known(session, indices))):
+            self.settling.settle()
+        scores: dict[int, float | None] = {}
+        for start in range(0, len(indices), _RESCORED_AT_ONCE):
+            scores |= self._scores_now(indices[start : start + _RESCORED_AT_ONCE])
+        return scores
+
+    def _scores_now(self, indices: Sequence[int]) -> dict[int, float | None]:
+        def look(session: Session) -> tuple[dict[int, float | None], list[int]]:
+            known = tree.known(session, indices)
+            stale = [one.index for one in known if not self._fresh(session, one)]
+            return {one.index: one.score for one in known}, stale
+
+        scores, stale = self.store.read(look)
+        if stale:
+            scores |= self.store.write(lambda session: {index: self.scores.rescore(session, index) for index in stale})
+        return scores
 
     def _fresh(self, session: Session, facts: Facts) -> bool:
         return facts.revision in (None, self.scores.revision(session, facts.baseline_key))
@@ -276,28 +294,10 @@ class Memory:
         return self.store.read(work)
 
     def scored(self, indices: Sequence[int]) -> list[ScoredElement]:
-        """Whole elements with their scores, in the order asked; what was deleted meanwhile is left out. However many
-        they are, it waits for pending ones once, as `score` does for one: the others' scores are None."""
-
-        if self.store.read(lambda session: any(known.pending for known in tree.known(session, indices))):
-            self.settling.settle()
-        scores: dict[int, float | None] = {}
-        for start in range(0, len(indices), _RESCORED_AT_ONCE):
-            scores |= self._scores_now(indices[start : start + _RESCORED_AT_ONCE])
+        """Whole elements with their scores, in the order asked; what was deleted meanwhile is left out."""
+        scores = self._scores(indices)
         found = self.store.read(lambda session: session.elements(indices))
         return [with_score(element, scores.get(element.index)) for element in found]
-
-    def _scores_now(self, indices: Sequence[int]) -> dict[int, float | None]:
-        def look(session: Session) -> tuple[dict[int, float | None], list[int]]:
-            known = tree.known(session, indices)
-            return {one.index: one.score for one in known}, [
-                one.index for one in known if not self._fresh(session, one)
-            ]
-
-        scores, stale = self.store.read(look)
-        if stale:
-            scores |= self.store.write(lambda session: {index: self.scores.rescore(session, index) for index in stale})
-        return scores
 
     def put_baseline(self, baseline: Baseline) -> int:
         """Keeps a baseline as the newest; returns how many elements are scored again because it changed."""
@@ -378,11 +378,10 @@ def entry_of(element: NewElement, run: RunRecord | None, key: str | None) -> New
     """
     wanted = element.stored()
     refuse_unfit(element, run)
-    train, test = parse_table(wanted.result.train), parse_table(wanted.result.test)
     return NewEntry(
         element=wanted,
         evidence=evidence_of(wanted.result.train, wanted.result.test, run),
-        complete=train.complete and test.complete,
+        complete=is_complete(wanted.result),
         run=run,
         key=key,
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from common.errors import first_line
 from common.records import Baseline, Usage
 from database.ledger import BACKUP, REPAIR, Event, EventKind
 from database.mongodb_counts import EVENTS, USAGE
@@ -140,5 +141,5 @@ def _why_unreadable(read: _Reader, row: dict[str, Any]) -> str | None:
     try:
         read(row)
     except (ValueError, TypeError, KeyError) as error:
-        return f"it cannot be read: {(str(error).splitlines() or [''])[0][:200]}"
+        return f"it cannot be read: {first_line(error)[:200]}"
     return None

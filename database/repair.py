@@ -42,7 +42,8 @@ def clean_invalid(session: Session) -> dict[str, Any]:
     whole: set[int] = set()
     for start in range(0, len(marked), _PAGE):
         # An earlier release took more cells than columns for incomplete.
-        whole |= {element.index for element in session.elements(marked[start : start + _PAGE]) if is_complete(element)}
+        page = session.elements(marked[start : start + _PAGE])
+        whole |= {element.index for element in page if is_complete(element.result)}
     for index in sorted(whole):
         session.set_complete(index, True)
     gone = [index for index in marked if index not in whole]
@@ -154,7 +155,7 @@ def _mend(scores: Scores, found: Sequence[Fault], session: Session) -> None:
 def _derive(session: Session, scores: Scores, element: Element, mends: set[Mend]) -> None:
     index = element.index
     if "completeness" in mends:
-        session.set_complete(index, is_complete(element))
+        session.set_complete(index, is_complete(element.result))
     if mends & {"row", "evidence"}:
         session.derive(element)
     if mends & {"evidence", "score"}:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+from common.errors import first_line
 from common.records import Baseline, Usage
 from database.ledger import BACKUP, REPAIR, EventKind
 
@@ -95,5 +96,5 @@ def _unreadable(read: Callable[[Any], object], value: Any) -> str | None:
     try:
         read(value)
     except (ValueError, TypeError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)[:200]
     return None

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.errors import StoreError
+from common.errors import StoreError, first_line
 from database.store import MAX_INDEX, Facts, Order, Where
 
 __all__ = ["COLUMNS", "ORDERS", "chunks", "condition_of", "facts_of", "marks", "readable"]
@@ -33,7 +33,7 @@ def readable(what: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise StoreError(
-            f"{what} cannot be read, its place in the file is damaged: {str(error).splitlines()[0][:200]}",
+            f"{what} cannot be read, its place in the file is damaged: {first_line(error)[:200]}",
             "restore a backup (database/admin.py restore)",
         ) from error
 

@@ -18,7 +18,7 @@ from typing import Any
 from common.files import sha256_text, write_json
 from training.data import tokenizer
 from training.data.fits import HUB_ADVICE, require_length, require_vocabulary
-from training.data.hub import HubDataset, MovedError, Place, identity_of
+from training.data.hub import HubDataset, MovedError, Place
 from training.data.partial import PROGRESS, Partial
 from training.profiles import Profile
 
@@ -119,26 +119,24 @@ class _Taken:
         self._seen = {_short(identities[at : at + 32]) for at in range(0, len(identities), 32)}
         self.heldout: list[str] = [json.loads(line) for line in partial.read(_HELDOUT).splitlines()]
 
-    def batches(self, source: HubDataset) -> Iterator[list[str]]:
-        """Documents without exact repeats, so many at a time."""
-        batch: list[str] = []
-        for text in source.texts(self.place):
-            identity = identity_of(text)
+    def batches(self, source: HubDataset) -> Iterator[list[tuple[str, bytes]]]:
+        """Documents without exact repeats, each with its hash, so many at a time."""
+        batch: list[tuple[str, bytes]] = []
+        for text, identity in source.documents(self.place):
             if _short(identity) in self._seen:
                 continue
             self._seen.add(_short(identity))
-            batch.append(text)
+            batch.append((text, identity))
             if len(batch) == _BATCH:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
-    def take(self, batch: list[str]) -> None:
+    def take(self, batch: list[tuple[str, bytes]]) -> None:
         """Keeps of each document what its side still lacks."""
         sides: dict[str, list[str]] = {"train": [], "heldout": []}
-        for text in batch:
-            identity = identity_of(text)
+        for text, identity in batch:
             self.digest.update(identity)
             self._partial.append(_SEEN, identity)
             side = "heldout" if int.from_bytes(identity[:4], "big") % _ONE_IN == 0 else "train"

@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import JobError, UsageError, first_line
 
-__all__ = ["HubDataset", "MovedError", "Place", "identity_of"]
+__all__ = ["HubDataset", "MovedError", "Place"]
 
 _COLUMN = "text"
 
@@ -39,8 +39,7 @@ class Place:
     last: str
 
 
-def identity_of(text: str) -> bytes:
-    """SHA-256 of a document."""
+def _identity_of(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -49,7 +48,7 @@ class HubDataset:
 
     Attributes:
         revision: another one where the dataset's files are others, or the library is.
-        place: behind the text that `texts` yielded last; None before the first.
+        place: behind the text that `documents` yielded last; None before the first.
 
     Raises:
         UsageError: it is empty.
@@ -76,8 +75,12 @@ class HubDataset:
             ) from error
         self.revision = f"{builder.hash} {version('datasets')}"
 
-    def texts(self, place: Place | None = None) -> Iterator[str]:
-        """The texts, or those behind `place`. Rows without one (null) are passed over.
+    def texts(self) -> Iterator[str]:
+        """All texts; see `documents`."""
+        return (text for text, _ in self.documents())
+
+    def documents(self, place: Place | None = None) -> Iterator[tuple[str, bytes]]:
+        """The texts, or those behind `place`, each with its SHA-256. Rows without one (null) are passed over.
 
         Raises:
             UsageError: there is no document, or no column of texts.
@@ -99,14 +102,14 @@ class HubDataset:
                 text = self._text_of(row, count)
                 if text is None:
                     continue
-                last = identity_of(text).hex()
+                identity = _identity_of(text)
                 if place is not None:
-                    if last != place.last:
+                    if identity.hex() != place.last:
                         raise MovedError
                     place = None
                     continue
-                self.place = Place(count, before, last)
-                yield text
+                self.place = Place(count, before, identity.hex())
+                yield text, identity
         finally:
             rows.close()
         if place is not None:

@@ -98,10 +98,7 @@ def _as_trained(context: Context) -> CheckOutcome | None:
     if rows < 2:
         return None
     for layer in range(min(2, options.profile_layers)):
-        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": layer}
-        spec = context.spec(66 + layer, jitter=True, train=True, dtype=context.dtype, given=size)
-        spec = {**spec, "call": "bare", "history": True}
-        found = _many(context, spec, length, rows, options.profile_width)
+        found = _many(context, context.trained_spec(66 + layer, layer), length, rows, options.profile_width)
         if found is not None:
             return found
     return None

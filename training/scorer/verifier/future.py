@@ -131,16 +131,12 @@ def _as_trained(context: Context) -> Iterator[Situation]:
     rows = int(min(options.profile_batch, affordable))
     cuts = _drawn(context, length, min(length - 1, max(12, rows)))
     for layer in sorted({0, min(1, options.profile_layers - 1), options.profile_layers - 1}):
-        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": layer}
-        spec = context.spec(45 + layer, jitter=True, train=True, dtype=context.dtype, given=size)
-        spec = {**spec, "call": "bare", "history": True}
+        spec = context.trained_spec(45 + layer, layer)
         name = f"as layer {layer} is trained"
         yield Situation(name, spec, length, cuts, grad=True, width=options.profile_width, rows=rows)
     if options.profile_layers > 1:
-        size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": 1}
         for train in (True, False):
-            spec = context.spec(49, jitter=True, train=train, dtype=context.dtype, given=size)
-            spec = {**spec, "call": "bare", "history": train, "behind": 0}
+            spec = {**context.trained_spec(49, 1, train=train), "behind": 0}
             name = f"as layer 1 is {'trained' if train else 'scored'} behind layer 0"
             yield Situation(name, spec, length, cuts, grad=train, width=options.profile_width, rows=rows)
 

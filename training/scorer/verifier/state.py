@@ -1,18 +1,17 @@
 """State: what was computed before does not change what a mixer answers, and the process is left as it was.
 
-Refuses: a mixer that saw other data of the same shape before (in eval or train mode) answers the same input
-otherwise; so does a fresh mixer after another instance saw other data (a cache of the module or the class), also one
-of another layer, in training; an output
-in eval mode that is drawn from the global random state; a forward pass that draws from that state in eval mode or
-resets it; a constructor that resets it; a parameter that a forward pass changes; parameters that change between two
-calls and do not count in full; a default of torch, or a function of torch, numpy or Python, that
-is not what it was before the import. Warns: a second identical call gives another output (a step counter, which one
-published program in seven keeps), or a fresh mixer answers otherwise after another instance was called: then a result
-depends on how many calls went before; settings that change speed or rounding only. How: fresh mixers under one seed;
-for what a module holds, the program's file is executed anew for each history; outputs are compared here, at equal
+Refuses: a mixer that saw other data of the same shape before (in eval or train mode) answers the same input otherwise;
+so does a fresh mixer after another instance saw other data (a cache of the module or the class), also one of another
+layer, in training; an output in eval mode that is drawn from the global random state; a forward pass that draws from
+that state in eval mode or resets it; a constructor that resets it; a parameter that a forward pass changes; parameters
+that change between two calls and do not count in full; a default of torch, or a function of torch, numpy or Python,
+that is not what it was before the import. Warns: a second identical call gives another output (a step counter, which
+one published program in seven keeps), or a fresh mixer answers otherwise after another instance was called: then a
+result depends on how many calls went before; settings that change speed or rounding only. How: fresh mixers under one
+seed; for what a module holds, the program's file is executed anew for each history; outputs are compared here, at equal
 shapes, so with next to no tolerance. What was changed in the process is read inside. Cannot see: what is kept outside
-of the program's module and written only once; what needs more calls than were made; a change that is undone before
-the call ends.
+of the program's module and written only once; what needs more calls than were made; a change that is undone before the
+call ends.
 """
 
 from __future__ import annotations
@@ -54,6 +53,11 @@ def _inputs(context: Context, seed: int, length: int) -> tuple[np.ndarray, np.nd
     return x, one, two
 
 
+def _last(context: Context, meta: dict[str, Any], arrays: list[np.ndarray]) -> np.ndarray:
+    """The output on the last of the inputs, after calls on those before it."""
+    return context.worker.call("history", meta, arrays)[1][-1].astype(np.float64)
+
+
 def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | None:
     """One mixer, called before on other data."""
     x, one, two = _inputs(context, 70, LENGTH)
@@ -61,9 +65,7 @@ def _instance(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | 
     early: dict[str, np.ndarray] = {}
     for mode, then in (("eval", "eval"), ("train", "eval"), ("train", "train")):
         meta = {"spec": spec, "anew": True, "same": True, "modes": [mode, then]}
-        after_one, after_two = (
-            context.worker.call("history", meta, [before, x])[1][-1].astype(np.float64) for before in (one, two)
-        )
+        after_one, after_two = (_last(context, meta, [before, x]) for before in (one, two))
         found = _difference(context, after_one, after_two)
         if found:
             what = f"after a call in {mode} mode with other data of the same shape, the same input gives another output"
@@ -88,7 +90,7 @@ def _stale(context: Context, arrays: list[np.ndarray], early: dict[str, np.ndarr
     spec, jitter = context.spec(70), context.spec(70, jitter=True)["jitter"]
     for mode, wanted in early.items():
         meta = {"spec": spec, "anew": True, "same": True, "modes": [mode, "eval"], "move": jitter}
-        found = _difference(context, wanted, context.worker.call("history", meta, arrays)[1][-1].astype(np.float64))
+        found = _difference(context, wanted, _last(context, meta, arrays))
         if found:
             what = f"parameters that change after a call in {mode} mode do not count in full: something made from them"
             place = _place(70, spec["dtype"]) | {"earlier_call": mode}
@@ -102,7 +104,7 @@ def _module(context: Context, warnings: list[CheckOutcome]) -> CheckOutcome | No
     spec = context.spec(75, jitter=True)
     x, one, two = _inputs(context, 75, length)
     outputs = {
-        name: context.worker.call("history", {"spec": spec, "anew": anew}, arrays)[1][-1].astype(np.float64)
+        name: _last(context, {"spec": spec, "anew": anew}, arrays)
         for name, anew, arrays in (
             ("alone", True, [x]),
             ("after one", True, [one, x]),
@@ -137,9 +139,7 @@ def _between_layers(
     spec = context.spec(76, jitter=True)
     for layers in ([0, 1], [1, 0]):
         meta = {"spec": spec, "anew": True, "modes": ["train", "train"], "layers": layers}
-        after_one, after_two = (
-            context.worker.call("history", meta, [before, x])[1][-1].astype(np.float64) for before in (one, two)
-        )
+        after_one, after_two = (_last(context, meta, [before, x]) for before in (one, two))
         found = _difference(context, after_one, after_two)
         if found:
             what = f"the mixer of layer {layers[1]} answers otherwise after that of layer {layers[0]} saw other data"
