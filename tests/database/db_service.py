@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 
 from common.files import sha256_text
-from common.process import LISTENING, REPOSITORY
+from common.process import LISTENING, PARENT, REPOSITORY
 from common.records import Baseline, Measurement, RunRecord
 from database.client import DatabaseClient, NewElement
 
@@ -185,6 +185,8 @@ class Service:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ASI_")}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment |= {"ASI_SERVICES__EMBEDDING_URL": embedding_url, "OMP_NUM_THREADS": "1", **(env or {})}
+        # Tests that are killed leave no server behind, which would go on asking a port that is soon another's.
+        environment[PARENT] = str(os.getpid())
         argv = [sys.executable, "database/mongodb_api.py", "--port", port, "--store", store]
         if limit_file_bytes is not None:
             # A limit on file size is how a full disk looks to a write, without filling one.
