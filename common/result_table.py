@@ -8,9 +8,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator
-
-from pydantic import BaseModel
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from common.records import Measurement
 
@@ -23,15 +22,16 @@ _REMEMBERED = 1 << 16
 """Characters of the longest text whose table is remembered."""
 
 
-class Table(BaseModel, frozen=True):
+@dataclass(frozen=True)
+class Table:
     """One result CSV: columns and the cells of its data row, without the row label.
 
     `complete` is False when the row is missing or a cell of it is empty or not there. "nan" is a missing number, not an
     empty cell; more cells than columns are no reason either.
     """
 
-    columns: list[str] = []
-    cells: list[str] = []
+    columns: Sequence[str] = ()
+    cells: Sequence[str] = ()
     complete: bool = False
 
 

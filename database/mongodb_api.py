@@ -71,8 +71,6 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
         title="ASI-Arch architecture database",
         version=system.VERSION,
         lifespan=lifespan,
-        # Existing clients send JSON without a content type as well.
-        strict_content_type=False,
     )
     app.state.memory = memory
     app.state.metrics = metrics
@@ -99,7 +97,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
     app.add_middleware(Telemetry, metrics)
     # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
     for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
-        app.include_router(module.router)
+        # Not as a router within the router, which takes a tenth of the time of a request to look through.
+        app.router.routes.extend(module.router.routes)
     answer_errors(app)
     describe_api(app)
     return app
@@ -155,6 +154,8 @@ def serve(settings: Settings, embedder: Embedder) -> None:
             http=EnvelopeProtocol,
             log_level="warning",
             access_log=False,
+            # The log names who connects. What a header says of it is nobody's word.
+            proxy_headers=False,
             timeout_graceful_shutdown=5,
         )
         server = _Server(config)

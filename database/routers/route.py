@@ -14,6 +14,7 @@ from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
 
@@ -40,11 +41,21 @@ class ThreadRoute(APIRoute):
                 model = given
             if not (isinstance(model, type) and issubclass(model, Response)):
                 endpoint = _dumped(endpoint, TypeAdapter(model))
-        super().__init__(path, endpoint, **options)
+        # Existing clients send JSON without a content type as well.
+        super().__init__(path, endpoint, **options | {"strict_content_type": False})
+        handler: _Handler | None = getattr(endpoint, "handler", None)
+        if handler is not None:
+            self.app = _answering(handler)
 
-    def get_route_handler(self) -> _Handler:
-        handler: _Handler | None = getattr(self.endpoint, "handler", None)
-        return handler or super().get_route_handler()
+
+def _answering(handler: _Handler) -> ASGIApp:
+    """`handler` alone, without what FastAPI opens and closes for dependencies, of which it has none."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await handler(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return app
 
 
 def reads_body(model: type[B], *, keyed: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
