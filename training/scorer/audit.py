@@ -50,7 +50,7 @@ from training.scorer.scored import Places, Scored
 __all__ = ["FEWEST", "TOLERANCE", "Audit", "Suspect", "changed_futures", "draws_needed"]
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Change of a log-probability, in nats, that rounding explains where shapes differ (docs/verifier.md: measured)."""
+"""Change of a log-probability, in nats, that rounding explains where shapes differ (docs/verifier-evidence.md)."""
 FEWEST = 2
 """Places that must differ: one may be an accident. They may be in one row, which can be worth a gain by itself."""
 _TWO_HITS = 6.64
