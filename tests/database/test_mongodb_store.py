@@ -185,8 +185,9 @@ def test_no_question_reads_every_document(place: tuple[str, Documents]) -> None:
         assert sent, name
         for command in sent:
             if command.get("find") in ("asi_state", "asi_events"):
-                # Looked up by their names or numbers.
-                assert set(command["filter"]["_id"]) == {"$in"}, (name, command)
+                # Looked up by their names or numbers. The lease, which is renewed meanwhile, looks for its own name.
+                named = command["filter"]["_id"]
+                assert named == "lease" or set(named) == {"$in"}, (name, command)
                 continue
             asked = {key: value for key, value in command.items() if key not in ("lsid", "$db", "$clusterTime")}
             plan = json.dumps(documents.database.command("explain", asked), default=str)
@@ -194,7 +195,7 @@ def test_no_question_reads_every_document(place: tuple[str, Documents]) -> None:
     # Not explained by every server: it may take the index of the first field that has one, and "index" reads all below.
     sent.clear()
     assert store.read(lambda session: session.names_among(["x"], 3)) == {"x"}  # type: ignore[attr-defined]
-    fields = list(sent[0]["query"])
+    fields = list(next(command["query"] for command in sent if "query" in command))
     assert fields.index("name") < fields.index("index")
     store.close()
 
