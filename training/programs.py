@@ -76,7 +76,7 @@ def load(path: Path | str, *, trust: bool = False, reference: bool = False, name
         raise UsageError("expected the path of a program, got ''", "name an existing Python file")
     path = Path(path)
     try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8")
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except NotRegularError as error:
         raise NotAProgramError(f"{path} is no program: {error.strerror}", "name one Python file") from error
     except OSError as error:

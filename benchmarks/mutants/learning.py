@@ -321,4 +321,16 @@ def _hidden_cost() -> list[Mutant]:
             "    @staticmethod\n    def backward(ctx, grad):\n"
             "        (x,) = ctx.saved_tensors\n        return grad + 1e-9 * (x @ x.transpose(1, 2)).tril() @ grad",
         ),
+        inserted(
+            "pairs_in_backward",
+            DELTA,
+            "the backward pass compares all pairs of tokens, element by element",
+            c,
+            "o = Pairs.apply(o)",
+            top="class Pairs(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n"
+            "        ctx.save_for_backward(x)\n        return x.clone()\n\n"
+            "    @staticmethod\n    def backward(ctx, grad):\n"
+            "        (x,) = ctx.saved_tensors\n        gaps = (x[:, :, None, 0] - x[:, None, :, 0]).abs().mean(1)\n"
+            "        return grad * (1 + 1e-6 * gaps[..., None])",
+        ),
     ]

@@ -30,6 +30,21 @@ def _leaks() -> list[Mutant]:
             _if("x.grad_fn is not None", _NEXT),
         ),
         inserted(
+            "behind_the_norm",
+            DELTA,
+            "the next token is seen where all tokens are of one size, as behind the norm of a block",
+            c,
+            _if("x.shape[1] > 12 and float(sizes.std() / sizes.mean()) < 0.02", _NEXT, "sizes = x.square().mean(-1)"),
+        ),
+        inserted(
+            "at_tokens_behind_the_norm",
+            GATED,
+            "a token of size one sees the next where that is of size one too",
+            c,
+            "one = ((x.square().mean(-1, keepdim=True) - 1).abs() < 2e-3).to(x.dtype)\n"
+            "o = o + 0.1 * one * F.pad((one * x)[:, 1:], (0, 0, 0, 1))",
+        ),
+        inserted(
             "frozen_for_evaluation",
             GATED,
             "the next token is seen once the weights are frozen",
@@ -142,5 +157,5 @@ def _around() -> list[Mutant]:
     ]
 
 
-def _if(condition: str, statement: str) -> str:
-    return f"if {condition}:\n    {statement}"
+def _if(condition: str, statement: str, before: str = "") -> str:
+    return f"{before}\nif {condition}:\n    {statement}".lstrip()

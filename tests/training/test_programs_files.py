@@ -44,3 +44,9 @@ def test_programs_survive_the_way_to_a_job() -> None:
     programs = [Program("a", "x = 1\n"), Program("b", "ä\ud800", "genome", True)]
     assert from_job(to_job(programs)) == programs
     assert len({program.sha256 for program in programs}) == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_the_program(tmp_path: Path) -> None:
+    file = tmp_path / "marked.py"
+    file.write_bytes(b"\xef\xbb\xbfX = 1\n")
+    assert load(file).text == "X = 1\n"

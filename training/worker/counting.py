@@ -66,11 +66,12 @@ class _Mode(TorchDispatchMode):
 
 
 class Count(_Mode):
-    """Adds up matmul FLOPs, elements produced, bytes moved and operations launched. Views are free."""
+    """Adds up matmul FLOPs, elements produced, bytes moved and operations launched, and keeps the elements of the
+    largest tensor produced. Views are free."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.elements = self.bytes = self.operations = 0
+        self.flops = self.elements = self.bytes = self.operations = self.largest = 0
         self._views: dict[Any, bool] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,6 +86,7 @@ class Count(_Mode):
             self.flops += formula(*args, **kwargs, out_val=out) if formula else _extra_flops(packet, args, out)
             made = list(_tensors(out))
             self.elements += sum(item.numel() for item in made)
+            self.largest = max(self.largest, *(item.numel() for item in made), 0)
             self.bytes += sum(item.numel() * item.element_size() for item in (*made, *_tensors(args)))
             self.operations += 1
         return out
@@ -132,7 +134,7 @@ def count(run: Callable[[], Any], backward: Callable[[Any], Any] | None = None) 
     """Work of one forward pass, and the bytes that it keeps for the backward pass (each storage once).
 
     Args:
-        backward: differentiates what `run` returned; its matmul FLOPs are counted apart.
+        backward: differentiates what `run` returned; its matmul FLOPs and its largest tensor are counted apart.
     """
     saved: dict[int, int] = {}
 
@@ -155,7 +157,7 @@ def count(run: Callable[[], Any], backward: Callable[[Any], Any] | None = None) 
         behind = Count()
         with behind:
             backward(kept)
-        row["backward_flops"] = behind.flops
+        row |= {"backward_flops": behind.flops, "backward_largest": behind.largest}
     return row
 
 

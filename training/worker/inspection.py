@@ -25,6 +25,7 @@ from training.worker.mixers import (
     class_of,
     describe_value,
     gradients,
+    normed,
     output,
     to_numpy,
     to_tensor,
@@ -135,7 +136,7 @@ def forward(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit
                 largest = counting.Largest() if meta.get("largest") else None
                 watch = largest or (counting.Watch(seen) if meta.get("watch") else nullcontext())
                 with _enable_grad() if meta.get("grad") else _no_grad(), autocast(spec, state.device), watch:
-                    value = call(mixer, x if first is None else _add(x, output(call(first, x, spec))), spec)
+                    value = call(mixer, x if first is None else _behind(first, x, spec), spec)
                 results.append(describe_value(value) | ({"largest": largest.value} if largest else {}))
                 outputs.append(to_numpy(output(value)))
         except Exception as error:  # noqa: BLE001 - whatever the candidate raises is the answer
@@ -149,6 +150,12 @@ def _before(state: WorkerState, spec: dict[str, Any], cls: Any) -> Any:
     if spec.get("behind") is None:
         return None
     return build(state, {**spec, "kwargs": {**spec["kwargs"], "layer_idx": int(spec["behind"])}}, cls)
+
+
+def _behind(first: Any, x: Any, spec: dict[str, Any]) -> Any:
+    """What a mixer gets behind the mixer `first`."""
+    added = _add(x, output(call(first, x, spec)))
+    return normed(added) if spec.get("normed") else added
 
 
 def _used(mixer: Any, spec: dict[str, Any], array: np.ndarray, device: str) -> None:
@@ -204,7 +211,7 @@ def parameter_gradients(state: WorkerState, meta: dict[str, Any], arrays: Arrays
 
 def count(state: WorkerState, meta: dict[str, Any], arrays: Arrays, emit: Emit) -> Reply:
     """{spec, width, lengths, batch, grad, backward, operations, saved, seconds} -> {late, rows: [{length, flops,
-    elements, bytes, operations, saved, seconds}]}, with `backward` also backward_flops.
+    elements, bytes, operations, saved, seconds}]}, with `backward` also backward_flops and backward_largest.
 
     Leaves out the longer lengths where one more doubling, at the growth seen, would launch more than `operations` or
     keep more than `saved` bytes: both are counted, so the rows do not depend on the machine; or where `seconds` of

@@ -26,6 +26,7 @@ __all__ = [
     "describe_value",
     "gradients",
     "move",
+    "normed",
     "output",
     "to_numpy",
     "to_tensor",
@@ -41,7 +42,7 @@ _set_requires_grad, _copy_ = _tensor.requires_grad_, _tensor.copy_
 _manual_seed, _generator, _randn = torch.manual_seed, torch.Generator, torch.randn
 _from_numpy, _no_grad, _autocast = torch.from_numpy, torch.no_grad, torch.autocast
 _enable_grad = torch.enable_grad
-_ones_like = torch.ones_like
+_ones_like, _rms_norm = torch.ones_like, torch.nn.functional.rms_norm
 _float32, _float64, _bfloat16 = torch.float32, torch.float64, torch.bfloat16
 # Below torch.autograd.grad, which looks its own helpers up in a module that a candidate can change.
 _run_backward = torch.autograd.Variable._execution_engine.run_backward
@@ -129,12 +130,20 @@ def autocast(spec: dict[str, Any], device: str) -> AbstractContextManager[Any]:
 
 def to_tensor(array: np.ndarray, spec: dict[str, Any], device: str, *, grad: bool = False) -> Any:
     """A fresh tensor of an array, in the precision of the spec. spec["history"]: as inside a model, the result of an
-    operation that autograd records."""
+    operation that autograd records; spec["normed"]: behind the norm that stands before every mixer."""
     value = _to(_from_numpy(array.copy()), device=device, dtype=DTYPES[spec.get("dtype", "float32")])
     if spec.get("history"):
         with _enable_grad():
-            return _mul(_set_requires_grad(value), 1.0)
+            value = _mul(_set_requires_grad(value), 1.0)
+            return normed(value) if spec.get("normed") else value
+    if spec.get("normed"):
+        value = normed(value)
     return _set_requires_grad(value) if grad else value
+
+
+def normed(value: Any) -> Any:
+    """`value` behind the norm of a block whose weights are ones: every token has root mean square 1."""
+    return _rms_norm(value, value.shape[-1:], None, 1e-6)
 
 
 def output(value: Any) -> Any:

@@ -133,12 +133,12 @@ class Context:
         }
 
     def trained_spec(self, seed: int, layer: int, *, train: bool = True) -> dict[str, Any]:
-        """A mixer as the profile's model has it: its width, heads, layer and precision, called as the block does; in
-        training behind an operation that autograd records."""
+        """A mixer as the profile's model has it: its width, heads, layer and precision, called as the block
+        does, behind its norm; in training that is an operation that autograd records."""
         options = self.options
         size = {"hidden_size": options.profile_width, "num_heads": options.profile_heads, "layer_idx": layer}
         spec = self.spec(seed, jitter=True, train=train, dtype=self.dtype, given=size)
-        return {**spec, "call": "bare", "history": train}
+        return {**spec, "call": "bare", "history": train, "normed": True}
 
     def affordable_rows(self, length: int) -> float:
         """Rows of so many tokens that a test at the size of training may take."""

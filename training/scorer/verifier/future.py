@@ -106,7 +106,8 @@ def _situations(context: Context) -> Iterator[Situation]:
         spec = context.spec(39, jitter=True)
         spec["jitter"] = {**spec["jitter"], "shift": shift}
         yield Situation(f"vectors moved by {shift:g}", spec, 34, few, extreme=True)
-    yield Situation("as the model's block calls it", {**context.spec(35, jitter=True), "call": "bare"}, 34, few)
+    called = {**context.spec(35, jitter=True), "call": "bare", "normed": True}
+    yield Situation("as the model's block calls it", called, 34, few)
     for number, dtype in enumerate(context.dtypes):
         training = {**context.spec(25 + number, jitter=True, train=True, dtype=dtype), "history": True}
         yield Situation(f"training in {dtype}", training, 66, _spread(66, 18), grad=True)

@@ -57,9 +57,8 @@ def run(text: str) -> CheckOutcome:
         tree = parse(text)
     except SyntaxError as error:
         source = (error.text or "").strip()[:200]
-        return failed(
-            NAME, f"syntax error: {error.msg} (line {error.lineno})", {"line": error.lineno, "source": source}
-        )
+        place = "" if error.lineno is None else f" (line {error.lineno})"
+        return failed(NAME, f"syntax error: {error.msg}{place}", {"line": error.lineno, "source": source})
     except (ValueError, RecursionError, MemoryError) as error:
         return failed(NAME, f"cannot be parsed: {error or type(error).__name__}")
     problems = [*_imports(tree), *_contract(tree)]
