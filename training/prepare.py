@@ -73,12 +73,13 @@ def _run(profile: Profile, arguments: argparse.Namespace) -> int:
     if profile.data.tokenizer == "bpe":
         known = (text for text, side in documents() if side != "heldout")
         first = list(_up_to(known, tokenizer.TRAINING_CHARACTERS))
-        made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols)
+        made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols, profile.tasks.wider)
     else:
         made = tokenizer.fetch(profile.data.tokenizer)
     require_vocabulary(profile, tokenizer.count_ids(made))
     plan = Plan(
         source,
+        profile.data.tokenizer,
         shard_tokens=arguments.shard_tokens,
         train_tokens=arguments.train_tokens,
         heldout_tokens=arguments.heldout_tokens,

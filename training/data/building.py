@@ -51,7 +51,7 @@ def build(
 
 
 def _build_shards(profile: Profile, folder: Path, say: Report) -> dict[str, object]:
-    facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile.model.vocab, folder, say)
+    facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile, folder, say)
     counts = {"train": int(str(facts["train_tokens"])), "heldout": int(str(facts["heldout_tokens"]))}
     require_length(profile, counts, "a share", "prepare more text with training/prepare.py")
     tokens = np.fromfile(folder / "heldout.bin", dtype=np.uint16)
@@ -86,9 +86,9 @@ def _build_text(
         trained = tokenizer.train(train, profile.model.vocab, profile.tasks.symbols, profile.tasks.wider)
     else:
         trained = tokenizer.fetch(profile.data.tokenizer)
+        require_vocabulary(profile, tokenizer.count_ids(trained))
     trained.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
-    require_vocabulary(profile, codec.size)
     say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
     counts = {
         side: _encode(codec, documents, folder / f"{side}.bin", cancel) for side, documents in _sides(train, heldout)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.errors import UsageError
-from training.profiles import Profile
+from training.data.tokenizer import MARKERS, WIDER_MARKERS, Codec, special_tokens
+from training.profiles import OWN_TASKS, Profile
 
-__all__ = ["HUB_ADVICE", "TEXT_ADVICE", "require_length", "require_vocabulary"]
+__all__ = [
+    "HUB_ADVICE",
+    "TEXT_ADVICE",
+    "needs_symbols",
+    "require_length",
+    "require_shards",
+    "require_vocabulary",
+]
 
 TEXT_ADVICE = "name more text with --text"
 """Where the text is the user's files or docstrings."""
@@ -15,19 +24,107 @@ HUB_ADVICE = "raise data.train_chars of the profile, or name a larger dataset in
 """Where it is a dataset of the hub."""
 
 
-def require_vocabulary(profile: Profile, ids: int) -> None:
+MOST_PADDING = 2
+"""model.vocab may be so many times the tokenizer's entries: a rounder size is quicker on a GPU, and what is far above
+is a mistake, whose rows take memory and learn nothing."""
+
+
+def require_vocabulary(profile: Profile, ids: int, what: str = "the tokenizer") -> None:
     """
     Args:
         ids: of the tokenizer: one more than its highest.
+        what: which tokenizer, in words.
 
     Raises:
-        UsageError: the tokenizer has ids for which the model has no entry.
+        UsageError: the tokenizer has ids for which the model has no entry, or the model far more entries than it.
     """
-    if ids > profile.model.vocab:
+    vocab = profile.model.vocab
+    if ids > vocab:
         raise UsageError(
-            f"the tokenizer has {ids} entries, more than model.vocab = {profile.model.vocab}",
+            f"{what} has {ids} entries, more than model.vocab = {vocab}",
             f"set model.vocab of profile {profile.name} to at least {ids}",
         )
+    if vocab > MOST_PADDING * ids:
+        raise UsageError(
+            f"{what} has {ids} entries, and model.vocab = {vocab} is more than {MOST_PADDING} times as many",
+            f"set model.vocab of profile {profile.name} to {ids}, or to a rounder number of at most "
+            f"{MOST_PADDING * ids}",
+        )
+
+
+def needs_symbols(profile: Profile) -> bool:
+    """Whether generated tasks are trained on or scored: their sequences are ids that the tokenizer must have."""
+    return profile.tasks.share > 0 or bool(set(profile.eval.benchmarks) & set(OWN_TASKS) - {"cloze"})
+
+
+def require_shards(profile: Profile, manifest: Mapping[str, Any], codec: Codec, folder: str) -> None:
+    """
+    Args:
+        manifest: of the shards; its `tokenizer` is the name of theirs, missing in older ones.
+        codec: their tokenizer.
+        folder: where they lie, for the message.
+
+    Raises:
+        UsageError: they were cut by another tokenizer than data.tokenizer, its size does not fit model.vocab, or the
+            ids of markers and symbols are others than those of the profile's tasks.
+    """
+    shards = f"the shards in {folder}"
+    again = "make shards with this profile: python training/prepare.py --profile PROFILE --text FILE... --out DIR"
+    _require_name(profile, manifest.get("tokenizer"), codec, shards, again)
+    require_vocabulary(profile, codec.size, f"the tokenizer of {shards}")
+    if needs_symbols(profile):
+        _require_symbols(profile, codec, shards, again)
+
+
+def _require_name(profile: Profile, named: str | None, codec: Codec, shards: str, again: str) -> None:
+    wanted, trained = profile.data.tokenizer, _has(codec, special_tokens(0))
+    if named is None:
+        # Its file does not tell which one of the hub it is, only whether it has the markers of ours.
+        same, found = (wanted == "bpe") == trained, "'bpe'" if trained else "one of the hub"
+    else:
+        same, found = named == wanted, repr(named)
+    if not same:
+        other = named or ("bpe" if trained else None)
+        set_it = f"set data.tokenizer = {other!r}" if other else "set data.tokenizer to its name"
+        raise UsageError(
+            f"{shards} were tokenised with {found}, and data.tokenizer of profile {profile.name} is {wanted!r}",
+            f"{set_it}, or {again}",
+        )
+
+
+def _require_symbols(profile: Profile, codec: Codec, shards: str, again: str) -> None:
+    """Training takes a symbol by its id and scoring by its text: both must mean the same token."""
+    spec = profile.tasks
+    wanted = special_tokens(spec.symbols, spec.wider)
+    if _has(codec, wanted):
+        return
+    symbols, wider = _symbols_of(codec)
+    place = next(number for number, token in enumerate(wanted) if codec.encode_items(token) != [number])
+    raise UsageError(
+        f"the tokenizer of {shards} has {_in_words(symbols, wider)}, and profile {profile.name} needs "
+        f"{_in_words(spec.symbols, spec.wider)}: {wanted[place]} should be the token {place} and is "
+        f"{codec.encode_items(wanted[place])}",
+        f"{again}; or set tasks.symbols and tasks.names to what the shards have; or train and score without generated "
+        "tasks (tasks.share = 0, none of them in eval.benchmarks)",
+    )
+
+
+def _has(codec: Codec, tokens: Sequence[str]) -> bool:
+    """Whether `tokens` are the ids 0, 1, ... of the tokenizer."""
+    return all(codec.encode_items(token) == [number] for number, token in enumerate(tokens))
+
+
+def _symbols_of(codec: Codec) -> tuple[int, bool]:
+    """(Task symbols, whether the markers of the wider tasks follow them)."""
+    first, symbols = 1 + len(MARKERS), 0
+    while codec.encode_items(f"<|s{symbols}|>") == [first + symbols]:
+        symbols += 1
+    return symbols, _has(codec, special_tokens(symbols, wider=True))
+
+
+def _in_words(symbols: int, wider: bool) -> str:
+    markers = f"the {len(WIDER_MARKERS)} markers of the wider tasks"
+    return f"{symbols} task symbols {'with' if wider else 'without'} {markers}"
 
 
 def require_length(profile: Profile, counts: Mapping[str, int], held_out: str, fix: str) -> None:

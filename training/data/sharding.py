@@ -47,12 +47,14 @@ class Plan:
 
     Attributes:
         source: what the documents are, for people and for recognising the same plan.
+        tokenizer: its name, as in data.tokenizer.
         heldout_one_in: of so many documents without a side one is held out, chosen by its hash.
         heldout_tokens: at most so many; what is chosen beyond is dropped.
         near: overlap from which documents are near-duplicates; None keeps all but exact repeats.
     """
 
     source: dict[str, Any]
+    tokenizer: str
     shard_tokens: int
     train_tokens: int | None
     heldout_tokens: int
@@ -61,7 +63,8 @@ class Plan:
     workers: int = 1
 
     def identity(self, tokenizer: str) -> str:
-        facts = {name: value for name, value in vars(self).items() if name != "workers"}
+        # Of the tokenizer all of it counts, whatever its name.
+        facts = {name: value for name, value in vars(self).items() if name not in ("workers", "tokenizer")}
         return sha256_text(f"{facts} {UNIT} {VERSION} {sha256_text(tokenizer)}")
 
 
@@ -180,6 +183,7 @@ class _Work:
             )
         manifest = {
             "version": VERSION,
+            "tokenizer": self._plan.tokenizer,
             "tokenizer_sha256": sha256_text((self._out / _TOKENIZER).read_text(encoding="utf-8")),
             "end": codec.end,
             "vocab": codec.size,
