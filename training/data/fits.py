@@ -1,18 +1,22 @@
-"""Whether a tokenizer and the text that it cut fit the profile: refused before anything is trained."""
+"""Whether text, tokenizer and shards are there and fit the profile: refused before anything is trained."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from common.errors import UsageError
+from training.data import extract
 from training.data.tokenizer import MARKERS, WIDER_MARKERS, Codec, special_tokens
-from training.profiles import OWN_TASKS, Profile
+from training.profiles import OWN_TASKS, DataSpec, Profile
 
 __all__ = [
     "HUB_ADVICE",
     "TEXT_ADVICE",
     "needs_symbols",
+    "package_versions",
     "require_length",
     "require_shards",
     "require_vocabulary",
@@ -50,6 +54,22 @@ def require_vocabulary(profile: Profile, ids: int, what: str = "the tokenizer") 
             f"set model.vocab of profile {profile.name} to {ids}, or to a rounder number of at most "
             f"{MOST_PADDING * ids}",
         )
+
+
+def package_versions(data: DataSpec) -> dict[str, str]:
+    """Versions of the packages whose docstrings are read: training first, then held-out.
+
+    Raises:
+        UsageError: data.train names one that is not installed. JobError: one of data.heldout, which are pinned, is not.
+    """
+    for name in data.train:
+        if not extract.installed(name):
+            near = difflib.get_close_matches(name, sorted(packages_distributions()), n=1)
+            raise UsageError(
+                f"data.train names {name!r}, and there is no installed package of that name",
+                (f"did you mean {near[0]}? " if near else "") + "Correct data.train of the profile, or install it",
+            )
+    return {name: extract.package_version(name) for name in (*data.train, *data.heldout)}
 
 
 def needs_symbols(profile: Profile) -> bool:

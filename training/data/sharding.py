@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +26,15 @@ from common.files import read_json, sha256_text, write_atomic, write_json
 from common.process import exit_with_parent
 from training.data.near import PERMUTATIONS, Near, signature
 from training.data.shards import MANIFEST, VERSION, file_sha256
+from training.data.text_files import Side
 from training.data.tokenizer import Codec
 
-__all__ = ["Document", "Plan", "Side", "make_shards"]
+__all__ = ["Document", "Plan", "make_shards"]
 
 UNIT = 256
 """Documents of one unit of work."""
 _PROGRESS = "progress.json"
 _TOKENIZER = "tokenizer.json"
-Side = Literal["train", "heldout"]
 Document = tuple[str, Side | None]
 """A text and its side; None: by its hash."""
 Unit = list[tuple[bytes, np.ndarray, np.ndarray, Side | None]]
