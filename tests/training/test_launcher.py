@@ -184,6 +184,11 @@ def test_the_files_say_what_the_record_says(
     area = (validated[10] + 2 * validated[20] + validated[30]) / 4
     assert record.learning_curve is not None and record.learning_curve.n == 3
     assert record.learning_curve.value == pytest.approx(area)
+    right = [line["val_tasks"] for line in lines if "val_tasks" in line]
+    assert set(record.task_curves) == set(launcher.profile.tasks.names) and len(right) == 3
+    for name, curve in record.task_curves.items():
+        one, two, three = (line[name] for line in right)
+        assert curve.value == pytest.approx((one + 2 * two + three) / 4) and 0 <= curve.value <= 1
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
 
@@ -497,7 +502,7 @@ def test_tensorboard_files_are_written_by_setting(launcher: Launcher, tmp_path: 
     assert made.train(program(MEAN), seed=0, out=tmp_path, run_id="t").status == "finished"
     (events,) = (tmp_path / "tensorboard").glob("events.*")
     content = events.read_bytes()
-    assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm"))
+    assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm", b"validation/recall"))
 
 
 def test_a_missing_package_is_told_at_the_start(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
