@@ -184,6 +184,14 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise UsageError(f"profile {path}: {wrong}", f"correct {path}; training/sections.py lists every key") from error
 
 
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "of at least",
+    "less_than": "below",
+    "less_than_equal": "of at most",
+}
+
+
 def _explain(item: Any) -> str:
     """One error of pydantic's in one line: the key, what was expected, what came."""
     kind, key = item["type"], ".".join(map(str, item["loc"]))
@@ -193,4 +201,7 @@ def _explain(item: Any) -> str:
         return f"{key}: this key is missing"
     if kind == "extra_forbidden":
         return f"{key}: there is no such key"
+    if kind in _BOUNDS:
+        (bound,) = item["ctx"].values()
+        return f"{key}: expected a number {_BOUNDS[kind]} {bound}, got {item['input']!r}"
     return f"{key}: {item['msg']}, got {reprlib.repr(item['input'])}"

@@ -216,10 +216,11 @@ PLAIN: dict[str, dict[str, Any]] = {"tasks": {"share": 0.0}, "eval": {"benchmark
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"tasks": {"symbols": 32}}, r"has 16 task symbols without .*needs 32 .*<\|s16\|> should be the token 22"),
-        ({"tasks": WIDE}, r"has 16 task symbols without .*needs 36 task symbols with .*prepare\.py"),
-        ({"tasks": {"share": 0.0, "symbols": 20}}, "needs 20 task symbols"),
-        ({"tasks": {"symbols": 20}, "eval": {"benchmarks": ["cloze"]}}, "needs 20 task symbols"),
+        ({"tasks": {"symbols": 32}}, r"has 16 task symbols, .*needs 32: <\|s16\|> should be its token 22"),
+        ({"tasks": {**WIDE, "symbols": 18}}, "needs 18 and the markers"),
+        ({"tasks": WIDE}, r"needs 36 and the markers of the wider tasks: .*prepare\.py"),
+        ({"tasks": {"share": 0.0, "symbols": 20}}, "needs 20: "),
+        ({"tasks": {"symbols": 20}, "eval": {"benchmarks": ["cloze"]}}, "needs 20: "),
     ],
 )
 def test_shards_with_other_symbols_than_the_tasks_are_refused(
@@ -235,7 +236,7 @@ def test_shards_with_other_symbols_than_the_tasks_are_refused(
 def test_shards_without_symbols_serve_a_profile_that_needs_none(sharded: Profile, tmp_path: Path) -> None:
     scored = {"benchmarks": ["cloze"]}
     prepare_corpus(changed(sharded, tasks={"symbols": 32, "share": 0.0}, eval=scored), tmp_path / "cache")
-    with pytest.raises(UsageError, match="needs 32 task symbols"):  # and no cached corpus lets them through
+    with pytest.raises(UsageError, match="needs 32: "):  # and no cached corpus lets them through
         prepare_corpus(changed(sharded, tasks={"symbols": 32, "share": 0.3}, eval=scored), tmp_path / "cache")
 
 
@@ -269,9 +270,9 @@ def test_shards_of_the_hubs_tokenizer_are_known_by_what_they_lack(tmp_path: Path
 
 def test_a_vocabulary_far_above_the_tokenizers_is_refused_with_both_sizes(sharded: Profile, tmp_path: Path) -> None:
     ids = read_manifest(Path(sharded.data.shards))["vocab"]
-    prepare_corpus(changed(sharded, model={"vocab": 2 * ids}), tmp_path / "cache")
-    with pytest.raises(UsageError, match=rf"has {ids} entries, and model\.vocab = {2 * ids + 1} is more than 2 times"):
-        prepare_corpus(changed(sharded, model={"vocab": 2 * ids + 1}), tmp_path / "cache")
+    prepare_corpus(changed(sharded, model={"vocab": 2 * ids - 1}), tmp_path / "cache")
+    with pytest.raises(UsageError, match=rf"has {ids} entries, and model\.vocab = {2 * ids} is not below 2 times"):
+        prepare_corpus(changed(sharded, model={"vocab": 2 * ids}), tmp_path / "cache")
 
 
 def test_the_command_gives_the_wider_tasks_their_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

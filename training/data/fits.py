@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError
 from training.data import extract
-from training.data.tokenizer import MARKERS, WIDER_MARKERS, Codec, special_tokens
+from training.data.tokenizer import MARKERS, Codec, special_tokens
 from training.profiles import OWN_TASKS, DataSpec, Profile
 
 __all__ = [
@@ -29,8 +29,8 @@ HUB_ADVICE = "raise data.train_chars of the profile, or name a larger dataset in
 
 
 MOST_PADDING = 2
-"""model.vocab may be so many times the tokenizer's entries: a rounder size is quicker on a GPU, and what is far above
-is a mistake, whose rows take memory and learn nothing."""
+"""model.vocab must be below so many times the tokenizer's entries: a rounder size, up to the next power of two, is
+quicker on a GPU; what is above is a mistake, whose rows take memory and learn nothing."""
 
 
 def require_vocabulary(profile: Profile, ids: int, what: str = "the tokenizer") -> None:
@@ -48,11 +48,10 @@ def require_vocabulary(profile: Profile, ids: int, what: str = "the tokenizer") 
             f"{what} has {ids} entries, more than model.vocab = {vocab}",
             f"set model.vocab of profile {profile.name} to at least {ids}",
         )
-    if vocab > MOST_PADDING * ids:
+    if vocab >= MOST_PADDING * ids:
         raise UsageError(
-            f"{what} has {ids} entries, and model.vocab = {vocab} is more than {MOST_PADDING} times as many",
-            f"set model.vocab of profile {profile.name} to {ids}, or to a rounder number of at most "
-            f"{MOST_PADDING * ids}",
+            f"{what} has {ids} entries, and model.vocab = {vocab} is not below {MOST_PADDING} times as many",
+            f"set model.vocab of profile {profile.name} to {ids}, or to a rounder number below {MOST_PADDING * ids}",
         )
 
 
@@ -118,11 +117,11 @@ def _require_symbols(profile: Profile, codec: Codec, shards: str, again: str) ->
     wanted = special_tokens(spec.symbols, spec.wider)
     if _has(codec, wanted):
         return
-    symbols, wider = _symbols_of(codec)
     place = next(number for number, token in enumerate(wanted) if codec.encode_items(token) != [number])
+    markers = " and the markers of the wider tasks" if spec.wider else ""
     raise UsageError(
-        f"the tokenizer of {shards} has {_in_words(symbols, wider)}, and profile {profile.name} needs "
-        f"{_in_words(spec.symbols, spec.wider)}: {wanted[place]} should be the token {place} and is "
+        f"the tokenizer of {shards} has {_symbols_of(codec)} task symbols, and profile {profile.name} needs "
+        f"{spec.symbols}{markers}: {wanted[place]} should be its token {place}, and is "
         f"{codec.encode_items(wanted[place])}",
         f"{again}; or set tasks.symbols and tasks.names to what the shards have; or train and score without generated "
         "tasks (tasks.share = 0, none of them in eval.benchmarks)",
@@ -134,17 +133,12 @@ def _has(codec: Codec, tokens: Sequence[str]) -> bool:
     return all(codec.encode_items(token) == [number] for number, token in enumerate(tokens))
 
 
-def _symbols_of(codec: Codec) -> tuple[int, bool]:
-    """(Task symbols, whether the markers of the wider tasks follow them)."""
+def _symbols_of(codec: Codec) -> int:
+    """Task symbols at their ids."""
     first, symbols = 1 + len(MARKERS), 0
     while codec.encode_items(f"<|s{symbols}|>") == [first + symbols]:
         symbols += 1
-    return symbols, _has(codec, special_tokens(symbols, wider=True))
-
-
-def _in_words(symbols: int, wider: bool) -> str:
-    markers = f"the {len(WIDER_MARKERS)} markers of the wider tasks"
-    return f"{symbols} task symbols {'with' if wider else 'without'} {markers}"
+    return symbols
 
 
 def require_length(profile: Profile, counts: Mapping[str, int], held_out: str, fix: str) -> None:
