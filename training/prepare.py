@@ -151,12 +151,21 @@ def _size(path: Path) -> int:
 
 
 def _of_list(path: Path) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield str(json.loads(line)["text"]), None
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}, line {number}: expected a JSON object with a key text: {error}") from error
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise _no_document(path, number, str(error)) from error
+            if not isinstance(text, str):
+                raise _no_document(path, number, f"its text is {type(text).__name__}")
+            yield text, None
+
+
+def _no_document(path: Path, number: int, why: str) -> UsageError:
+    return UsageError(
+        f"{path}, line {number}: expected a JSON object with a text under the key text: {why}", "correct the line"
+    )
 
 
 def _up_to(documents: Iterator[str], characters: int) -> Iterator[str]:

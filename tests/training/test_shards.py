@@ -286,6 +286,14 @@ def test_the_command_gives_the_wider_tasks_their_markers(tmp_path: Path, capsys:
     prepare_corpus(changed(load_profile(tmp_path / "wide.toml"), data=shards), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("line", [b'{"text": null}', b'{"text": 7}', b'{"text": "\xff"}', b"[]", b"{}", b"words"])
+def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "words"}\n' + line + b"\n")
+    command = ["--profile", str(TINY), "--text", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    assert prepare.main(command) == 2
+    assert "a.jsonl, line 2: expected a JSON object" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_gives_the_same_with_two_processes(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one, _ in DOCUMENTS * 3))
