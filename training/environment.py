@@ -49,6 +49,7 @@ TRAINER_SOURCES = (
     "training/data/tasks_state.py",
     "training/items.py",
     "training/profiles.py",
+    "training/sections.py",
     "training/scorer/answers.py",
     "training/scorer/audit.py",
     "training/scorer/benchmarks.py",

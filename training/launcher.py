@@ -19,6 +19,7 @@ from common.files import read_json, sha256_text, write_json
 from common.process import REPOSITORY
 from common.records import Baseline, CheckOutcome, CheckReport, RunRecord
 from common.settings import Settings
+from training.benchmark_names import require_named
 from training.checking import run_checks
 from training.command import Command
 from training.command_run import run_command
@@ -58,13 +59,15 @@ class Launcher:
         command: the user's own training script, which then trains in place of ours; None: ours.
 
     Raises:
-        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the project's own
-            benchmarks do not fit the profile, the user's own training script is not there, or a package that writes
-            metrics is not installed.
+        UsageError: the device asked for is not there, there are more processes than rows or GPUs, the profile names a
+            benchmark that is none, the project's own do not fit it, the user's own training script is not there, or a
+            package that writes metrics is not installed.
     """
 
     def __init__(self, settings: Settings, profile: Profile) -> None:
         self.settings = settings
+        if settings.training.command is None:
+            require_named(profile.eval.benchmarks)
         self.profile = profile = own_benchmarks(profile) if settings.training.benchmarks == "own" else profile
         self.device = find_device(settings.training.device)
         require_processes(settings.training.processes, profile, self.device)

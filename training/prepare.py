@@ -17,15 +17,17 @@ if __name__ == "__main__":
 import argparse
 import itertools
 import json
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common.errors import AsiError, UsageError
 from common.process import exit_with_parent
 from common.settings import path_argument
-from training.data import extract, tokenizer
-from training.data.fits import require_vocabulary
-from training.data.sharding import Document, Plan, Side, make_shards
+from training.data import extract, text_files, tokenizer
+from training.data.fits import package_versions, require_vocabulary
+from training.data.sharding import Document, Plan, make_shards
+from training.data.text_files import Side
 from training.profiles import Profile, load_profile, profile_names
 
 __all__ = ["main"]
@@ -50,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-tokens", type=int, metavar="N", help="end after so many (default: all there are)")
     parser.add_argument("--heldout-tokens", type=int, default=1_000_000, metavar="N", help="held out at most")
     parser.add_argument(
-        "--heldout-one-in", type=int, default=100, metavar="N", help="documents of which one is held out"
+        "--heldout-one-in",
+        type=int,
+        default=100,
+        metavar="N",
+        help="of so many documents, or characters of text files, one is held out (default: 100)",
     )
     parser.add_argument("--near", type=float, default=0.8, metavar="J", help="overlap of near-duplicates; 1: keep them")
     arguments = parser.parse_args(argv)
@@ -69,16 +75,17 @@ def _run(profile: Profile, arguments: argparse.Namespace) -> int:
         raise UsageError("--workers and --shard-tokens must be at least 1, --heldout-one-in at least 2")
     if not 0 < arguments.near <= 1:
         raise UsageError(f"expected --near in (0, 1], got {arguments.near}", "0.8 is usual")
-    source, documents = _documents(profile, arguments.text)
+    source, documents = _documents(profile, arguments.text, arguments.heldout_one_in)
     if profile.data.tokenizer == "bpe":
         known = (text for text, side in documents() if side != "heldout")
         first = list(_up_to(known, tokenizer.TRAINING_CHARACTERS))
-        made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols)
+        made = tokenizer.train(first, profile.model.vocab, profile.tasks.symbols, profile.tasks.wider)
     else:
         made = tokenizer.fetch(profile.data.tokenizer)
     require_vocabulary(profile, tokenizer.count_ids(made))
     plan = Plan(
         source,
+        profile.data.tokenizer,
         shard_tokens=arguments.shard_tokens,
         train_tokens=arguments.train_tokens,
         heldout_tokens=arguments.heldout_tokens,
@@ -104,21 +111,26 @@ def _run(profile: Profile, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _documents(profile: Profile, files: Sequence[Path]) -> tuple[dict[str, Any], Callable[[], Iterator[Document]]]:
+def _documents(
+    profile: Profile, files: Sequence[Path], one_in: int
+) -> tuple[dict[str, Any], Callable[[], Iterator[Document]]]:
     """(What they are, the documents from the beginning).
 
-    Docstrings are held out by package, as the sandbox mounts the others.
+    Docstrings are held out by package, as the sandbox mounts the others, and text by whole files or their ends.
     """
     if files:
-        return {"text": {str(path): _size(path) for path in files}}, lambda: (
-            (text, None) for path in files for text in _of_file(path)
-        )
+        sizes = {str(path): _size(path) for path in files}
+        plain = [path for path in files if path.suffix != ".jsonl"]
+        listed = [path for path in files if path.suffix == ".jsonl"]
+        # How text is split was another way once: what was begun so cannot be gone on with.
+        source = {"text": sizes, **({"held out": "files or ends"} if plain else {})}
+        return source, lambda: itertools.chain(text_files.documents(plain, one_in), *map(_of_list, listed))
     data = profile.data
     if data.source == "docstrings":
+        versions = package_versions(data)
         sides: list[tuple[Side, str]] = [("heldout", name) for name in data.heldout]
         sides += [("train", name) for name in data.train]
-        versions = {name: extract.package_version(name) for _, name in sides}
-        return {"packages": versions}, lambda: (
+        return {"packages": {name: versions[name] for _, name in sides}}, lambda: (
             (text, side) for side, name in sides for text in extract.docstrings(name)
         )
     if data.source == "fineweb":
@@ -130,21 +142,30 @@ def _documents(profile: Profile, files: Sequence[Path]) -> tuple[dict[str, Any],
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise UsageError(f"cannot read the text file {path}: {error.strerror}", "name readable files") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"cannot read the text file {path}: expected a regular file", "name readable files")
+    return found.st_size
 
 
-def _of_file(path: Path) -> Iterator[str]:
-    if path.suffix != ".jsonl":
-        yield from itertools.chain(*extract.file_blocks([path]))
-        return
-    with path.open(encoding="utf-8") as lines:
+def _of_list(path: Path) -> Iterator[Document]:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield str(json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}, line {number}: expected a JSON object with a key text: {error}") from error
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise _no_document(path, number, str(error)) from error
+            if not isinstance(text, str):
+                raise _no_document(path, number, f"its text is {type(text).__name__}")
+            yield text, None
+
+
+def _no_document(path: Path, number: int, why: str) -> UsageError:
+    return UsageError(
+        f"{path}, line {number}: expected a JSON object with a text under the key text: {why}", "correct the line"
+    )
 
 
 def _up_to(documents: Iterator[str], characters: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import JobError, StoreError, UsageError
 from common.process import REPOSITORY
+from training import prepare
 from training.data import extract, tokenizer
 from training.data.corpus import Corpus, load_items, prepare_corpus
 from training.data.dedup import LINE, Deduplicator, shingles
@@ -72,6 +73,21 @@ def test_docstrings_are_read_without_importing_the_package(tmp_path: Path, monke
 def test_a_package_that_is_not_installed_is_named() -> None:
     with pytest.raises(JobError, match="no_such_package_here"):
         extract.docstrings("no_such_package_here")
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("numpyy", "did you mean numpy"), ("xqzxqz", "Correct data.train"), ("numpy.linalg", "Correct")]
+)
+def test_a_training_package_that_is_not_there_is_wrong_usage(
+    profile: Profile, tmp_path: Path, name: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = profile.data.model_copy(update={"train": [name]})
+    with pytest.raises(UsageError, match=rf"data\.train names '{name}'.*\n  fix: .*{fix}"):
+        prepare_corpus(profile.model_copy(update={"data": data}), tmp_path)
+    mine = tmp_path / "mine.toml"
+    mine.write_text(TINY.read_text().replace('train = ["numpy"]', f'train = ["{name}"]'))
+    assert prepare.main(["--profile", str(mine), "--out", str(tmp_path / "shards")]) == 2
+    assert "data.train" in capsys.readouterr().err
 
 
 def test_sampling_keeps_the_same_share_of_every_package() -> None:

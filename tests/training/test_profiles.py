@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from common.errors import UsageError
 from common.knobs import Check, Monitor
@@ -15,6 +17,7 @@ from training.profiles import (
     CheckpointSpec,
     DataSpec,
     ModelSpec,
+    Profile,
     TrainSpec,
     load_profile,
     own_benchmarks,
@@ -75,9 +78,34 @@ def test_a_profile_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
         ("symbols = 16", "symbols = 16\nrecall_pairs = 3\nx = 1", "overwrite"),
         ("seq_len = 64", "seq_len = 16", "seq_len"),
         ("vocab = 512", "vocab = 290", "model.vocab"),
-        ("vocab = 512", "vocab = 70_000", "less than or equal to 65536, got 70000"),
+        ("vocab = 512", "vocab = 70_000", "expected a number of at most 65536, got 70_?000"),
         ("copy_length = 8", "copy_length = 2", "copy_length"),
-        ("hidden_size = 32", "hidden_size = 33", "model.heads must divide model.hidden_size"),
+        ("hidden_size = 32", "hidden_size = 33", "model.heads must divide model.hidden_size, got 2 and 33\\n"),
+        ("lr = 4e-3", "lr = inf", "train.lr: .*finite number, got inf"),
+        ("lr = 4e-3", "lr = 40.0", "train.lr: expected a number of at most 1.0, got 40.0"),
+        (
+            "lr = 4e-3",
+            "lr = 0.5\nweight_decay = 3.0",
+            "lr x train.weight_decay must be below 1, .*got 0.5 x 3\\n",
+        ),
+        ("lr = 4e-3", "lr = 4e-3\nbetas = [2.0, 0.9]", "train.betas.0: expected a number below 1.0, got 2.0"),
+        ("lr = 4e-3", "lr = 4e-3\nbetas = [0.9, -0.1]", "train.betas.1: expected a number of at least 0.0, got -0.1"),
+        ("lr = 4e-3", "lr = 4e-3\neps = -1.0", "train.eps: expected a number of at least 1e-30, got -1.0"),
+        ("lr = 4e-3", "lr = 4e-3\neps = 1e-60", "train.eps: .*got 1e-60"),
+        ("lr = 4e-3", "lr = 4e-3\nweight_decay = inf", "train.weight_decay: .*finite number, got inf"),
+        ("lr = 4e-3", "lr = 4e-3\nclip = nan", "train.clip: .*got nan"),
+        ("lr = 4e-3", "lr = 4e-3\nz_loss = inf", "train.z_loss: .*finite number"),
+        ("vocab = 512", "vocab = 512\nnorm_eps = -1", "model.norm_eps: .*got -1"),
+        ("vocab = 512", "vocab = 512\nconv_size = 0", "model.conv_size: .*got 0"),
+        ("vocab = 512", "vocab = 512\nexpand_v = 0.0", "model.expand_v: .*got 0.0"),
+        ("seconds = 240", "seconds = inf", "limits.seconds: .*finite number"),
+        (
+            '"induction", "cloze"]',
+            '"induction", "cloze", "cloze"]',
+            "eval.benchmarks must be different, got .*cloze",
+        ),
+        ("items = 40\n", "", "eval.items: this key is missing\\n"),
+        ("steps = 30", "stepz = 30\nsteps = 30", "train.stepz: there is no such key\\n"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -85,6 +113,28 @@ def test_a_wrong_value_is_named(tmp_path: Path, old: str, new: str, said: str) -
     path.write_text(TINY.read_text().replace(old, new))
     with pytest.raises(UsageError, match=f"(?i){said}"):
         load_profile(path)
+
+
+def test_no_number_of_a_profile_may_be_infinite() -> None:
+    """Whichever key it is, and whichever is added later."""
+    profile = load_profile(TINY).model_dump()
+    tried = 0
+    for section, values in profile.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, float):
+                tried += 1
+                with pytest.raises(ValidationError, match="finite"):
+                    Profile.model_validate({**profile, section: {**values, key: math.inf}})
+    assert tried > 10
+
+
+def test_an_error_says_once_what_came_and_dumps_no_section(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TINY.read_text().replace("hidden_size = 32", "hidden_size = 33").replace("items = 40", ""))
+    with pytest.raises(UsageError) as raised:
+        load_profile(path)
+    lines = raised.value.message.splitlines()
+    assert len(lines) == 2 and all(line.count("got") <= 1 and "{" not in line for line in lines)
 
 
 def test_the_fingerprint_follows_what_changes_a_result_and_nothing_else() -> None:

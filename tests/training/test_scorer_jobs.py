@@ -79,6 +79,6 @@ def _lives(pid: int) -> bool:
 def test_the_baseline_key_covers_all_that_trains_and_scores() -> None:
     wanted = {"training/worker/program.py", "training/worker/state.py", "training/fla_compat/modules/convolution.py"}
     wanted |= {f"training/scorer/{name}.py" for name in ("audit", "confirm", "fresh", "scored", "scoring", "verdict")}
-    wanted |= {"training/profiles.py", "training/worker/guard.py", "training/worker/trial.py"}
+    wanted |= {"training/profiles.py", "training/sections.py", "training/worker/guard.py", "training/worker/trial.py"}
     wanted |= {"training/worker/weights.py", "training/scorer/items.py", "training/items.py"}
     assert wanted <= set(TRAINER_SOURCES) and len(TRAINER_SOURCES) == len(set(TRAINER_SOURCES))

@@ -4,9 +4,9 @@ on like any other text."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError
 from common.process import REPOSITORY
+from training import prepare
 from training.data import sharding, tokenizer
 from training.data.corpus import load_items, prepare_corpus
 from training.data.near import Near, signature
@@ -48,8 +49,8 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(**changes: Any) -> Plan:
-    return Plan(**{"source": {"text": "x"}, "shard_tokens": 1500, "train_tokens": None, "heldout_tokens": 10**6,
-                   "heldout_one_in": 10, **changes})  # fmt: skip
+    return Plan(**{"source": {"text": "x"}, "tokenizer": "bpe", "shard_tokens": 1500, "train_tokens": None,
+                   "heldout_tokens": 10**6, "heldout_one_in": 10, **changes})  # fmt: skip
 
 
 def made(folder: Path, codec: str, documents: list[Document] = DOCUMENTS, **changes: Any) -> dict[str, Any]:
@@ -142,12 +143,20 @@ def test_windows_of_several_files_are_those_of_one(
     assert (tokens.windows(starts, length) == whole[starts[:, None] + np.arange(length)]).all()
 
 
+@pytest.fixture(scope="module")
+def shards(codec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "UNIT", 8)
+        made(folder, codec, [(text(seed, 120), None) for seed in range(150)])
+    return folder
+
+
 @pytest.fixture
-def sharded(codec: str, tmp_path: Path) -> Iterator[Profile]:
-    made(tmp_path / "shards", codec, [(text(seed, 120), None) for seed in range(150)])
-    profile = load_profile(TINY)
-    data = profile.data.model_copy(update={"source": "shards", "shards": str(tmp_path / "shards")})
-    yield profile.model_copy(update={"data": data})
+def sharded(shards: Path, tmp_path: Path) -> Profile:
+    """A profile over shards of its own, which may be changed."""
+    shutil.copytree(shards, tmp_path / "shards")
+    return changed(load_profile(TINY), data={"source": "shards", "shards": str(tmp_path / "shards")})
 
 
 def test_a_profile_trains_on_shards(sharded: Profile, tmp_path: Path) -> None:
@@ -184,6 +193,105 @@ def test_damaged_shards_and_small_vocabularies_are_refused(sharded: Profile, tmp
     shard.write_bytes(content[:-2])
     with pytest.raises(UsageError, match="incomplete"):
         prepare_corpus(sharded, tmp_path / "cache")
+
+
+def changed(profile: Profile, **sections: dict[str, Any]) -> Profile:
+    """`profile` with other values, looked at as when it is read."""
+    found = profile.model_dump()
+    return Profile.model_validate({**found, **{name: {**found[name], **values} for name, values in sections.items()}})
+
+
+def renamed(profile: Profile, name: str | None) -> None:
+    """Sets the tokenizer's name in the manifest of the profile's shards; None takes it out, as in older ones."""
+    path = Path(profile.data.shards) / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest.pop("tokenizer", None)
+    path.write_text(json.dumps({**manifest, **({"tokenizer": name} if name else {})}))
+
+
+WIDE = {"names": ["recall", "copying", "induction", "parity"], "symbols": 36}
+PLAIN: dict[str, dict[str, Any]] = {"tasks": {"share": 0.0}, "eval": {"benchmarks": ["cloze"]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tasks": {"symbols": 32}}, r"has 16 task symbols, .*needs 32: <\|s16\|> should be its token 22"),
+        ({"tasks": {**WIDE, "symbols": 18}}, "needs 18 and the markers"),
+        ({"tasks": WIDE}, r"needs 36 and the markers of the wider tasks: .*prepare\.py"),
+        ({"tasks": {"share": 0.0, "symbols": 20}}, "needs 20: "),
+        ({"tasks": {"symbols": 20}, "eval": {"benchmarks": ["cloze"]}}, "needs 20: "),
+    ],
+)
+def test_shards_with_other_symbols_than_the_tasks_are_refused(
+    sharded: Profile, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    """A symbol that they lack would be trained as some byte, and scored as the bytes of its name."""
+    lines: list[str] = []
+    with pytest.raises(UsageError, match=f"(?s){said}"):
+        prepare_corpus(changed(sharded, **change), tmp_path / "cache", report=lines.append)
+    assert not lines, "before any shard is read"
+
+
+def test_shards_without_symbols_serve_a_profile_that_needs_none(sharded: Profile, tmp_path: Path) -> None:
+    scored = {"benchmarks": ["cloze"]}
+    prepare_corpus(changed(sharded, tasks={"symbols": 32, "share": 0.0}, eval=scored), tmp_path / "cache")
+    with pytest.raises(UsageError, match="needs 32: "):  # and no cached corpus lets them through
+        prepare_corpus(changed(sharded, tasks={"symbols": 32, "share": 0.3}, eval=scored), tmp_path / "cache")
+
+
+def test_shards_of_another_tokenizer_are_refused_by_its_name(sharded: Profile, tmp_path: Path) -> None:
+    hub = changed(sharded, data={"tokenizer": "gpt2"}, **PLAIN)
+    with pytest.raises(UsageError, match=r"tokenised with 'bpe', and data\.tokenizer of profile tiny is 'gpt2'"):
+        prepare_corpus(hub, tmp_path / "cache")
+    renamed(sharded, None)
+    with pytest.raises(UsageError, match=r"tokenised with 'bpe', and .* is 'gpt2'"):
+        prepare_corpus(hub, tmp_path / "cache")
+    prepare_corpus(sharded, tmp_path / "cache")
+    renamed(sharded, "gpt2")
+    with pytest.raises(UsageError, match=r"with 'gpt2', and .* is 'bpe'\n  fix: set data\.tokenizer = 'gpt2'"):
+        prepare_corpus(changed(sharded, **PLAIN), tmp_path / "cache")
+
+
+def test_shards_of_the_hubs_tokenizer_are_known_by_what_they_lack(tmp_path: Path) -> None:
+    """Where the manifest does not name it."""
+    words = {"<|endoftext|>": 0, **{word: 1 + number for number, word in enumerate(WORDS.tolist())}}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<|endoftext|>"}
+    split = {"type": "WhitespaceSplit"}
+    hub = json.dumps({"version": "1.0", "model": model, "pre_tokenizer": split, "added_tokens": []})
+    made(tmp_path / "shards", hub, tokenizer="words")
+    bpe = changed(load_profile(TINY), data={"source": "shards", "shards": str(tmp_path / "shards")}, **PLAIN)
+    with pytest.raises(UsageError, match=r"with 'words', and .* is 'bpe'"):
+        prepare_corpus(bpe, tmp_path / "cache")
+    renamed(bpe, None)
+    with pytest.raises(UsageError, match=r"with one of the hub, and .* is 'bpe'"):
+        prepare_corpus(bpe, tmp_path / "cache")
+
+
+def test_a_vocabulary_far_above_the_tokenizers_is_refused_with_both_sizes(sharded: Profile, tmp_path: Path) -> None:
+    ids = read_manifest(Path(sharded.data.shards))["vocab"]
+    prepare_corpus(changed(sharded, model={"vocab": 2 * ids - 1}), tmp_path / "cache")
+    with pytest.raises(UsageError, match=rf"has {ids} entries, and model\.vocab = {2 * ids} is not below 2 times"):
+        prepare_corpus(changed(sharded, model={"vocab": 2 * ids}), tmp_path / "cache")
+
+
+def test_the_command_gives_the_wider_tasks_their_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = 'names = ["recall", "copying", "induction", "parity"]\nsymbols = 36'
+    (tmp_path / "wide.toml").write_text(TINY.read_text().replace("symbols = 16", tasks))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text(seed, 120)}) + "\n" for seed in range(150)))
+    command = ["--profile", str(tmp_path / "wide.toml"), "--text", str(tmp_path / "a.jsonl"), "--heldout-one-in", "10"]
+    assert prepare.main([*command, "--out", str(tmp_path / "shards")]) == 0, capsys.readouterr().err
+    assert read_manifest(tmp_path / "shards")["tokenizer"] == "bpe"
+    shards = {"source": "shards", "shards": str(tmp_path / "shards")}
+    prepare_corpus(changed(load_profile(tmp_path / "wide.toml"), data=shards), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("line", [b'{"text": null}', b'{"text": 7}', b'{"text": "\xff"}', b"[]", b"{}", b"words"])
+def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "words"}\n' + line + b"\n")
+    command = ["--profile", str(TINY), "--text", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    assert prepare.main(command) == 2
+    assert "a.jsonl, line 2: expected a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.slow

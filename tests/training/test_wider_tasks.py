@@ -62,7 +62,7 @@ def test_every_task_of_the_wider_set_is_learnt_and_scored(
         ({"tasks": {"mad_length": 10}}, "tasks.mad_length must be at least"),
         ({"tasks": {"needle_length": 100}}, "train.seq_len must be at least 101"),
         ({"train": {"seq_len": 1024}}, "needle_4x needs 4 x train.seq_len of at most 2048"),
-        ({"model": {"vocab": 300}}, "model.vocab must be over"),
+        ({"model": {"vocab": 300}}, "model.vocab must be at least"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(changes: dict[str, dict[str, Any]], said: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from common.errors import JobError, StoreError, UsageError
 from common.files import read_json, read_regular, sha256_text, write_json
 from common.process import spawn, terminate
-from training.data import extract, fineweb, shards, tokenizer
+from training.data import extract, fineweb, shards, text_files, tokenizer
 from training.data.dedup import Deduplicator
 from training.data.fits import HUB_ADVICE, TEXT_ADVICE, require_length, require_vocabulary
 from training.data.tasks import GENERATORS, LONGER, Item, cloze_items, generate_items
@@ -27,6 +27,8 @@ __all__ = ["ITEM_SEED", "Report", "build", "cancelled", "code_hash", "file_hash"
 
 ITEM_SEED = 90210
 """Seed of the scored items: the same for every run of a profile, and never a training seed."""
+_ONE_IN = 10
+"""Of the user's files one character in so many is held out."""
 LONGEST_TEXT = 4 << 30
 """Bytes of one of the user's files, which are held in memory."""
 Report = Callable[[str], None]
@@ -51,7 +53,7 @@ def build(
 
 
 def _build_shards(profile: Profile, folder: Path, say: Report) -> dict[str, object]:
-    facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile.model.vocab, folder, say)
+    facts, codec = shards.build(Path(profile.data.shards).expanduser(), profile, folder, say)
     counts = {"train": int(str(facts["train_tokens"])), "heldout": int(str(facts["heldout_tokens"]))}
     require_length(profile, counts, "a share", "prepare more text with training/prepare.py")
     tokens = np.fromfile(folder / "heldout.bin", dtype=np.uint16)
@@ -66,7 +68,8 @@ def _build_text(
 ) -> dict[str, object]:
     if text:
         say(f"reading {len(text)} text file{'s' if len(text) > 1 else ''}")
-        train, heldout = extract.file_blocks(text)
+        sides = list(text_files.documents(text, _ONE_IN))
+        train, heldout = ([block for block, side in sides if side == wanted] for wanted in ("train", "heldout"))
         sources = {path.name: file_hash(path)[:16] for path in text}
     else:
         packages = _extract_all([*profile.data.train, *profile.data.heldout], root / "docstrings", say, cancel)
@@ -86,14 +89,15 @@ def _build_text(
         trained = tokenizer.train(train, profile.model.vocab, profile.tasks.symbols, profile.tasks.wider)
     else:
         trained = tokenizer.fetch(profile.data.tokenizer)
+        require_vocabulary(profile, tokenizer.count_ids(trained))
     trained.save(str(folder / "tokenizer.json"))
     codec = tokenizer.Codec(folder / "tokenizer.json")
-    require_vocabulary(profile, codec.size)
     say(f"encoding {sum(map(len, train)) / 1e6:.1f} + {sum(map(len, heldout)) / 1e6:.1f} MB of text")
     counts = {
         side: _encode(codec, documents, folder / f"{side}.bin", cancel) for side, documents in _sides(train, heldout)
     }
-    require_length(profile, counts, "every tenth part", TEXT_ADVICE)
+    held_out = f"one part in {_ONE_IN}" if text else "what data.heldout names"
+    require_length(profile, counts, held_out, TEXT_ADVICE)
     write_json(folder / "items.json", _items(profile, heldout))
     return {
         "sha256": _text_hash(train, heldout),

@@ -24,6 +24,7 @@ from common.files import read_json, sha256_text, write_json
 from training.data import extract
 from training.data.building import Report, build, cancelled, code_hash, file_hash, go_on, writing
 from training.data.fineweb import UNFINISHED
+from training.data.fits import needs_symbols, package_versions
 from training.data.packing import row_type, write_stream
 from training.data.partial import PROGRESS
 from training.data.shards import TokenFiles, read_manifest
@@ -33,7 +34,7 @@ from training.profiles import Profile
 __all__ = ["Corpus", "default_cache", "load_items", "prepare_corpus"]
 
 _TASKS = ("sequences.py", "tasks.py", "tasks_mad.py", "tasks_state.py")
-_SOURCES = ("extract.py", "shards.py", "fineweb.py", "hub.py")
+_SOURCES = ("extract.py", "text_files.py", "shards.py", "fineweb.py", "hub.py")
 _CODE = (*_SOURCES, "dedup.py", "tokenizer.py", *_TASKS, "building.py", "fits.py")
 
 
@@ -201,9 +202,9 @@ def _key(profile: Profile, text: Sequence[Path]) -> str:
         facts["text"] = [file_hash(path) for path in text]
     elif profile.data.source == "shards":
         facts["shards"] = read_manifest(Path(profile.data.shards).expanduser())
+        facts["symbols"] = needs_symbols(profile)  # whether the shards were looked at for them
     elif profile.data.source == "docstrings":
-        packages = [*profile.data.train, *profile.data.heldout]
-        facts["packages"] = {name: extract.package_version(name) for name in packages}
+        facts["packages"] = package_versions(profile.data)
     return sha256_text(json.dumps(facts, sort_keys=True))[:20]
 
 

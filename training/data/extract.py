@@ -1,4 +1,4 @@
-"""Documents: the docstrings of installed packages, or blocks of the user's own text files.
+"""Documents: the docstrings of installed packages.
 
 The docstrings over 200 characters of the pinned packages are technical English that every installation has; they are
 read in place with `ast` (nothing is imported) and are the same bytes wherever the pins are the same.
@@ -15,19 +15,17 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import AsiError, JobError, UsageError
+from common.errors import AsiError, JobError
 from common.files import write_json
 from common.process import exit_with_parent
 
-__all__ = ["docstrings", "file_blocks", "package_version", "sample_documents"]
+__all__ = ["docstrings", "installed", "package_version", "sample_documents"]
 
 SHORTEST = 200
 """Characters below which a docstring says too little to learn from."""
-BLOCK = 4000
-"""Characters of one block of a user's file."""
 _SKIPPED = {"tests", "test", "testing", "__pycache__"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _NESTING = (*_DOCUMENTED, ast.If, ast.Try, ast.With, ast.ExceptHandler)
@@ -47,6 +45,17 @@ def package_version(package: str) -> str:
             f"the corpus needs the docstrings of {package}, which is not installed",
             "run make setup, or name text files with --text",
         ) from error
+
+
+def installed(package: str) -> bool:
+    """Whether there is an installed package of this name, with source that can be read."""
+    try:
+        if not package.isidentifier() or not package_version(package):
+            return False
+    except JobError:
+        return False
+    found = importlib.util.find_spec(package)
+    return found is not None and bool(found.submodule_search_locations)
 
 
 def docstrings(package: str) -> list[str]:
@@ -117,45 +126,6 @@ def sample_documents(packages: dict[str, Sequence[str]], characters: int) -> lis
 
 def _rank(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def file_blocks(files: Iterable[Path]) -> tuple[list[str], list[str]]:
-    """Splits the user's text files into blocks, and the blocks into training and held-out ones (every tenth).
-
-    Blocks are contiguous and end at an empty line where one is near, so both sides hold whole passages.
-
-    Raises:
-        UsageError: a file cannot be read as UTF-8 text.
-    """
-    train: list[str] = []
-    heldout: list[str] = []
-    for path in files:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"cannot read the text file {path}: {error}", "name readable UTF-8 files with --text"
-            ) from error
-        for number, block in enumerate(_blocks(text)):
-            (heldout if number % 10 == 9 else train).append(block)
-    return train, heldout
-
-
-def _blocks(text: str) -> list[str]:
-    # A short file must still give a held-out block: never fewer than ten blocks where there is text for them.
-    size = min(BLOCK, max(SHORTEST, len(text) // 10))
-    blocks: list[str] = []
-    current: list[str] = []
-    length = 0
-    for line in text.splitlines():
-        current.append(line)
-        length += len(line) + 1
-        if (length >= size and not line.strip()) or length >= 2 * size:
-            blocks.append("\n".join(current).strip("\n"))
-            current, length = [], 0
-    if length >= SHORTEST or (current and not blocks):
-        blocks.append("\n".join(current).strip("\n"))
-    return [block for block in blocks if block.strip()]
 
 
 def main(argv: Sequence[str]) -> int:

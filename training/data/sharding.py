@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +26,15 @@ from common.files import read_json, sha256_text, write_atomic, write_json
 from common.process import exit_with_parent
 from training.data.near import PERMUTATIONS, Near, signature
 from training.data.shards import MANIFEST, VERSION, file_sha256
+from training.data.text_files import Side
 from training.data.tokenizer import Codec
 
-__all__ = ["Document", "Plan", "Side", "make_shards"]
+__all__ = ["Document", "Plan", "make_shards"]
 
 UNIT = 256
 """Documents of one unit of work."""
 _PROGRESS = "progress.json"
 _TOKENIZER = "tokenizer.json"
-Side = Literal["train", "heldout"]
 Document = tuple[str, Side | None]
 """A text and its side; None: by its hash."""
 Unit = list[tuple[bytes, np.ndarray, np.ndarray, Side | None]]
@@ -47,12 +47,14 @@ class Plan:
 
     Attributes:
         source: what the documents are, for people and for recognising the same plan.
+        tokenizer: its name, as in data.tokenizer.
         heldout_one_in: of so many documents without a side one is held out, chosen by its hash.
         heldout_tokens: at most so many; what is chosen beyond is dropped.
         near: overlap from which documents are near-duplicates; None keeps all but exact repeats.
     """
 
     source: dict[str, Any]
+    tokenizer: str
     shard_tokens: int
     train_tokens: int | None
     heldout_tokens: int
@@ -61,7 +63,8 @@ class Plan:
     workers: int = 1
 
     def identity(self, tokenizer: str) -> str:
-        facts = {name: value for name, value in vars(self).items() if name != "workers"}
+        # Of the tokenizer all of it counts, whatever its name.
+        facts = {name: value for name, value in vars(self).items() if name not in ("workers", "tokenizer")}
         return sha256_text(f"{facts} {UNIT} {VERSION} {sha256_text(tokenizer)}")
 
 
@@ -180,6 +183,7 @@ class _Work:
             )
         manifest = {
             "version": VERSION,
+            "tokenizer": self._plan.tokenizer,
             "tokenizer_sha256": sha256_text((self._out / _TOKENIZER).read_text(encoding="utf-8")),
             "end": codec.end,
             "vocab": codec.size,

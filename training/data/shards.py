@@ -1,6 +1,7 @@
 """Pre-tokenised shards: a folder of memory-mapped token files with a manifest, made by `python training/prepare.py`.
 
-manifest.json     {version, tokenizer_sha256, end, vocab, sources, train: [{file, tokens, sha256}], heldout: {...}}
+manifest.json     {version, tokenizer, tokenizer_sha256, end, vocab, sources, train: [{file, tokens, sha256}],
+                  heldout: {...}}; tokenizer: its name as in data.tokenizer (older ones have none)
 tokenizer.json    what the tokens mean
 train-00000.bin   uint16, documents one after the other, each closed by the end token
 heldout.bin       the same, of documents that no training shard holds, nor a near-duplicate of them
@@ -17,7 +18,9 @@ import numpy as np
 
 from common.errors import StoreError, UsageError, message_of
 from common.files import read_json, sha256_text, write_json
+from training.data.fits import require_shards
 from training.data.tokenizer import Codec
+from training.profiles import Profile
 
 __all__ = ["MANIFEST", "VERSION", "TokenFiles", "build", "file_sha256", "read_manifest"]
 
@@ -83,31 +86,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def build(source: Path, vocab: int, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, object], Codec]:
+def build(source: Path, profile: Profile, folder: Path, say: Callable[[str], None]) -> tuple[dict[str, object], Codec]:
     """Makes a corpus of shards in `folder`: links to their files, proven by hash.
 
     Returns:
         The corpus facts, and the tokenizer.
 
     Raises:
-        UsageError: the shards are damaged, or their tokenizer does not fit `vocab`.
+        UsageError: the shards are damaged, or their tokenizer does not fit the profile.
     """
     manifest = read_manifest(source)
-    if manifest["vocab"] > vocab:
-        raise UsageError(
-            f"the shards in {source} hold {manifest['vocab']} token ids, the profile's model.vocab is {vocab}",
-            f"set model.vocab to at least {manifest['vocab']}, or prepare them with this profile",
-        )
+    try:
+        text = (source / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {source}/tokenizer.json: {error}", f"prepare {source} again") from error
+    if sha256_text(text) != manifest["tokenizer_sha256"]:
+        raise UsageError(f"{source}/tokenizer.json is not the one of these shards", f"prepare {source} again")
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    codec = Codec(folder / "tokenizer.json")
+    require_shards(profile, manifest, codec, str(source))
     say(f"checking the hashes of {len(manifest['train']) + 1} shards in {source}")
     for entry in (*manifest["train"], manifest["heldout"]):
         path = source / entry["file"]
         if file_sha256(path) != entry["sha256"]:
             raise UsageError(f"{path} is damaged: its SHA-256 is another", f"remove {source} and prepare it again")
         (folder / path.name).symlink_to(path.resolve())
-    text = (source / "tokenizer.json").read_text(encoding="utf-8")
-    if sha256_text(text) != manifest["tokenizer_sha256"]:
-        raise UsageError(f"{source}/tokenizer.json is not the one of these shards", f"prepare {source} again")
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     write_json(folder / "shards.json", [entry["file"] for entry in manifest["train"]])
     facts = {
         "sha256": sha256_text("".join(entry["sha256"] for entry in (*manifest["train"], manifest["heldout"]))),
@@ -118,4 +121,4 @@ def build(source: Path, vocab: int, folder: Path, say: Callable[[str], None]) ->
         "heldout_tokens": manifest["heldout"]["tokens"],
         "sources": {"shards": str(source)},
     }
-    return facts, Codec(folder / "tokenizer.json")
+    return facts, codec
