@@ -45,7 +45,7 @@ from training.refused import refused_record
 from training.repeat import repeating_command
 from training.results import FILES, clear, finished_before
 from training.run import run_identity
-from training.torchrun import asked_for
+from training.torchrun import asked_for, launched
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -57,7 +57,7 @@ INTERRUPTED = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    exit_with_parent()
+    exit_with_parent(parent=os.getppid() if launched(os.environ) else None)
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Check, train and benchmark one program.",
