@@ -83,6 +83,9 @@ def test_shared_steps_are_those_of_one_process_and_go_on_with_any_number(
     assert stopped.reason == "interrupted" and checkpoints.kept(tmp_path / "shared" / FOLDER)
     resumed = train(alone, KEEPS, tmp_path / "shared")
     assert (whole.status, resumed.status) == ("finished", "finished")
+    spent = resumed.seconds
+    assert "train_earlier" not in whole.seconds and 0 < spent["train_earlier"] < spent["train"]
+    assert spent["total"] > spent["start"] + spent["train"] + spent["score"]
     mine, theirs = (reports(tmp_path / name) for name in ("whole", "shared"))
     assert [report["step"] for report in mine] == [report["step"] for report in theirs]
     for one, other in zip(mine[:-1], theirs[:-1], strict=True):
