@@ -28,7 +28,7 @@ from training.data.near import PERMUTATIONS, Near, signature
 from training.data.shards import MANIFEST, VERSION, file_sha256
 from training.data.tokenizer import Codec
 
-__all__ = ["Document", "Plan", "Side", "make_shards"]
+__all__ = ["UNIT", "Document", "Plan", "Side", "make_shards"]
 
 UNIT = 256
 """Documents of one unit of work."""
