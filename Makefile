@@ -11,7 +11,7 @@ PIPELINE := $(BIN)/python pipeline/pipeline.py --experiments $(EXPERIMENTS) --pr
 # Each program that is started would compile our modules again where byte-compilation is switched off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run setup test test-services test-slow check compose-check format lock clean
+.PHONY: run setup test test-mongodb test-services test-slow check compose-check format lock clean
 
 run: setup
 	@$(PIPELINE)
@@ -26,6 +26,10 @@ $(VENV)/ready: requirements.txt requirements-dev.txt tools/setup.sh
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Of test-services what every change has to pass: the contract of stores, and kills, over the wire of MongoDB.
+test-mongodb: setup
+	$(BIN)/python -m pytest -m services -n 0 tests/contract tests/database/test_mongodb_store.py
 
 test-services: setup
 	$(BIN)/python -m pytest -m services -n 0

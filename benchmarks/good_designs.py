@@ -134,6 +134,13 @@ def _oddities() -> list[GoodDesign]:
             "before = (parts.cumsum(1) - parts).repeat_interleave(32, dim=1)[:, : x.shape[1]]\n"
             "o = o + 0.1 * torch.tanh(before / (1 + torch.arange(x.shape[1], dtype=x.dtype))[:, None])",
         ),
+        inserted(
+            "pools_the_last_eight",
+            GATED,
+            "a mean over the last eight tokens, by pooling",
+            "any",
+            "o = o + 0.1 * F.avg_pool1d(F.pad(x.transpose(1, 2), (7, 0)), 8, 1).transpose(1, 2)",
+        ),
         inserted("output_from_zero", DELTA, "its output projection starts at zero", "any", "",
                  init="nn.init.zeros_(self.o_proj.weight)"),
         edited("chunk_of_48", DELTA, "works in chunks of 48", "any", ("CHUNK = 32", "CHUNK = 48")),

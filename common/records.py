@@ -197,6 +197,9 @@ class RunRecord(Record):
     """Step (as text) -> loss on a small fixed sample of held-out text, nats a token; no part of what is scored."""
     learning_curve: Measurement | None = None
     """Area under `validation_loss` over its steps, as a mean in nats a token; n is the number of its points."""
+    task_curves: dict[str, Measurement] = {}
+    """Generated task -> area under its share of right answers over the steps of the validation loss, 0 to 1: what a
+    task that is learnt all at once says with less noise than its last value. n is the number of points."""
     parameters: int | None = None
     mixer_parameters: int | None = None
     ffn_width: int | None = None

@@ -132,4 +132,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _tagged(line: Mapping[str, Any]) -> dict[str, float]:
-    return {tag: line[name] for name, tag in _TAGS.items() if line.get(name) is not None}
+    tasks = {f"validation/{name}": right for name, right in line.get("val_tasks", {}).items() if right is not None}
+    return {tag: line[name] for name, tag in _TAGS.items() if line.get(name) is not None} | tasks

@@ -113,10 +113,10 @@ def curve_columns(reports: Sequence[tuple[int, float]], steps: int) -> dict[str,
 
 
 def learning_curve(points: Sequence[tuple[int, float]]) -> Measurement | None:
-    """Area under the curve through (step, validation loss), ascending, divided by the steps it spans: the mean loss of
-    the run, which single points move little. None where there are fewer than two points.
+    """Area under the curve through (step, validation loss or share of right answers), ascending, divided by the steps
+    it spans: the mean of the run, which single points move little. None where there are fewer than two points.
 
-    Its n is the number of points. It has no standard error: every point is measured on the same text.
+    Its n is the number of points. It has no standard error: every point is measured on the same sample.
     """
     if len(points) < 2:
         return None

@@ -1,8 +1,8 @@
 """One training run on the host side: what is known of it so far, and how that becomes its record and its files.
 
 metrics.jsonl grows while the run goes on: one object a report, {step, loss, task_loss, lr, grad_norm, tokens, seconds,
-tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, where the profile validates in that step also val_loss,
-and at the end {step, heldout_loss, n} of the scored text.
+tokens_per_second, memory_mb, cpu_seconds}, on a GPU also mfu, where the profile validates in that step also val_loss
+and val_tasks, and at the end {step, heldout_loss, n} of the scored text.
 The monitor and every plot read these. A run that goes on from a checkpoint tells its reports again.
 """
 
@@ -86,6 +86,7 @@ class Run:
         self.dtype = str(self.facts.get("dtype") or launcher.dtype) if launcher.device == "cpu" else launcher.dtype
         self.reports: list[tuple[int, float]] = []
         self.validated: list[tuple[int, float]] = []
+        self.tasks: dict[str, list[tuple[int, float]]] = {}
         self.resumed = 0
         self.tries, self.earlier = 0, 0.0
         self.flops: float | None = None
@@ -186,7 +187,7 @@ class Run:
         self, job: Callable[[], dict[str, Any]], peers: Sequence[Peer], tell: OnEvent, cancel: threading.Event | None
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
-        self.reports, self.validated, self.resumed = [], [], 0
+        self.reports, self.validated, self.tasks, self.resumed = [], [], {}, 0
         self.tries += 1
         self.metrics.begin()
         rules = self.launcher.settings.monitor
@@ -236,6 +237,9 @@ class Run:
                 self.reports.append((step, float(loss)))
             if event.get("val_loss") is not None:
                 self.validated.append((step, float(event["val_loss"])))
+            for name, right in event.get("val_tasks", {}).items():
+                if right is not None:
+                    self.tasks.setdefault(name, []).append((step, float(right)))
             stop = monitor.report(step, loss, event.get("cpu_seconds"))
             if step > self.resumed:  # the reports before it, which are told again, are no progress
                 tell(self._progress(event, step))
@@ -325,6 +329,7 @@ class Run:
             train_loss=curve_columns(self.reports, profile.train.steps),
             validation_loss={str(step): loss for step, loss in self.validated},
             learning_curve=learning_curve(self.validated),
+            task_curves={name: area for name, points in self.tasks.items() if (area := learning_curve(points))},
             flops_per_token=self.facts.get("flops_per_token"),
             work_exponent=self.facts.get("work_exponent"),
             efficiency=_efficiency(answer, self.facts),

@@ -297,6 +297,8 @@ class _Display:
         if record.learning_curve is not None:
             area = record.learning_curve
             table.add_row("mean validation loss", f"{area.value:.4f}", "", f"{area.n} points")
+        for name, area in record.task_curves.items():
+            table.add_row(f"{name} over the run", f"{area.value:.3f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
             chance = _number(score.chance, 2) + (" *" if score.not_above_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""

@@ -145,6 +145,7 @@ def _cost() -> list[Mutant]:
     c = "cost"
     attention = "F.scaled_dot_product_attention(x, x, x, is_causal=True)"
     rows, columns = "x[:, :, None, :1]", "x[:, None, :, :1]"
+    before = "F.pad(x.transpose(1, 2), (x.shape[1] - 1, 0))"
     return [
         inserted(
             "softmax_attention", DELTA, "causal softmax attention beside the memory", c, f"o = o + 0.1 * {attention}"
@@ -233,6 +234,30 @@ def _cost() -> list[Mutant]:
             "o = o + 0.1 * F.conv1d(F.pad(x.transpose(1, 2), (x.shape[1] - 1, 0)), taps.expand(x.shape[-1], 1, -1),"
             " groups=x.shape[-1]).transpose(1, 2)",
             init="self.taps = nn.Parameter(torch.full((1,), 0.9))",
+        ),
+        inserted(
+            "running_mean_by_pooling",
+            GATED,
+            "a mean over all tokens so far, by pooling windows as long as the sequence",
+            c,
+            f"o = o + 0.1 * F.avg_pool1d({before}, x.shape[1], 1).transpose(1, 2)",
+        ),
+        inserted(
+            "running_maximum_by_pooling",
+            DELTA,
+            "a maximum over all tokens so far, by pooling windows as long as the sequence",
+            c,
+            f"o = o + 0.1 * F.max_pool2d({before}[:, None], (1, x.shape[1]), 1)[:, 0].transpose(1, 2)",
+        ),
+        inserted(
+            "length_by_length_time_first",
+            designed(decay="scalar"),
+            "a convolution as long as the sequence, by the operation that takes time first",
+            c,
+            "few = F.pad(x[..., :4].transpose(0, 1), (0, 0, 0, 0, x.shape[1] - 1, 0))\n"
+            "taps = torch.full((x.shape[1], 4, 4), 1e-3).to(x)\n"
+            "o = torch.cat([o[..., :4] + torch.conv_tbc(few, taps, torch.zeros(4).to(x), 0).transpose(0, 1), "
+            "o[..., 4:]], -1)",
         ),
     ]
 

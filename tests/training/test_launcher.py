@@ -184,6 +184,11 @@ def test_the_files_say_what_the_record_says(
     area = (validated[10] + 2 * validated[20] + validated[30]) / 4
     assert record.learning_curve is not None and record.learning_curve.n == 3
     assert record.learning_curve.value == pytest.approx(area)
+    right = [line["val_tasks"] for line in lines if "val_tasks" in line]
+    assert set(record.task_curves) == set(launcher.profile.tasks.names) and len(right) == 3
+    for name, curve in record.task_curves.items():
+        one, two, three = (line[name] for line in right)
+        assert curve.value == pytest.approx((one + 2 * two + three) / 4) and 0 <= curve.value <= 1
     said = (folder / "stderr.log").read_text()  # without the control characters that the program printed
     assert "said \ufffd[31m so\n" in said and len(said) <= 16384
 
@@ -474,6 +479,7 @@ def test_the_table_fits_80_columns_and_says_what_its_seconds_count(
     score["bits_per_byte"] = {**long, "value": 12.3}
     run["benchmarks"] = dict.fromkeys((*OWN_TASKS, "squad_completion"), score)
     run |= {"perplexities": {"lambada_openai": long}, "benchmark_mean": {"value": 0.25, "n": 150_000, "se": 0.004}}
+    run["task_curves"] = {"permutation_s5": {"value": 0.25, "n": 200, "se": None}}
     run["seconds"] = {"train": 43.3, "train_cpu": 40.0, "train_earlier": 10.2, "total": 50.5}
     out, text = tmp_path / "o", tmp_path / "sample.py"
     out.mkdir()
@@ -495,7 +501,7 @@ def test_the_table_fits_80_columns_and_says_what_its_seconds_count(
     assert train_command(words) == 0
     said = capsys.readouterr().out
     table = said[said.index("measure ") : said.index("* not more than 2 SE above chance")].splitlines()
-    assert len(table) == 1 + 2 + len(run["benchmarks"]) + 2 and max(map(len, table)) <= 80
+    assert len(table) == 1 + 3 + len(run["benchmarks"]) + 2 and max(map(len, table)) <= 80
     assert sum(row.count("0.25 *") for row in table) == len(run["benchmarks"])
     assert "mean of 16, 16 at chance" in said and "…" not in said
     assert "train 43.3, total 50.5; train and total count 10.2 of earlier starts" in said
@@ -536,7 +542,7 @@ def test_tensorboard_files_are_written_by_setting(launcher: Launcher, tmp_path: 
     assert made.train(program(MEAN), seed=0, out=tmp_path, run_id="t").status == "finished"
     (events,) = (tmp_path / "tensorboard").glob("events.*")
     content = events.read_bytes()
-    assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm"))
+    assert all(tag in content for tag in (b"train/loss", b"heldout/loss", b"optimiser/grad_norm", b"validation/recall"))
 
 
 def test_a_missing_package_is_told_at_the_start(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:

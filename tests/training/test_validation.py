@@ -18,7 +18,7 @@ from training.profiles import Profile, load_profile
 from training.results import learning_curve
 from training.scorer.heldout import ForgedError, log_softmax
 from training.scorer.scoring import heldout_windows
-from training.scorer.validation import Sample, validation_windows
+from training.scorer.validation import Sample, sample_of, validation_windows
 from training.worker.train import OPS
 
 
@@ -72,7 +72,7 @@ def test_training_with_validation_is_training_without_it(tmp_path: Path) -> None
     assert plain == asked and all(map(torch.equal, weights, same))
     sent = [(meta["validation"], arrays) for meta, arrays in events if "validation" in meta]
     assert [step for step, _ in sent] == [7, 14, 21, 28, 30]
-    losses = [sample.loss(list(arrays)) for _, arrays in sent]
+    losses = [sample.told(list(arrays)).loss for _, arrays in sent]
     assert all(loss is not None and 0 < loss < 10 for loss in losses)
 
 
@@ -82,20 +82,38 @@ def test_the_loss_is_the_mean_over_the_places(monkeypatch: pytest.MonkeyPatch) -
     each = -np.take_along_axis(log_softmax(logits), rows[:, 1:, None], -1)[..., 0]
     whole = Sample(rows, 50)
     assert len(whole.places) == 32
-    assert whole.loss([logits.reshape(32, 50)]) == pytest.approx(each.mean(), abs=1e-6)
+    assert whole.told([logits.reshape(32, 50)]).loss == pytest.approx(each.mean(), abs=1e-6)
     monkeypatch.setattr("training.scorer.validation.MOST_BYTES", 10 * 4 * 50)
     part = Sample(rows, 50)
     assert len(part.places) == 8, "every fourth place where all would be too much"
     row, place = part.places.T
-    assert part.loss([logits[row, place]]) == pytest.approx(each[row, place].mean(), abs=1e-6)
+    assert part.told([logits[row, place]]).loss == pytest.approx(each[row, place].mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("answer", [[], [np.zeros((2, 50), np.float32)], [np.zeros((32, 50), np.float64)]])
 def test_an_answer_of_another_form_is_forged(answer: list[np.ndarray]) -> None:
     sample = Sample(np.zeros((4, 9), np.int32), 50)
     with pytest.raises(ForgedError, match="validation sample"):
-        sample.loss(answer)
-    assert sample.loss([np.full((32, 50), np.nan, np.float32)]) is None, "what is not finite is no loss"
+        sample.told(answer)
+    assert sample.told([np.full((32, 50), np.nan, np.float32)]).loss is None, "what is not finite is no loss"
+
+
+def test_each_task_is_asked_for_its_answers_alone() -> None:
+    profile = load_profile("cpu")
+    tokens = np.random.default_rng(3).integers(0, profile.model.vocab, 300_000).astype(np.uint16)
+    sample = sample_of(profile, tokens)
+    assert sample is not None and list(sample.tasks) == profile.tasks.names
+    asked, places = sample.asked()
+    assert asked.shape == (len(sample.rows) + 2 * len(sample.tasks), profile.train.seq_len) and asked.min() >= 0
+    targets = sample._rows[places[:, 0], places[:, 1] + 1]
+    logits = np.zeros((len(places), profile.model.vocab), np.float32)
+    logits[np.arange(len(places)), targets] = 1.0
+    assert set(sample.told([logits]).tasks.values()) == {1.0}
+    first, *_, last = profile.tasks.names
+    logits[-len(sample.tasks[last][1]) :, 0] = 2.0
+    assert (said := sample.told([logits]).tasks)[first] == 1.0 and said[last] == 0.0
+    logits[-1] = np.nan
+    assert (said := sample.told([logits]).tasks)[first] == 1.0 and said[last] is None
 
 
 def test_the_area_is_the_mean_over_the_steps() -> None:

@@ -11,16 +11,16 @@ nor skip what it trains on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from training.data.shards import TokenFiles
 from training.data.tasks import GENERATORS
-from training.profiles import Profile
+from training.profiles import Profile, TaskSpec
 
-__all__ = ["row_type", "write_stream"]
+__all__ = ["row_type", "task_row", "write_stream"]
 
 _BLOCK = 4096
 """Rows made at once: bounds memory in the large profiles."""
@@ -67,7 +67,7 @@ def write_stream(
             block = np.empty((count, length), kind)
             block[text] = _windows(tokens, starts, length)
             for row in np.flatnonzero(tasked):
-                block[row] = _task_row(profile, generated, length, end)
+                block[row] = task_row(profile.tasks, profile.tasks.names, generated, length, end)
             block.tofile(handle)
 
 
@@ -100,12 +100,12 @@ def _windows(tokens: np.ndarray | TokenFiles, starts: np.ndarray, length: int) -
     return rows
 
 
-def _task_row(profile: Profile, random: np.random.Generator, length: int, end: int) -> np.ndarray:
-    """int16 [length]: whole task sequences, each begun as in scoring by the end token of the one before."""
+def task_row(spec: TaskSpec, names: Sequence[str], random: np.random.Generator, length: int, end: int) -> np.ndarray:
+    """int16 [length]: whole sequences of the tasks `names`, each begun as in scoring by the end token of the one
+    before. What is no answer is -1 - id."""
     row: list[int] = []
-    names = profile.tasks.names
     while True:
-        sequence = GENERATORS[names[int(random.integers(len(names)))]](profile.tasks, random)
+        sequence = GENERATORS[names[int(random.integers(len(names)))]](spec, random)
         ids = sequence.ids
         if len(row) + 1 + len(ids) > length:
             return np.array(row + [-1 - end] * (length - len(row)), dtype=np.int16)

@@ -35,7 +35,7 @@ from training.scorer.fresh import Fresh
 from training.scorer.heldout import ForgedError, NotFiniteError
 from training.scorer.saving import Place, Saver, send
 from training.scorer.scoring import Scoring, import_benchmarks, material
-from training.scorer.validation import Sample, sample_of
+from training.scorer.validation import Sample, Told, sample_of
 
 __all__ = ["run"]
 
@@ -55,9 +55,9 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
         emit: told {event: "stage", name}, {event: "metrics", step, loss, task_loss, lr, grad_norm, tokens,
-            seconds, tokens_per_second, memory_mb, cpu_seconds}, {event: "resumed", step, seconds: of training until
-            there} before the reports that a checkpoint holds are told again, {event: "note", text} and, once a second,
-            {event: "pulse", cpu_seconds, step}.
+            seconds, tokens_per_second, memory_mb, cpu_seconds} and in some val_loss and val_tasks, {event: "resumed",
+            step, seconds: of training until there} before the reports that a checkpoint holds are told again,
+            {event: "note", text} and, once a second, {event: "pulse", cpu_seconds, step}.
 
     Returns:
         {status, reason, detail, from_outside: whether the worker was killed by somebody else, sandbox, seconds: {start,
@@ -258,7 +258,7 @@ class _Pulse:
 
     Attributes:
         last: training loss of the last report, and the steps it stands for.
-        sample: what the validation loss is measured on; None: nothing.
+        sample: what is asked while the run trains; None: nothing.
     """
 
     sample: Sample | None = None
@@ -267,7 +267,7 @@ class _Pulse:
         self.emit, self.found = emit, found
         self.last: tuple[float | None, int] = None, 0
         self._reports: list[dict[str, Any]] = []
-        self._validated: dict[int, float | None] = {}
+        self._validated: dict[int, Told] = {}
         self._worker, self._spec, self._step = worker, spec, 0
         self._before = (found.seconds, found.cpu_seconds) if found else (0.0, 0.0)
         self._begun, self._cpu = time.perf_counter(), 0.0
@@ -310,7 +310,7 @@ class _Pulse:
         before the report of their step."""
         piece = meta.get("checkpoint")
         if self.sample is not None and type(meta.get("validation")) is int:
-            self._validated = {meta["validation"]: self.sample.loss(arrays)}
+            self._validated = {meta["validation"]: self.sample.told(arrays)}
         elif piece is None:
             self._report(meta)
         elif saver is None or not isinstance(piece, dict):
@@ -341,7 +341,8 @@ class _Pulse:
             "tokens_per_second": (tokens - before["tokens"]) / passed if passed > 0 else None,
             "cpu_seconds": self._worker.cpu_seconds() + self._before[1],
         }
-        validated = {"val_loss": self._validated[report["step"]]} if report["step"] in self._validated else {}
+        said = self._validated.get(report["step"])
+        validated = {} if said is None else {"val_loss": said.loss, **({"val_tasks": said.tasks} if said.tasks else {})}
         self._tell({**report, **validated, **counted})
 
     def _tell(self, report: dict[str, Any]) -> None:

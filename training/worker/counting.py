@@ -16,6 +16,11 @@ _aten = torch.ops.aten
 _tensor = torch.Tensor
 _abs, _amax, _detach, _nan_to_num = _tensor.abs, _tensor.amax, _tensor.detach, _tensor.nan_to_num
 _hooks = torch.autograd.graph.saved_tensors_hooks
+_windowed = frozenset(
+    f"{kind}{sides}d{end}"
+    for kind, end in (("avg_pool", ""), ("max_pool", ""), ("max_pool", "_with_indices"), ("fractional_max_pool", ""))
+    for sides in (1, 2, 3)
+)
 _registry: dict[Any, Callable[..., int]] = dict(flop_registry)
 
 
@@ -28,8 +33,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _extra_flops(packet: Any, args: Any, out: Any) -> int:
-    """Formulas for what torch's registry leaves out: fused attention on CPU, solves, inverses, Fourier transforms and
-    sorts."""
+    """Formulas for what torch's registry leaves out: fused attention on CPU, solves, inverses, Fourier transforms,
+    sorts, pooling and convolution along the first dimension."""
     if "attention" in packet.__name__:
         query, key, *_ = _tensors(args)
         return 4 * int(query.numel()) * int(key.shape[-2])
@@ -42,6 +47,13 @@ def _extra_flops(packet: Any, args: Any, out: Any) -> int:
         return int(5 * size * math.log2(max(2, max(args[0].shape))))
     if packet in (_aten.sort, _aten.topk, _aten.argsort):
         return int(args[0].numel() * math.log2(max(2, max(args[0].shape))))
+    if packet.__name__ in _windowed:
+        # Every output reads its whole window. One size may stand for all sides.
+        window = [args[1]] if isinstance(args[1], int) else list(args[1])
+        sides = int(packet.__name__.partition("d")[0][-1]) if len(window) == 1 else 1
+        return int(next(_tensors(out)).numel()) * math.prod(window) ** sides
+    if packet is _aten.conv_tbc:
+        return 2 * int(out.numel()) * math.prod(args[1].shape[:2])
     return 0
 
 

@@ -38,8 +38,24 @@ _ATTRIBUTES = (
     "gi_frame",
     "tb_frame",
 )
-_MODULES = ("_C", "builtins", "ctypes", "gc", "importlib", "inspect", "os", "subprocess", "sys")
-"""Modules that other modules hold as attributes: torch.sys."""
+_MODULES = (
+    "_C",
+    "builtins",
+    "ctypes",
+    "gc",
+    "importlib",
+    "inspect",
+    "multiprocessing",
+    "os",
+    "pickle",
+    "shutil",
+    "socket",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+)
+"""Modules that other modules hold as attributes: torch.sys, torch.serialization.os."""
 _IMPORTS = ("torch._C", "torch.overrides", "torch.utils._python_dispatch", "torch.utils.flop_counter")
 
 
@@ -67,10 +83,17 @@ def _problems(node: ast.AST, imported: set[str]) -> Iterator[Problem]:
     elif isinstance(node, ast.Name) and node.id in _NAMES:
         yield node.lineno, f"uses {node.id}", around
     elif isinstance(node, ast.Attribute):
-        owner = node.value.id if isinstance(node.value, ast.Name) else None
-        if node.attr in _ATTRIBUTES or (owner in imported and node.attr in _MODULES):
-            yield node.lineno, f"uses {f'{owner}.' if owner else '.'}{node.attr}", around
+        owner = ast.unparse(node.value) if _root(node.value) in imported else ""
+        if node.attr in _ATTRIBUTES or (owner and node.attr in _MODULES):
+            yield node.lineno, f"uses {owner}.{node.attr}", around
     elif isinstance(node, ast.Import | ast.ImportFrom):
         for name in imported_names(node):
             if any(name == denied or name.startswith(denied + ".") for denied in _IMPORTS):
                 yield node.lineno, f"imports {name}", "a mixer computes; how it is run and counted is not its part"
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that a chain of attributes begins with."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
