@@ -105,23 +105,32 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Holds `folder`, which is made where it is missing, against other processes that ask; the kernel lets go of it
-    when this one dies. The empty file `.lock` stays.
+    when this one dies. The file `.lock` stays, with the id of the process that held it last.
 
     Raises:
         UsageError: another process holds it. StoreError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a")
+        handle = (folder / ".lock").open("a+")
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror}", "name another folder") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read(20)
+            named = f" (process {holder})" if holder.isdecimal() else ""
             raise UsageError(
-                f"another command that is running writes into {folder}", "wait for it, or name another folder"
+                f"another command that is running{named} writes into {folder}", "wait for it, or name another folder"
             ) from None
+        try:
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror}", "free disk space, or name another") from error
         yield
 
 

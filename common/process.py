@@ -55,18 +55,24 @@ def spawn(
     )
 
 
-def exit_with_parent(interval: float = 0.5, before: Callable[[], None] | None = None) -> None:
+def exit_with_parent(
+    interval: float = 0.5, before: Callable[[], None] | None = None, parent: int | None = None
+) -> None:
     """Ends this process within about a second of its parent's death, after `before` was called.
 
     Polling works on every platform and, unlike a parent-death signal, does not fire when only the thread that
-    started us ends. Does nothing in a process that was not started by `spawn`.
+    started us ends. Does nothing in a process that was not started by `spawn`, unless `parent` is given.
+
+    Args:
+        parent: process id of the parent, where it is not `spawn` that started us.
     """
-    expected = os.environ.get(PARENT)
-    if not expected:
+    named = os.environ.get(PARENT)
+    expected = parent if parent is not None else int(named) if named else None
+    if expected is None:
         return
 
     def watch() -> None:
-        while os.getppid() == int(expected):
+        while os.getppid() == expected:
             time.sleep(interval)
         try:
             if before is not None:

@@ -101,7 +101,7 @@ class Efficiency(Record):
     state_bytes: int | None = None
     """Of one mixer's decoding state for one sequence, where the verifier found that it decodes as in parallel."""
     peak_memory_mb: FiniteFloat | None = None
-    """Of the worker's processes while it trained, as the host saw it."""
+    """The most that the worker's processes held in training and prefill, as the host saw it."""
 
 
 class CheckOutcome(Record):
@@ -217,7 +217,8 @@ class RunRecord(Record):
     efficiency: Efficiency | None = None
     seconds: dict[str, FiniteFloat] = {}
     """Wall seconds by phase: check, data (the stream of the seed), start, train, score (of which audit), and total of
-    all; train_cpu: CPU seconds of training."""
+    all; train_cpu: CPU seconds of training. Where the run went on from a checkpoint, train_earlier: the training until
+    there, which train, train_cpu and total count too."""
     checks: list[CheckOutcome] = []
     sandbox: str = ""
     trust: str | None = None

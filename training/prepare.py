@@ -26,7 +26,7 @@ from common.process import exit_with_parent
 from common.settings import path_argument
 from training.data import extract, text_files, tokenizer
 from training.data.fits import package_versions, require_vocabulary
-from training.data.sharding import Document, Plan, make_shards
+from training.data.sharding import UNIT, Document, Plan, make_shards
 from training.data.text_files import Side
 from training.profiles import Profile, load_profile, profile_names
 
@@ -47,9 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tokenise (default: 1)")
     parser.add_argument(
-        "--shard-tokens", type=int, default=100_000_000, metavar="N", help="tokens from which a shard ends"
-    )
-    parser.add_argument("--train-tokens", type=int, metavar="N", help="end after so many (default: all there are)")
+        "--shard-tokens", type=int, default=100_000_000, metavar="N",
+        help=f"tokens from which a shard ends; it ends with a whole unit of {UNIT} documents, so it may hold more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train-tokens", type=int, metavar="N",
+        help="end with the unit that reaches so many (default: all there are)",
+    )  # fmt: skip
     parser.add_argument("--heldout-tokens", type=int, default=1_000_000, metavar="N", help="held out at most")
     parser.add_argument(
         "--heldout-one-in",

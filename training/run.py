@@ -88,6 +88,7 @@ class Run:
         self.validated: list[tuple[int, float]] = []
         self.tasks: dict[str, list[tuple[int, float]]] = {}
         self.resumed = 0
+        self.tries, self.earlier = 0, 0.0
         self.flops: float | None = None
         self.gpu = gpu_name() if launcher.device == "cuda" else None
         self.metrics = Metrics(out)
@@ -187,6 +188,7 @@ class Run:
     ) -> Mapping[str, Any]:
         """What the scorer says of one try, or why it was ended from here."""
         self.reports, self.validated, self.tasks, self.resumed = [], [], {}, 0
+        self.tries += 1
         self.metrics.begin()
         rules = self.launcher.settings.monitor
         spared = _share(self.program, self.seed) < rules.hopeless_spared
@@ -221,6 +223,8 @@ class Run:
             tell(Event("stage", event["name"]))
         elif kind == "resumed":
             self.resumed = int(event["step"])
+            if self.tries == 1:  # what a later try goes on from was trained while this command ran
+                self.earlier = float(event["seconds"])
             tell(Event("note", "train", text=f"goes on from the checkpoint of step {event['step']}"))
         elif kind == "note":
             tell(Event("note", "train", text=str(event["text"])))
@@ -287,7 +291,9 @@ class Run:
         heldout = answer.get("heldout_loss")
         checked = sum(check.seconds or 0.0 for check in self.checks)
         seconds = {**answer.get("seconds", {}), **({"check": round(checked, 3)} if self.checks else {})}
-        seconds["total"] = wall + checked
+        if self.earlier:
+            seconds["train_earlier"] = self.earlier
+        seconds["total"] = wall + checked + self.earlier
         if "train_cpu_seconds" in answer:
             seconds["train_cpu"] = answer["train_cpu_seconds"]
         sizes = {

@@ -130,6 +130,9 @@ class DataSpec(Spec):
     tokenizer: str = Field("bpe", description="bpe: trained on the training text; else a name on the Hugging Face hub")
     train_chars: int = Field(ge=10_000, description="characters of training text kept, the same share of every package")
     heldout_chars: int = Field(ge=5_000, description="characters of held-out text kept")
+    order: Literal["random", "epochs"] = Field(
+        "random", description="windows at random places, or each window once an epoch, shuffled anew every epoch"
+    )
 
     @model_validator(mode="after")
     def _packages(self) -> DataSpec:

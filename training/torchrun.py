@@ -11,7 +11,15 @@ from collections.abc import Mapping
 
 from common.errors import UsageError
 
-__all__ = ["asked_for"]
+__all__ = ["asked_for", "launched"]
+
+
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun is the parent of this process.
+
+    It gives its children sessions of their own and does not end them where it is killed itself.
+    """
+    return "TORCHELASTIC_RUN_ID" in environment
 
 
 def asked_for(environment: Mapping[str, str]) -> tuple[int, int] | None:
@@ -20,7 +28,7 @@ def asked_for(environment: Mapping[str, str]) -> tuple[int, int] | None:
     Raises:
         UsageError: it spans several machines, or its variables are damaged.
     """
-    if "TORCHELASTIC_RUN_ID" not in environment:
+    if not launched(environment):
         return None
     try:
         names = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")

@@ -45,7 +45,7 @@ from training.refused import refused_record
 from training.repeat import repeating_command
 from training.results import FILES, clear, finished_before
 from training.run import run_identity
-from training.torchrun import asked_for
+from training.torchrun import asked_for, launched
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -57,7 +57,7 @@ INTERRUPTED = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    exit_with_parent()
+    exit_with_parent(parent=os.getppid() if launched(os.environ) else None)
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Check, train and benchmark one program.",
@@ -300,7 +300,7 @@ class _Display:
         for name, area in record.task_curves.items():
             table.add_row(f"{name} over the run", f"{area.value:.3f}", "", f"{area.n} points")
         for name, score in record.benchmarks.items():
-            chance = _number(score.chance, 2) + (", not above" if score.not_above_chance else "")
+            chance = _number(score.chance, 2) + (" *" if score.not_above_chance else "")
             bits = f"{score.bits_per_byte.value:.3f}" if score.bits_per_byte else ""
             table.add_row(name, f"{score.value:.3f}", _number(score.se, 3), str(score.n), chance, bits)
         for name, found in record.perplexities.items():
@@ -309,7 +309,7 @@ class _Display:
             mean = record.benchmark_mean
             counted = [score for score in record.benchmarks.values() if score.counted]
             lost = sum(score.not_above_chance for score in counted)
-            named = f"mean of {len(counted) or mean.n}" + (f", {lost} not above chance" if lost else "")
+            named = f"mean of {len(counted) or mean.n}" + (f", {lost} at chance *" if lost else "")
             table.add_row(named, f"{mean.value:.3f}", _number(mean.se, 3), str(mean.n))
         reason = f", {record.reason}: {record.detail.splitlines()[0] if record.detail else ''}" if record.reason else ""
         self.line(f"\n{record.name}: {record.status}{reason}")
@@ -317,6 +317,8 @@ class _Display:
             self.line("unaudited: reported by training.command")
         if table.row_count:
             self._console.print(table)
+        if any(score.not_above_chance for score in record.benchmarks.values()):
+            self.line("* not more than 2 SE above chance")
         if record.parameters is not None:
             rate = f", {record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
             self.line(f"{record.parameters:,} parameters ({record.mixer_parameters:,} in the mixers){rate}")
@@ -324,11 +326,13 @@ class _Display:
             speeds = [f"{length}: {speed.value:,.0f}" for length, speed in record.efficiency.prefill.items()]
             decode = record.efficiency.decode
             written = f"; decoding {decode.value:,.0f}" if decode is not None else ""
-            memory = f"; {record.efficiency.peak_memory_mb:,.0f} MB"
+            memory = f"; peak memory {record.efficiency.peak_memory_mb:,.0f} MB"
             self.line(f"prefill, tokens/s at length {', '.join(speeds)}{written}{memory}")
         if record.seconds:
             wall = {name: value for name, value in record.seconds.items() if not name.endswith("_cpu")}
-            self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in wall.items()))
+            earlier = wall.pop("train_earlier", None)
+            more = f"; train and total count {earlier:.1f} of earlier starts" if earlier is not None else ""
+            self.line("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in wall.items()) + more)
         self.line("files: " + " ".join(str(out / name) for name in sorted(FILES) if (out / name).exists()))
 
 

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = (
-    "import sys; sys.path.insert(0, {root!r})\nfrom common.process import exit_with_parent\n"
-    "exit_with_parent()\nimport time\ntime.sleep(60)"
+    "import os, sys; sys.path.insert(0, {root!r})\nfrom common.process import exit_with_parent\n"
+    "exit_with_parent({watched})\nimport time\ntime.sleep(60)"
 )
 PARENT = (
     "import sys, time; sys.path.insert(0, {root!r})\nfrom common.process import spawn\n"
@@ -20,17 +22,26 @@ PARENT = (
 )
 
 
-def test_a_child_ends_within_five_seconds_of_a_killed_parent() -> None:
-    child = CHILD.format(root=str(ROOT))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(root=str(ROOT), child=child)], stdout=subprocess.PIPE, text=True
+# Such as torchrun: it says nothing of itself, and its child has a session of its own.
+OTHER = (
+    "import subprocess, sys, time\n"
+    "print(subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True).pid, flush=True)\n"
+    "time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(("parent", "watched"), [(PARENT, ""), (OTHER, "parent=os.getppid()")])
+def test_a_child_ends_within_five_seconds_of_a_killed_parent(parent: str, watched: str) -> None:
+    child = CHILD.format(root=str(ROOT), watched=watched)
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent.format(root=str(ROOT), child=child)], stdout=subprocess.PIPE, text=True
     )
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
     time.sleep(1.0)
     os.kill(pid, 0)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and _alive(pid):
         time.sleep(0.1)

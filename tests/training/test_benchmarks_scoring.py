@@ -6,6 +6,7 @@ The logit servers here stand in for a sandboxed worker behind the same two metho
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,71 @@ def test_greedy_generation_stops_where_it_is_told(codec: tokenizer.Codec) -> Non
             logits[text[(len(seen) - 2) % len(text)]] = 1
             return logits
 
-    class Request:
-        args = ("T", {"until": [" is"], "max_gen_toks": 12})
+    asked = Request(("T", {"until": [" is"], "max_gen_toks": 12}))
+    assert WorkerLM(Says(), codec).generate_until([asked]) == ["a layer"]
 
-    assert WorkerLM(Says(), codec).generate_until([Request()]) == ["a layer"]
+
+@dataclass
+class Request:
+    args: tuple[Any, ...]
+
+
+WORDS = "Six zebras vex two quick dwarfs, who jump by night and hide at dawn."
+
+
+def test_continuations_are_batched_by_length_and_equal_requests_answered_once(
+    codec: tokenizer.Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scorer.benchmarks.MOST_TOKENS", 400)
+    random = np.random.default_rng(0)
+    contexts = [" ".join(random.choice(WORDS.split(), random.integers(1, 12))) for _ in range(20)]
+    options = [{"until": until, "max_gen_toks": most} for until in (["e"], [], "a", ["t", " i"]) for most in (3, 9)]
+    requests = [Request((context, options[at % 8])) for at, context in enumerate([*contexts, *contexts[:8]])]
+    model = Hashed(VOCAB)
+    worker = WorkerLM(model, codec)
+    got = worker.generate_until(requests)
+    assert got == [_continued(codec, *request.args) for request in requests]
+    # Places of those that ended were taken by others, and no batch of several is over the bound.
+    shapes = [call.tokens.shape for call in model.calls]
+    assert all(rows == 1 or rows * width <= 400 for rows, width in shapes) and 1 < shapes[0][0] < max(shapes)[0]
+    read = sum(int(call.places[:, 1].sum()) + len(call.places) for call in model.calls if call.places is not None)
+    padded = sum(rows * width for rows, width in shapes)
+    assert len(shapes) < model.rows / 3 and padded < 1.4 * read, "rows of a batch are of about one length"
+    asked = len(model.calls)
+    assert worker.generate_until(requests[::-1]) == got[::-1] and len(model.calls) == asked
+
+
+def _continued(codec: tokenizer.Codec, context: str, options: dict[str, Any]) -> str:
+    """Token by token, alone."""
+    row, begun, until = (
+        [codec.end, *codec.encode_items(context)],
+        1 + len(codec.encode_items(context)),
+        options["until"],
+    )
+    stops = [until] if isinstance(until, str) else until
+    while True:
+        row.append(int(Hashed(VOCAB).next(np.array(row, dtype=np.int32)).argmax()))
+        text = codec.decode(row[begun:])
+        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
+        if cut is not None or len(row) - begun == options["max_gen_toks"] or row[-1] == codec.end:
+            return text[:cut]
+
+
+def test_whole_texts_are_scored_together_and_as_alone(codec: tokenizer.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.scorer.benchmarks.LONGEST", 16)
+    texts = [WORDS[:size] for size in (68, 5, 30, 68, 12)]
+    model = Hashed(VOCAB)
+    together = WorkerLM(model, codec).loglikelihood_rolling([Request((text,)) for text in texts])
+    alone = [WorkerLM(Hashed(VOCAB), codec).loglikelihood_rolling([Request((text,))])[0] for text in texts]
+    assert together == pytest.approx(alone, rel=1e-6) and together[0] == together[3]
+    assert len(model.calls) == 1 < len(texts) < model.rows
+    # As many places a batch as their logits may take.
+    monkeypatch.setattr("training.scorer.benchmarks.MOST_LOGITS", 4 * VOCAB * 40)
+    model.calls.clear()
+    assert WorkerLM(model, codec).loglikelihood_rolling([Request((text,)) for text in texts]) == pytest.approx(alone)
+    asked = [len(call.places) for call in model.calls if call.places is not None]
+    assert len(asked) > 1 and max(asked) <= 40
+    assert WorkerLM(model, codec).loglikelihood_rolling([]) == []
 
 
 def test_whole_texts_are_scored_in_windows_that_follow_each_other(
@@ -170,9 +232,6 @@ def test_whole_texts_are_scored_in_windows_that_follow_each_other(
 ) -> None:
     monkeypatch.setattr("training.scorer.benchmarks.LONGEST", 8)
     model, text = Hashed(vocab=VOCAB), "The state of a layer is a matrix, and a token writes into it. So it does."
-
-    class Request:
-        args = (text,)
 
     ids = codec.encode_text([text]).tolist()[:-1]
     assert len(ids) > 20
@@ -183,7 +242,7 @@ def test_whole_texts_are_scored_in_windows_that_follow_each_other(
         before = [ids[start - 1]] if start and start + 8 <= len(ids) else [codec.end, *ids[max(0, start - 1) : start]]
         seen = np.array([*before, *ids[start:at]], dtype=np.int32)
         expected += float(log_softmax(model.next(seen))[token])
-    assert WorkerLM(model, codec).loglikelihood_rolling([Request()]) == [pytest.approx(expected, abs=1e-3)]
+    assert WorkerLM(model, codec).loglikelihood_rolling([Request((text,))]) == [pytest.approx(expected, abs=1e-3)]
 
 
 def test_perplexities_of_words_and_of_answers_come_with_their_error(codec: tokenizer.Codec) -> None:

@@ -34,7 +34,7 @@ from training.items import read_items
 from training.launcher import Event, Launcher, Peer, find_device, peer_of
 from training.metric_writers import WandB
 from training.metrics import Metrics
-from training.profiles import CheckpointSpec, load_profile
+from training.profiles import OWN_TASKS, CheckpointSpec, load_profile
 from training.programs import Program
 from training.results import element_result
 from training.train import main as train_command
@@ -320,7 +320,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_numbers(
     assert [line["tokens"] for line in lines[:-1]] == [256 * line["step"] for line in lines[:-1]]
     seconds = [line["seconds"] for line in lines[:-1]]
     assert seconds[0] > 0 and seconds == sorted(seconds) and seconds[-1] < record.seconds["train"] < 120
-    # It was begun anew after step 10, and what was used before counts.
+    # It was begun anew after step 10, and what was used before counts; but not as time before this command.
+    assert "train_earlier" not in record.seconds and "peak_memory_mb" not in record.hardware
     assert all(line["tokens_per_second"] > 0 for line in lines[:-1])
 
 
@@ -418,7 +419,8 @@ def test_a_second_command_into_one_folder_is_refused_while_the_first_runs(
     with held(out):
         (out / "metrics.jsonl").write_text("of the first\n")
         done = run_cli(seed, "--profile", str(TINY), "--text", str(text_file), "--out", str(out), flags=flags)
-    assert done.returncode == 2 and f"another command that is running writes into {out}" in done.stderr, done
+    holder = f"another command that is running (process {os.getpid()}) writes into {out}"
+    assert done.returncode == 2 and holder in done.stderr, done
     assert (out / "metrics.jsonl").read_text() == "of the first\n" and not (out / "result.json").exists()
 
 
@@ -465,6 +467,44 @@ def test_a_refused_program_has_status_1_and_a_record(
     # What came from the environment is said too.
     assert f"--training.text {text_file}" in record["command"] and "--training.device cpu" in record["command"]
     assert not (tmp_path / "o" / "test.csv").exists()
+
+
+def test_the_table_fits_80_columns_and_says_what_its_seconds_count(
+    flags: dict[str, dict[str, Any]], pair: tuple[list[RunRecord], Path, list[Event]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = pair[0][0].model_dump(mode="json")
+    score: dict[str, Any] = {"value": 0.25, "n": 10_000, "se": 0.0125, "chance": 0.25, "counted": True}
+    long = {"value": 123_456.78, "n": 65_536, "se": 1_234.56}
+    score["bits_per_byte"] = {**long, "value": 12.3}
+    run["benchmarks"] = dict.fromkeys((*OWN_TASKS, "squad_completion"), score)
+    run |= {"perplexities": {"lambada_openai": long}, "benchmark_mean": {"value": 0.25, "n": 150_000, "se": 0.004}}
+    run["task_curves"] = {"permutation_s5": {"value": 0.25, "n": 200, "se": None}}
+    run["seconds"] = {"train": 43.3, "train_cpu": 40.0, "train_earlier": 10.2, "total": 50.5}
+    out, text = tmp_path / "o", tmp_path / "sample.py"
+    out.mkdir()
+    (out / "result.json").write_text(json.dumps(run))
+    text.write_text(PRINTS)
+    for name, value in (("COLUMNS", "80"), ("ASI_TRAINING__CACHE_DIR", str(flags["training"]["cache_dir"]))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ASI_TRAINING__DEVICE", "cpu")
+    words = [
+        str(text),
+        "--profile",
+        str(TINY),
+        "--text",
+        str(flags["training"]["text"][0]),
+        "--out",
+        str(out),
+        "--trust",
+    ]
+    assert train_command(words) == 0
+    said = capsys.readouterr().out
+    table = said[said.index("measure ") : said.index("* not more than 2 SE above chance")].splitlines()
+    assert len(table) == 1 + 3 + len(run["benchmarks"]) + 2 and max(map(len, table)) <= 80
+    assert sum(row.count("0.25 *") for row in table) == len(run["benchmarks"])
+    assert "mean of 16, 16 at chance" in said and "…" not in said
+    assert "train 43.3, total 50.5; train and total count 10.2 of earlier starts" in said
 
 
 @pytest.mark.slow

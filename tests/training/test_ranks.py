@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from common.errors import UsageError
 from common.process import REPOSITORY
 from common.records import RunRecord
 from common.settings import load
+from tests.pipeline.running import children
 from tests.training.test_launcher import MEAN, TINY
 from training import checkpoints
 from training.checkpoints import FOLDER
@@ -80,6 +83,9 @@ def test_shared_steps_are_those_of_one_process_and_go_on_with_any_number(
     assert stopped.reason == "interrupted" and checkpoints.kept(tmp_path / "shared" / FOLDER)
     resumed = train(alone, KEEPS, tmp_path / "shared")
     assert (whole.status, resumed.status) == ("finished", "finished")
+    spent = resumed.seconds
+    assert "train_earlier" not in whole.seconds and 0 < spent["train_earlier"] < spent["train"]
+    assert spent["total"] > spent["start"] + spent["train"] + spent["score"]
     mine, theirs = (reports(tmp_path / name) for name in ("whole", "shared"))
     assert [report["step"] for report in mine] == [report["step"] for report in theirs]
     for one, other in zip(mine[:-1], theirs[:-1], strict=True):
@@ -176,14 +182,54 @@ def test_more_reports_than_a_pipe_holds_stop_nobody(flags: dict[str, Any], profi
     assert record.status == "finished" and len(reports(tmp_path)) > 400
 
 
+def by_torchrun(profile: Path, text: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command that trains into folder/out, and its environment."""
+    command = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "training/train.py"]
+    command += ["training/architectures/delta_net.py", "--profile", str(profile), "--text", str(text)]
+    environment = {**os.environ, "ASI_TRAINING__CACHE_DIR": str(folder / "cache"), "ASI_TRAINING__DEVICE": "cpu"}
+    return [*command, "--out", str(folder / "out")], environment
+
+
 @pytest.mark.slow
 def test_torchrun_trains_on_two_processes(text_file: Path, tmp_path: Path) -> None:
-    torchrun = Path(sys.executable).parent / "torchrun"
-    command = [str(torchrun), "--nproc-per-node", "2", "training/train.py", "training/architectures/delta_net.py"]
-    command += ["--profile", str(TINY), "--text", str(text_file), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "ASI_TRAINING__CACHE_DIR": str(tmp_path / "cache"), "ASI_TRAINING__DEVICE": "cpu"}
+    command, environment = by_torchrun(TINY, text_file, tmp_path)
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = RunRecord.model_validate_json((tmp_path / "out" / "result.json").read_text())
     assert record.status == "finished" and record.hardware["processes"] == 2
     assert done.stdout.count("delta_net: finished") == 1
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_torchrun_and_the_same_command_goes_on(text_file: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "tiny-longer.toml"
+    text = TINY.read_text().replace("steps = 30\n", "steps = 300\n")
+    profile.write_text(text.replace("[eval]", "[checkpoint]\nsteps = 10\n\n[eval]"))
+    command, environment = by_torchrun(profile, text_file, tmp_path)
+    with (tmp_path / "said").open("wb") as said:
+        started = subprocess.Popen(
+            command, env=environment, cwd=REPOSITORY, stdout=said, stderr=said, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while not checkpoints.kept(tmp_path / "out" / FOLDER):
+            assert started.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+            time.sleep(0.1)
+        begun = children(started.pid)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert int((tmp_path / "out" / ".lock").read_text()) in begun and len(begun) > 3
+    deadline = time.monotonic() + 8
+    while alive := [pid for pid in begun if _alive(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+    assert not (tmp_path / "out" / "result.json").exists()
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from the checkpoint of step" in done.stdout
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -22,8 +22,9 @@ from training.data import sharding, tokenizer
 from training.data.corpus import load_items, prepare_corpus
 from training.data.near import Near, signature
 from training.data.packing import write_stream
-from training.data.sharding import Document, Plan, make_shards
+from training.data.sharding import UNIT, Document, Plan, make_shards
 from training.data.shards import MANIFEST, TokenFiles, read_manifest
+from training.prepare import main as prepare_command
 from training.profiles import Profile, load_profile
 
 TINY = REPOSITORY / "tests" / "assets" / "tiny.toml"
@@ -125,6 +126,20 @@ def test_different_documents_are_no_near_duplicates() -> None:
     near = Near(0.8)
     assert all(near.add(signature(text(seed))) for seed in range(50))
     assert not near.add(signature(text(7)))
+
+
+def test_the_help_says_that_a_shard_ends_with_a_whole_unit(
+    codec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prepare_command(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"N tokens from which a shard ends; it ends with a whole unit of {UNIT} documents" in said and UNIT == 256
+    documents: list[Document] = [(text(seed), "train" if seed else "heldout") for seed in range(8 + 8 + 3)]
+    found = made(tmp_path, codec, documents, shard_tokens=1, near=None)
+    parts = [np.fromfile(tmp_path / entry["file"], np.uint16) for entry in found["train"]]
+    end = tokenizer.Codec(tmp_path / "tokenizer.json").end
+    assert [int((part == end).sum()) for part in parts] == [7, 8, 3]
 
 
 @settings(max_examples=60, deadline=None)

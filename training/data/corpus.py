@@ -83,7 +83,8 @@ class Corpus:
         """
         ended = cancel or threading.Event()
         code = code_hash(("packing.py", *_TASKS))
-        identity = sha256_text(f"{profile.train.seq_len} {profile.tasks.model_dump_json()} {code}")[:12]
+        shape = f"{profile.train.seq_len} {profile.data.order} {profile.tasks.model_dump_json()}"
+        identity = sha256_text(f"{shape} {code}")[:12]
         rows = profile.train.steps * profile.train.batch
         path = self.folder / "streams" / f"{identity}-{rows}-seed{seed}.bin"
         size = rows * (profile.train.seq_len + 1) * row_type(profile.model.vocab).itemsize
@@ -191,7 +192,7 @@ def _open(folder: Path) -> Corpus:
 
 def _key(profile: Profile, text: Sequence[Path]) -> str:
     facts: dict[str, object] = {
-        "data": profile.data.model_dump(),
+        "data": profile.data.model_dump(exclude={"order"}),
         "vocab": profile.model.vocab,
         "tasks": profile.tasks.model_dump(exclude={"share"}),
         "items": [profile.eval.items, profile.eval.benchmarks],

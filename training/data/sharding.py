@@ -29,7 +29,7 @@ from training.data.shards import MANIFEST, VERSION, file_sha256
 from training.data.text_files import Side
 from training.data.tokenizer import Codec
 
-__all__ = ["Document", "Plan", "make_shards"]
+__all__ = ["UNIT", "Document", "Plan", "make_shards"]
 
 UNIT = 256
 """Documents of one unit of work."""

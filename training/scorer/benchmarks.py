@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ __all__ = ["WorkerLM", "require_official", "run_benchmarks"]
 
 MOST_TOKENS = 8192
 """Tokens of one padded batch."""
+MOST_LOGITS = 256 << 20
+"""Bytes of the logits of one batch; a single row may take more."""
 LONGEST = LONGEST_CONTEXT
 """Tokens kept of a long context, from its end."""
 _METRICS = ("acc", "acc_norm", "contains", "exact_match", "f1")
@@ -50,8 +53,25 @@ _CHANCE = {
 }
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """One request for a continuation: of `context`, up to one of `until` or `most` tokens."""
+
+    context: str
+    until: tuple[str, ...]
+    most: int
+
+    @classmethod
+    def of(cls, request: Instance) -> _Ask:
+        context, options = request.args
+        until = options.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(filter(None, until))
+        return cls(str(context), stops, int(options.get("max_gen_toks", 48)))
+
+
 class WorkerLM(TemplateLM):
-    """lm-eval's view of a worker: log-likelihoods in batches sorted by length, right-padded, each input scored once.
+    """lm-eval's view of a worker: log-likelihoods and continuations in batches sorted by length, right-padded, each
+    input scored once.
 
     Every input starts with the end token, as every training sequence does.
 
@@ -63,6 +83,7 @@ class WorkerLM(TemplateLM):
         super().__init__()
         self._server, self._codec, self._known = server, codec, encoded or {}
         self._encode = functools.lru_cache(maxsize=4096)(codec.encode_items)  # lm-eval asks again for every choice
+        self._written: dict[_Ask, str] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -91,7 +112,9 @@ class WorkerLM(TemplateLM):
         for index, (number, _, _) in enumerate(wanted):
             asked.setdefault(number, []).append(index)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(wanted)
-        for batch in _by_length(rows):
+        # A continuation ends where its row does, so the longest one of a row says how many places are asked for.
+        places = [max(len(wanted[index][2]) for index in asked[number]) for number in range(len(rows))]
+        for batch in _by_length(rows, places, MOST_LOGITS // (4 * self._server.vocab)):
             self._score(batch, rows, wanted, asked, results)
         return results
 
@@ -121,58 +144,70 @@ class WorkerLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in consecutive windows of LONGEST tokens; each knows the last token before
         it."""
-        totals = []
+        windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
+        ends: list[int] = []
         for request in requests:
             ids = self._codec.encode_text([str(request.args[0])]).tolist()[:-1]
-            starts = range(0, len(ids), LONGEST)
-            scored = self._loglikelihood_tokens(
-                [(("", ""), ids[max(0, at - 1) : at], ids[at : at + LONGEST]) for at in starts]
-            )
-            totals.append(math.fsum(score for score, _ in scored))
-        return totals
+            for at in range(0, len(ids), LONGEST):
+                windows.append((("", ""), ids[max(0, at - 1) : at], ids[at : at + LONGEST]))
+            ends.append(len(windows))
+        scores = [score for score, _ in self._loglikelihood_tokens(windows)]
+        return [math.fsum(scores[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuation of each context up to a stop string, all requests of a batch one token at a time."""
-        answers: list[str] = []
-        for start in range(0, len(requests), 16):
-            part = [request.args for request in requests[start : start + 16]]
-            answers += self._generate([str(context) for context, _ in part], [dict(options) for _, options in part])
-        return answers
+        """Greedy continuation of each context up to a stop string; equal requests are answered once."""
+        asks = [_Ask.of(request) for request in requests]
+        self._write(list(dict.fromkeys(ask for ask in asks if ask not in self._written)))
+        return [self._written[ask] for ask in asks]
 
-    def _generate(self, contexts: list[str], options: list[dict[str, Any]]) -> list[str]:
-        rows = [[self._codec.end, *self.tok_encode(context)][-LONGEST:] for context in contexts]
-        begun = [len(row) for row in rows]
-        texts = [""] * len(rows)
-        open_rows = set(range(len(rows)))
-        for _ in range(max(int(option.get("max_gen_toks", 48)) for option in options)):
-            live = sorted(open_rows)
-            if not live:
-                break
-            tokens = _padded([tuple(rows[row]) for row in live], self._server.padding)
-            ends = np.array([(at, len(rows[row]) - 1) for at, row in enumerate(live)], dtype=np.int32)
-            for row, token in zip(live, self._server.at(tokens, ends).argmax(-1).tolist(), strict=True):
-                rows[row].append(token)
-                texts[row] = self._codec.decode(rows[row][begun[row] :])
-                stops = [stop for stop in options[row].get("until", []) if stop and stop in texts[row]]
-                over = len(rows[row]) - begun[row] >= int(options[row].get("max_gen_toks", 48))
-                if stops or over or token == self._codec.end:
-                    open_rows.discard(row)
-                    texts[row] = min((texts[row].split(stop)[0] for stop in stops), key=len, default=texts[row])
-        return texts
+    def _write(self, asks: Sequence[_Ask]) -> None:
+        """Answers `asks`, the longest first, as many at once as MOST_TOKENS holds; the next takes the place of one that
+        ends.
+
+        Every token takes a pass over its whole prefix, also where the program has `step`: a state that is carried on
+        answers no question that the audit could ask again.
+        """
+        rows = {ask: [self._codec.end, *self.tok_encode(ask.context)][-LONGEST:] for ask in asks}
+        begun = {ask: len(row) for ask, row in rows.items()}
+        grown = {ask: length + ask.most for ask, length in begun.items()}
+        waiting = sorted(asks, key=lambda ask: grown[ask])
+        live: list[_Ask] = []
+        while waiting or live:
+            width = max(grown[ask] for ask in (*live, *waiting[-1:]))
+            while waiting and (not live or (len(live) + 1) * width <= MOST_TOKENS):
+                live.append(waiting.pop())
+            tokens = _padded([rows[ask] for ask in live], self._server.padding)
+            ends = np.array([(at, len(rows[ask]) - 1) for at, ask in enumerate(live)], dtype=np.int32)
+            for ask, token in zip(live, self._server.at(tokens, ends).argmax(-1).tolist(), strict=True):
+                row = rows[ask]
+                row.append(token)
+                text = self._codec.decode(row[begun[ask] :])
+                stops = [stop for stop in ask.until if stop in text]
+                if stops or len(row) - begun[ask] >= ask.most or token == self._codec.end:
+                    self._written[ask] = min((text.split(stop)[0] for stop in stops), key=len, default=text)
+            live = [ask for ask in live if ask not in self._written]
 
 
-def _by_length(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Row numbers in batches of similar length, the longest first, each of at most MOST_TOKENS padded tokens."""
+def _by_length(rows: Sequence[tuple[int, ...]], places: Sequence[int], most: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, the longest first, each of at most MOST_TOKENS padded tokens and `most`
+    places asked for, or of one row.
+
+    Args:
+        places: asked for, of each row.
+    """
     batches: list[list[int]] = []
+    width = asked = 0
     for number in sorted(range(len(rows)), key=lambda row: (-len(rows[row]), row)):
-        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= MOST_TOKENS:
+        asked += places[number]
+        if batches and (len(batches[-1]) + 1) * width <= MOST_TOKENS and asked <= most:
             batches[-1].append(number)
         else:
             batches.append([number])
+            width, asked = len(rows[number]), places[number]
     return batches
 
 
-def _padded(rows: Sequence[tuple[int, ...]], padding: int) -> np.ndarray:
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> np.ndarray:
     tokens = np.full((len(rows), max(map(len, rows))), padding, dtype=np.int32)
     for at, row in enumerate(rows):
         tokens[at, : len(row)] = row

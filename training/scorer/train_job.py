@@ -55,10 +55,9 @@ def run(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             files of the corpus; and optionally checkpoints: {folder, identity, origin}, where the run goes on from what
             it finds in the folder, at first from the file `origin` (None: from the beginning).
         emit: told {event: "stage", name}, {event: "metrics", step, loss, task_loss, lr, grad_norm, tokens,
-            seconds, tokens_per_second, memory_mb, cpu_seconds} and in some val_loss and val_tasks, {event:
-            "resumed", step} before the reports that a
-            checkpoint holds are told again, {event: "note", text} and, once a second, {event: "pulse", cpu_seconds,
-            step}.
+            seconds, tokens_per_second, memory_mb, cpu_seconds} and in some val_loss and val_tasks, {event: "resumed",
+            step, seconds: of training until there} before the reports that a checkpoint holds are told again,
+            {event: "note", text} and, once a second, {event: "pulse", cpu_seconds, step}.
 
     Returns:
         {status, reason, detail, from_outside: whether the worker was killed by somebody else, sandbox, seconds: {start,
@@ -153,7 +152,9 @@ def _phases(
     preparing.shutdown(wait=False)
     pulse.emit({"event": "stage", "name": "train", **{name: result[name] for name in ("parameters", "mlps")}})
     answer = _train(job, profile, worker, pulse, place, result)
-    result["hardware"]["peak_memory_mb"] = round(answers.peak_memory(answer), 1)
+    peak = round(answers.peak_memory(answer), 1)
+    if job["device"] == "cuda":  # on a CPU it is the process's memory, which the host reads itself, below
+        result["hardware"]["device_memory_mb"] = peak
     pulse.emit({"event": "stage", "name": "score"})
     result["prefill"], result["decode"] = prefill_speed(worker, profile), decode_speed(worker)
     result["worker_memory_mb"] = round(worker.peak_memory_mb(), 1)
@@ -278,7 +279,7 @@ class _Pulse:
         """Training begins now. Reports of the checkpoint are told again, so that whoever listens knows them all."""
         self._begun, self._cpu = time.perf_counter(), self._worker.cpu_seconds()
         if self.found is not None:
-            self.emit({"event": "resumed", "step": self.found.step})
+            self.emit({"event": "resumed", "step": self.found.step, "seconds": self.found.seconds})
             for report in self.found.reports:
                 self._tell(report)
 
