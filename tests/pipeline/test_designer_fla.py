@@ -93,7 +93,7 @@ def memories() -> Iterator[Genome]:
 def sample() -> list[Genome]:
     """One genome for each state and kind of decay with a kernel, the write strengths and the rest at random."""
     genomes = [genome for genome in memories() if kernel_of(genome) is not None]
-    random.Random(3).shuffle(genomes)
+    random.Random(134).shuffle(genomes)
     return list({(genome.state, kind_of(genome)): genome for genome in genomes}.values())
 
 
