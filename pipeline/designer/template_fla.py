@@ -62,13 +62,16 @@ def fla_helpers(genome: Genome) -> list[str]:
         options = [*(options or ["g=None"]), "num_householder=2"]
     options += ["beta=strength_BTH1[..., 0]"] if erasing else []
     options += ["scale=1.0", *(["normalize=False"] if function == "chunk_linear_attn" else [])]
+    call = [f"o_BTHV = {function}(q, k, v, {', '.join(options)})[0]"]
+    if len(call[0]) > 116:
+        call = [f"o_BTHV = {function}(", f"    q, k, v, {', '.join(options)}", ")[0]"]
     lines = [
         '"""What `memory` computes, by fla\'s Triton kernel: q, k, v and o in the 16 bits given, sums in float32."""',
         "# Without a GPU this import is slow and its kernels fail.",
         f"from fla.ops.{package} import {function}",
         "",
         f"q, k, v = (t.to(given) for t in (q_BTHK, {keys[0]}, v_BTHV))",
-        f"o_BTHV = {function}(q, k, v, {', '.join(options)})[0]",
+        *call,
         "return o_BTHV.to(v_BTHV.dtype)",
     ]
     body = "\n".join(f"    {line}" if line else "" for line in lines)

@@ -22,6 +22,21 @@ _NEEDS = {
     "coupled_input_gate": {"state": "linear", "decay": "channel"},
 }
 
+KERNEL_DESIGNS = {
+    "chunk_linear_attn": Genome(state="linear", feature="elu1"),
+    "chunk_simple_gla": Genome(state="linear", decay="fixed", beta="constant", detail="precondition"),
+    "chunk_gla": Genome(state="linear", decay="channel", beta="channel", detail="coupled"),
+    "chunk_gla, 32 key channels": Genome(state="linear", decay="bounded", feature="hedgehog"),
+    "chunk_delta_rule": Genome(beta="constant", detail="feedback"),
+    "chunk_delta_rule, 24 key channels": Genome(feature="quadratic", beta="negative"),
+    "chunk_gated_delta_rule": Genome(decay="scalar", gate="silu"),
+    "chunk_gated_delta_rule, two timescales": Genome(state="two_timescale", decay="fixed"),
+    "chunk_kda": Genome(decay="channel", beta="negative"),
+    "chunk_gated_delta_product": Genome(state="product", decay="scalar", beta="negative"),
+    "chunk_gated_delta_product, no decay": Genome(state="product", beta="constant"),
+}
+"""Designs that call a kernel of fla on a GPU: each kernel, and calls of it that differ."""
+
 
 def genome_with(mechanism: str) -> Genome:
     """DeltaNet with this mechanism, and with what the mechanism needs beside it."""

@@ -1,6 +1,6 @@
 """Designs by fla's real Triton kernels, in Triton's interpreter, against their own form: no GPU needed.
 
-One design for each kernel. The child imports fla (over ten seconds) and interprets kernels operation by operation: one
+The child imports fla (over ten seconds) and interprets kernels operation by operation: one
 of the slow tests.
 """
 
@@ -15,22 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.designer import Genome, render
+from tests.pipeline.designs import KERNEL_DESIGNS
 from tests.training import triton_interpreter
 
 LENGTH, HIDDEN = 70, 16  # more than one chunk of 64 in the kernels, of 32 in ours; one head of the least width
-DESIGNS = {
-    "chunk_linear_attn": Genome(state="linear", feature="elu1"),
-    "chunk_simple_gla": Genome(state="linear", decay="fixed", beta="constant", detail="precondition"),
-    "chunk_gla": Genome(state="linear", decay="channel", beta="channel", detail="coupled"),
-    "chunk_gla, 32 key channels": Genome(state="linear", decay="bounded", feature="hedgehog"),
-    "chunk_delta_rule": Genome(beta="constant", detail="feedback"),
-    "chunk_delta_rule, 24 key channels": Genome(feature="quadratic", beta="negative"),
-    "chunk_gated_delta_rule": Genome(decay="scalar", gate="silu"),
-    "chunk_gated_delta_rule, two timescales": Genome(state="two_timescale", decay="fixed"),
-    "chunk_kda": Genome(decay="channel", beta="negative"),
-    "chunk_gated_delta_product": Genome(state="product", decay="scalar", beta="negative"),
-    "chunk_gated_delta_product, no decay": Genome(state="product", beta="constant"),
-}
 
 
 def results(net: nn.Module) -> list[Tensor]:
@@ -74,12 +62,12 @@ def test_designs_by_the_kernels_of_fla_agree_with_their_own_form() -> None:
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("apart") == len(DESIGNS)
+    assert done.stdout.count("apart") == len(KERNEL_DESIGNS)
 
 
 if __name__ == "__main__":
     import fla.ops  # noqa: F401 - every kernel is there before it is prepared
 
     triton_interpreter.prepare()
-    for design, its_genome in DESIGNS.items():
+    for design, its_genome in KERNEL_DESIGNS.items():
         compare(design, its_genome)
