@@ -158,12 +158,12 @@ def _tokens(parts: dict[str, Piece], names: list[str], by_fla: bool) -> str:
     left = ", ".join(names) + ("," if len(names) == 1 else "")
     lines.append(f"{left} = self.in_proj(x).split(self.streams, dim=-1)" if len(names) > 1 else "qkv = self.in_proj(x)")
     lines += [part.lift for part in parts.values() if part.lift]
-    given = "qkv.dtype, " if by_fla else ""
+    passed = ["remember", *(["qkv.dtype"] if by_fla else []), *(f"{name}.to(dtype)" for name in names)]
     lines += [
         "# The recurrence sums over the whole sequence: 16-bit inputs are widened and autocast stays outside.",
         "dtype = torch.float64 if x.dtype == torch.float64 else torch.float32",
         "with torch.autocast(device_type=x.device.type, enabled=False):",
-        f"    o_BTV = self.mix(remember, {given}{', '.join(f'{name}.to(dtype)' for name in names)})",
+        textwrap.indent(_fitted("o_BTV = self.mix", ", ".join(passed), "", 12), "    "),
         "return self.o_proj(o_BTV.to(x.dtype))",
     ]
     doc = '"""Inputs [B, T, hidden_size] to outputs of the same shape; `remember` is the memory with its read-out."""'
@@ -177,6 +177,13 @@ def _step(parts: dict[str, Piece]) -> str | None:
     if None in sizes:
         return None
     return _STEP.format(seen=" + ".join(size for size in sizes if size not in (None, "0")) or "0")
+
+
+def _fitted(head: str, arguments: str, tail: str, indent: int) -> str:
+    """`head(arguments)tail`, which will be indented by `indent`, with the arguments on a line of their own where it is
+    longer than 120 characters."""
+    line = f"{head}({arguments}){tail}"
+    return line if indent + len(line.rstrip()) <= 120 else f"{head}(\n    {arguments}\n){tail}"
 
 
 def _mix(genome: Genome, parts: dict[str, Piece], names: list[str], by_fla: bool) -> str:
@@ -199,12 +206,11 @@ def _mix(genome: Genome, parts: dict[str, Piece], names: list[str], by_fla: bool
         parts["gate"].mix,
         'return rearrange(o, "b t h d -> b t (h d)")',
     ]
-    arguments = ", ".join(f"{name}: Tensor" for name in names)
-    given = "given: torch.dtype, " if by_fla else ""
+    arguments = ["remember: Any", *(["given: torch.dtype"] if by_fla else []), *(f"{name}: Tensor" for name in names)]
     more = "\n\n    given: the dtype of the streams before they were widened.\n    " if by_fla else ""
     doc = f'    """From the projected streams [B, T, width] to the read-out o_BTV, all in one dtype.{more}"""\n'
     return (
-        f"def mix(self, remember: Any, {given}{arguments}) -> Tensor:\n"
+        _fitted("def mix", ", ".join(["self", *arguments]), " -> Tensor:\n", 4)
         + doc
         + textwrap.indent("\n".join(x for x in lines if x), "    ")
         + "\n"
