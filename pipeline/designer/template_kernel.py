@@ -195,24 +195,16 @@ def state_lines(genome: Genome, by_fla: bool) -> str:
                 *_two_timescale_read(fixed, by_fla),
             )
         )
+    widened = "strength, strength_extra = (t.expand(*k.shape[:3], 1) for t in (strength, strength_extra))"
+    stacked = "strength_rows = torch.stack([strength_extra, strength], dim=2).flatten(1, 2)"
+    before = [widened, stacked] if fixed else [stacked]
     return "\n".join(
         (
             "# Two rows a token: first the second key's correction, then the token's own write.",
             "k_rows = torch.stack([k_extra, k], dim=2).flatten(1, 2)",
             "w_rows = torch.stack([w_extra, w], dim=2).flatten(1, 2)",
             "v_rows = torch.stack([v * self.extra_value.to(v.dtype), v], dim=2).flatten(1, 2)",
-            *_read(
-                "q",
-                "q, k_rows, w_rows, v_rows",
-                "q, k_rows, strength_rows, v_rows",
-                decay,
-                by_fla,
-                *(
-                    ["strength, strength_extra = (t.expand(*k.shape[:3], 1) for t in (strength, strength_extra))"]
-                    * fixed
-                ),
-                "strength_rows = torch.stack([strength_extra, strength], dim=2).flatten(1, 2)",
-            ),
+            *_read("q", "q, k_rows, w_rows, v_rows", "q, k_rows, strength_rows, v_rows", decay, by_fla, *before),
         )
     )
 
