@@ -262,9 +262,9 @@ def _filters() -> list[Mutant]:
             "heads are split off by a view over time and channels, not by a transposition",
             _C + " shapes batch",
             (
-                "o = remember(",
+                "if remember is memory",
                 "v = v.reshape(v.shape[0], v.shape[2], v.shape[1], -1).transpose(1, 2).contiguous()\n"
-                "        o = remember(",
+                "        if remember is memory",
             ),
         ),
     ]

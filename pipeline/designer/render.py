@@ -1,7 +1,8 @@
 """Renders a genome as one readable, self-contained program in the published contract, and reads it back.
 
 The program's docstring ends with the line `Genome: {...}`. `genome_of` believes that line only when the genome renders
-back to exactly the same text, so a program that was edited in any way counts as written by hand.
+back to exactly the same text, so a program that was edited in any way counts as written by hand. Texts from before
+designs called fla's kernels are told by rendering too (`kernels=False`): a data-dir keeps the programs that it has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from common.errors import UsageError
 from common.files import sha256_text
 from pipeline.designer.grammar import DELTA_NET, GATED_DELTA_NET, SLOT_TITLES, Genome, mechanism_at
 from pipeline.designer.piece import Piece
+from pipeline.designer.template_fla import fla_helpers, fla_kernel
 from pipeline.designer.template_kernel import CHUNKS, decay_kind, kernel, state_lines, update
 from pipeline.designer.template_pieces import pieces
 
@@ -151,16 +153,17 @@ def _forward() -> str:
     return _FORWARD_HEAD + "    return self.tokens(x, memory), None, past_key_values\n"
 
 
-def _tokens(parts: dict[str, Piece], names: list[str]) -> str:
+def _tokens(parts: dict[str, Piece], names: list[str], by_fla: bool) -> str:
     lines = [parts["shift"].shift] if parts["shift"].shift else []
     left = ", ".join(names) + ("," if len(names) == 1 else "")
     lines.append(f"{left} = self.in_proj(x).split(self.streams, dim=-1)" if len(names) > 1 else "qkv = self.in_proj(x)")
     lines += [part.lift for part in parts.values() if part.lift]
+    passed = ["remember", *(["qkv.dtype"] if by_fla else []), *(f"{name}.to(dtype)" for name in names)]
     lines += [
         "# The recurrence sums over the whole sequence: 16-bit inputs are widened and autocast stays outside.",
         "dtype = torch.float64 if x.dtype == torch.float64 else torch.float32",
         "with torch.autocast(device_type=x.device.type, enabled=False):",
-        f"    o_BTV = self.mix(remember, {', '.join(f'{name}.to(dtype)' for name in names)})",
+        textwrap.indent(_fitted("o_BTV = self.mix", ", ".join(passed), "", 12), "    "),
         "return self.o_proj(o_BTV.to(x.dtype))",
     ]
     doc = '"""Inputs [B, T, hidden_size] to outputs of the same shape; `remember` is the memory with its read-out."""'
@@ -176,7 +179,14 @@ def _step(parts: dict[str, Piece]) -> str | None:
     return _STEP.format(seen=" + ".join(size for size in sizes if size not in (None, "0")) or "0")
 
 
-def _mix(genome: Genome, parts: dict[str, Piece], names: list[str]) -> str:
+def _fitted(head: str, arguments: str, tail: str, indent: int) -> str:
+    """`head(arguments)tail`, which will be indented by `indent`, with the arguments on a line of their own where it is
+    longer than 120 characters."""
+    line = f"{head}({arguments}){tail}"
+    return line if indent + len(line.rstrip()) <= 120 else f"{head}(\n    {arguments}\n){tail}"
+
+
+def _mix(genome: Genome, parts: dict[str, Piece], names: list[str], by_fla: bool) -> str:
     kinds = _kinds(genome)
     lines = [
         parts["conv"].mix,
@@ -189,25 +199,30 @@ def _mix(genome: Genome, parts: dict[str, Piece], names: list[str]) -> str:
         parts["beta"].mix,
         parts["decay"].mix,
         "" if genome.detail == "skip" else parts["detail"].mix,
-        state_lines(genome),
+        state_lines(genome, by_fla),
         parts["detail"].mix if genome.detail == "skip" else "",
         parts["path"].mix,
         parts["out_norm"].mix,
         parts["gate"].mix,
         'return rearrange(o, "b t h d -> b t (h d)")',
     ]
-    arguments = ", ".join(f"{name}: Tensor" for name in names)
-    doc = '    """From the projected streams [B, T, width] to the read-out o_BTV, all in one dtype."""\n'
+    arguments = ["remember: Any", *(["given: torch.dtype"] if by_fla else []), *(f"{name}: Tensor" for name in names)]
+    more = "\n\n    given: the dtype of the streams before they were widened.\n    " if by_fla else ""
+    doc = f'    """From the projected streams [B, T, width] to the read-out o_BTV, all in one dtype.{more}"""\n'
     return (
-        f"def mix(self, remember: Any, {arguments}) -> Tensor:\n"
+        _fitted("def mix", ", ".join(["self", *arguments]), " -> Tensor:\n", 4)
         + doc
         + textwrap.indent("\n".join(x for x in lines if x), "    ")
         + "\n"
     )
 
 
-def render(genome: Genome, name: str) -> str:
-    """The program of `genome` as text: one file, class DeltaNet, imports of torch, einops, math and typing only.
+def render(genome: Genome, name: str, kernels: bool = True) -> str:
+    """The program of `genome` as text: one file, class DeltaNet, imports of torch, einops, math, typing and fla.ops.
+
+    Args:
+        kernels: False leaves out the branch that calls fla's kernel, as all designs were once. For a genome that has
+            no kernel it makes no difference.
 
     Raises:
         UsageError: the name is not 1 to 60 characters of a-z, 0-9 and _.
@@ -217,10 +232,12 @@ def render(genome: Genome, name: str) -> str:
     parts = pieces(genome)
     streams = [("qkv", "qkv_dim")] + [stream for part in parts.values() for stream in part.streams]
     names = [stream for stream, _ in streams]
-    step = _step(parts)
-    members = [_constructor(genome, parts, streams), _forward(), _tokens(parts, names), _mix(genome, parts, names)]
+    step, by_fla = _step(parts), kernels and fla_kernel(genome) is not None
+    members = [_constructor(genome, parts, streams), _forward()]
+    members += [_tokens(parts, names, by_fla), _mix(genome, parts, names, by_fla)]
     members += [step] if step is not None else []
-    helpers = [CHUNKS, kernel(genome), *([update(genome)] if step is not None else [])]
+    helpers = [CHUNKS, kernel(genome), *(fla_helpers(genome) if by_fla else [])]
+    helpers += [update(genome)] if step is not None else []
     for part in parts.values():
         helpers += [helper for helper in part.helpers if helper not in helpers]
     code = (
@@ -249,7 +266,8 @@ def _seed_genome(program: str) -> Genome | None:
 def genome_of(program: str) -> Genome | None:
     """The genome of a program that the designer wrote, or of a seed; None for any other text.
 
-    The text must be byte for byte what `render` makes of the genome and name that its docstring states.
+    The text must be byte for byte what `render` makes of the genome and name that its docstring states, with or
+    without the kernels of fla.
     """
     seed = _seed_genome(program)
     if seed is not None:
@@ -264,6 +282,6 @@ def genome_of(program: str) -> Genome | None:
         return None
     try:
         genome = Genome.from_json(line)
-        return genome if render(genome, name) == program else None
+        return genome if any(render(genome, name, kernels) == program for kernels in (True, False)) else None
     except UsageError:
         return None

@@ -169,13 +169,19 @@ def update(genome: Genome) -> str:
     return f"\ndef update(\n    state_BHKV: Tensor | None,\n{signature}) -> tuple[Tensor, Tensor]:\n{body}\n"
 
 
-def state_lines(genome: Genome) -> str:
-    """Lines of `mix` that turn q, k, w, v (and log_decay) into o."""
+def state_lines(genome: Genome, by_fla: bool) -> str:
+    """Lines of `mix` that turn q, k, w, v (and log_decay) into o.
+
+    Args:
+        by_fla: with a branch that calls fla's kernel where it runs.
+    """
     decay = ", log_decay" if decay_kind(genome) != "none" else ""
+    fixed = genome.beta == "constant"  # one strength for all tokens, which a kernel wants for each
     if genome.state == "linear":
-        return f"o = remember(q, w, v{decay})"
+        return "\n".join(_read("q", "q, w, v", "q, w, v", decay, by_fla))
     if genome.state == "delta":
-        return f"o = remember(q, k, w, v{decay})"
+        strength = "strength.expand(*k.shape[:3], 1)" if fixed else "strength"
+        return "\n".join(_read("q", "q, k, w, v", f"q, k, {strength}, v", decay, by_fla))
     if genome.state == "two_timescale":
         slow = "torch.zeros_like(quick)" if genome.decay == "none" else "log_decay"
         fast = "quick" if genome.decay == "none" else "log_decay + quick"
@@ -186,15 +192,48 @@ def state_lines(genome: Genome) -> str:
                 f"log_decay = torch.cat([{slow}, {fast}], dim=2)",
                 "q_two, k_two, w_two = (torch.cat([t, t], dim=2) for t in (q, k, w))",
                 "v_two = torch.cat(v.chunk(2, dim=-1), dim=2)",
-                "o = torch.cat(remember(q_two, k_two, w_two, v_two, log_decay).chunk(2, dim=2), dim=-1)",
+                *_two_timescale_read(fixed, by_fla),
             )
         )
+    widened = "strength, strength_extra = (t.expand(*k.shape[:3], 1) for t in (strength, strength_extra))"
+    stacked = "strength_rows = torch.stack([strength_extra, strength], dim=2).flatten(1, 2)"
+    before = [widened, stacked] if fixed else [stacked]
     return "\n".join(
         (
             "# Two rows a token: first the second key's correction, then the token's own write.",
             "k_rows = torch.stack([k_extra, k], dim=2).flatten(1, 2)",
             "w_rows = torch.stack([w_extra, w], dim=2).flatten(1, 2)",
             "v_rows = torch.stack([v * self.extra_value.to(v.dtype), v], dim=2).flatten(1, 2)",
-            f"o = remember(q, k_rows, w_rows, v_rows{decay})",
+            *_read("q", "q, k_rows, w_rows, v_rows", "q, k_rows, strength_rows, v_rows", decay, by_fla, *before),
         )
     )
+
+
+def _two_timescale_read(fixed: bool, by_fla: bool) -> list[str]:
+    own = "q_two, k_two, w_two, v_two"
+    if not by_fla:
+        return [f"o = torch.cat(remember({own}, log_decay).chunk(2, dim=2), dim=-1)"]
+    strength = "strength.expand(*k.shape[:3], 1)" if fixed else "strength"
+    doubled = f"strength_two = {strength}.repeat(1, 1, 2, 1)"
+    return [
+        *_read("q_two", own, "q_two, k_two, strength_two, v_two", ", log_decay", True, doubled),
+        "o = torch.cat(o.chunk(2, dim=2), dim=-1)",
+    ]
+
+
+def _read(q: str, own: str, theirs: str, decay: str, by_fla: bool, *before: str) -> list[str]:
+    """Lines that assign the read-out to `o`.
+
+    Args:
+        q: name of the queries.
+        own, theirs: what `remember` and `fla_memory` take, the values last; then `decay` for both.
+        before: lines that only the kernel needs.
+    """
+    if not by_fla:
+        return [f"o = remember({own}{decay})"]
+    return [
+        f"if remember is memory and runs_fla({q}, {own.rpartition(', ')[2]}, given):",
+        *(f"    {line}" for line in (*before, f"o = fla_memory({theirs}{decay}, given)")),
+        "else:",
+        f"    o = remember({own}{decay})",
+    ]

@@ -1,4 +1,4 @@
-"""On a CUDA device: each architecture computes the same by fla's kernel as by its own form, forward and backward.
+"""On a CUDA device: architectures and designs compute the same by fla's kernel as by their own form, both passes.
 
 python -m pytest -m gpu tests/gpu
 """
@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.designer import render
+from tests.pipeline.designs import KERNEL_DESIGNS
 from training.architectures import ARCHITECTURES
 
 pytestmark = [
@@ -61,6 +63,25 @@ def test_kernel_is_causal_and_keeps_rows_apart(name: str) -> None:
         whole = net(x)[0]
         assert torch.equal(net(other)[0][:, :65], whole[:, :65])
         torch.testing.assert_close(net(x[:1])[0], whole[:1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", list(KERNEL_DESIGNS))
+def test_designs_by_kernel_and_by_their_own_form_agree(name: str) -> None:
+    program: dict[str, Any] = {}
+    exec(compile(render(KERNEL_DESIGNS[name], "delta_net_test"), "program", "exec"), program)
+    torch.manual_seed(0)
+    net = program["DeltaNet"](hidden_size=128, num_heads=2, layer_idx=1).cuda()
+    generator = torch.Generator().manual_seed(1)
+    x, weights = (torch.randn(2, 200, 128, generator=generator).cuda() for _ in range(2))
+    by_kernel = results(net, x, None, weights)
+    program["FLA_DEVICE"] = "none"
+    by_own = results(net, x, None, weights)
+    assert any(not torch.equal(got, want) for got, want in zip(by_kernel, by_own, strict=True)), "no kernel was called"
+    names = ["output", "input", *(parameter for parameter, _ in net.named_parameters())]
+    for what, got, want in zip(names, by_kernel, by_own, strict=True):
+        assert got.isfinite().all(), what
+        # The last term is for parameters of one number a head, whose gradient may nearly cancel.
+        assert (got - want).norm() <= 0.05 * want.norm() + 0.05, (what, float((got - want).norm() / want.norm()))
 
 
 @pytest.mark.parametrize("name", ["delta_rule", "gated_delta_rule", "gla", "linear_attn", "simple_gla"])

@@ -97,7 +97,7 @@ parent = Source("delta_net_p", render(Genome(conv="dilated"), "delta_net_p"), "b
 others = [Source("delta_net_r", render(GATED_DELTA_NET, "delta_net_r")), Source("by_hand", "x = 1")]
 history = [Outcome("add", "gate", ("silu_gate", "delta_rule"), 0.1), Outcome("swap", "beta", ("channel_beta",), None)]
 avoid = {Genome(gate="head").to_json(), Genome(shift="static").to_json(), "a", "b", "c"}
-for key in ("one", "two", "three"):
+for key in ("two", "six", "seven"):
     design = Designer(1).propose(parent, others, "a sliding window, a Hedgehog map, a forget gate", history, avoid, key)
     print(repr(design), repr(Designer(1).repair(design, "nan", avoid, key)))
 """

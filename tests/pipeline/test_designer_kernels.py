@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from designs import ARCHITECTURES, namespace
+from designs import ARCHITECTURES, namespace, step_by_step
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.designer import Genome
 
 BATCH, LENGTH, HEADS, KEY, VALUE = 2, 75, 2, 6, 5
-
-
-def step_by_step(q: Tensor, k: Tensor | None, w: Tensor, v: Tensor, log_decay: Tensor | None, steps: int = 1) -> Tensor:
-    """The recurrence at the top of a rendered program; `steps` rows of k, w and v for each row of q."""
-    state = q.new_zeros(BATCH, HEADS, KEY, VALUE)
-    outputs = []
-    for token in range(q.shape[1]):
-        if log_decay is not None:
-            state = log_decay[:, token].exp()[..., None] * state
-        for row in range(steps * token, steps * token + steps):
-            held = torch.einsum("bhkv,bhk->bhv", state, k[:, row]) if k is not None else torch.zeros_like(v[:, row])
-            state = state + torch.einsum("bhk,bhv->bhkv", w[:, row], v[:, row] - held)
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, token]))
-    return torch.stack(outputs, dim=1)
 
 
 def inputs(rows: int, decay_width: int | None, strongest: float) -> dict[str, Tensor]:

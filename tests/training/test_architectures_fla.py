@@ -7,22 +7,17 @@ kernels compute the same is for tests/gpu.
 
 from __future__ import annotations
 
-import ast
-import functools
 import importlib
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
 
 import oracles
 import pytest
 import torch
 from torch import Tensor
 
+from tests.training.kernel_modules import Calls, Compute, kernel_modules
 from training.architectures import ARCHITECTURES
-
-Calls = list[tuple[str, dict[str, Any]]]
 
 
 def additive(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
@@ -30,7 +25,7 @@ def additive(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
     return oracles.diagonal(q, k, v, decay)
 
 
-KERNELS: dict[str, tuple[str, str, Callable[[dict[str, Any]], Tensor]]] = {
+KERNELS: dict[str, tuple[str, str, Compute]] = {
     "delta_net": ("delta_rule", "chunk_delta_rule", lambda a: oracles.delta_rule(a["q"], a["k"], a["v"], a["beta"])),
     "gated_delta_net": (
         "gated_delta_rule",
@@ -61,46 +56,10 @@ KERNELS["delta_net_fir"] = KERNELS["delta_net"]
 every = pytest.mark.parametrize("name", list(ARCHITECTURES))
 
 
-@functools.cache
-def real_signature(package: str, function: str) -> ast.arguments:
-    """The arguments of fla.ops.<package>.<function>, from the installed file; nothing of fla is imported."""
-    path = oracles.FLA_OPS / package / "chunk.py"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            for argument in (*node.args.args, *node.args.kwonlyargs, node.args.kwarg):
-                if argument is not None:
-                    argument.annotation = None
-            return node.args
-    raise LookupError(f"{path} has no {function}")
-
-
-def stand_in(package: str, function: str, compute: Callable[[dict[str, Any]], Tensor], calls: Calls) -> Any:
-    """A function with the real one's signature that records what it gets and computes the recurrence in float64."""
-
-    def answer(given: dict[str, Any]) -> tuple[Tensor, None]:
-        calls.append((function, given))
-        tensors = {key: value.double() if isinstance(value, Tensor) else value for key, value in given.items()}
-        first = "r" if "r" in tensors else "q"
-        tensors[first] = tensors[first] * tensors["scale"]
-        return compute(tensors).to(given["v"].dtype), None
-
-    text = f"def {function}({ast.unparse(real_signature(package, function))}): return answer(dict(locals()))"
-    scope: dict[str, Any] = {"answer": answer}
-    exec(text, scope)
-    return scope[function]
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Calls of kernels, while modules of ours stand where `from fla.ops.X import f` looks."""
-    recorded: Calls = []
-    for name in ("fla", "fla.ops"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    for package, function, compute in KERNELS.values():
-        module = types.ModuleType(f"fla.ops.{package}")
-        setattr(module, function, stand_in(package, function, compute, recorded))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return recorded
+    return kernel_modules(monkeypatch, KERNELS.values())
 
 
 def build(name: str, hidden: int = 32) -> tuple[types.ModuleType, torch.nn.Module]:
