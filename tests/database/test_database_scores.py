@@ -89,7 +89,7 @@ def test_a_loss_that_is_not_above_zero_is_none(cell: str) -> None:
 
 def test_a_spread_between_tasks_that_was_stored_is_no_standard_error() -> None:
     evidence = evidence_of(TRAIN, "m,a,b\nx,0.3,0.5", None)
-    assert evidence.benchmark is not None
+    assert evidence.benchmark is not None and evidence.benchmark.se is None
     stored = evidence.model_dump() | {"benchmark": {"value": 0.4, "n": 2, "se": 0.1}}
     assert Evidence.model_validate(stored) == evidence
 
