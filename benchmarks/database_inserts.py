@@ -93,7 +93,7 @@ def _insert(host: str, port: int, number: int, seconds: float, go: Event, times:
     requests = []
     for position in range(_BODIES):
         body = element_of(1000 * number + position, None, rng).model_dump_json().encode()
-        head = f"Host: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         requests.append(f"POST /elements HTTP/1.1\r\n{head}".encode() + body)
     spent = []
     with socket.create_connection((host, port)) as connection:

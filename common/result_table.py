@@ -83,7 +83,8 @@ def benchmark_mean(text: str) -> tuple[Measurement | None, list[str]]:
 
     Returns:
         The mean with n = number of tasks, and why it is None: a scored column that is missing, no number, or not in
-        [0, 1].
+        [0, 1]. It has no standard error: the tasks are fixed, not drawn, and the row does not tell how many items each
+        of them has.
     """
     table = parse_table(text)
     scored = [position for position, column in enumerate(table.columns) if is_accuracy(column)]
@@ -100,11 +101,7 @@ def benchmark_mean(text: str) -> tuple[Measurement | None, list[str]]:
             values.append(value)
     if wrong:
         return None, wrong
-    mean = math.fsum(values) / len(values)
-    se = None
-    if len(values) > 1:
-        se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return Measurement(value=mean, n=len(values), se=se), []
+    return Measurement(value=math.fsum(values) / len(values), n=len(values)), []
 
 
 def finite_number(cell: str) -> float | None:

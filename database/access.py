@@ -2,7 +2,9 @@
 
 A key is a bearer token: one that reads and writes, and optionally one that only reads. Without keys everything may be
 asked, which is only served on loopback addresses (`require_key`). What this covers: other machines, other users'
-browsers, web pages opened on this machine. What it does not: other programs of this machine, while no key is set.
+browsers, web pages opened on this machine, also those whose name was made to point here (DNS rebinding): without keys
+the Host that is asked for has to be this machine or that of a named origin. What it does not: other programs of this
+machine, while no key is set.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ class Access:
     """ASGI middleware that refuses what may not be asked. The role goes into scope["state"]["role"].
 
     Args:
-        origins: origins of web pages that may write, besides the server's own.
+        origins: origins of web pages that may write, besides the server's own. Without keys the server may be asked for
+            under their host names.
         rate_limit: requests a minute of one key; 0 for no limit. Only where keys are set.
         max_body: bytes of a body; an import is read line by line and may be longer.
     """
@@ -103,6 +106,7 @@ class Access:
         self._app = app
         self._keys = keys
         self._origins = frozenset(origins)
+        self._hosts = frozenset(map(_host_name, origins)) - {None}
         self._limit = RateLimitItemPerMinute(rate_limit) if rate_limit and keys.write is not None else None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._max_body = max_body
@@ -138,6 +142,12 @@ class Access:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
+        host = headers.get("host")
+        # HTTP/1.0 needs no Host; a browser always sends one.
+        if self._keys.write is None and host is not None and not self._own_host(host):
+            said = f"expected a Host of this machine, such as localhost, got {host[:200]!r}"
+            fix = "set database.api_key, or name the origin of that host in database.cors_origins"
+            return error_answer(403, said, f"{said}\n  fix: {fix}")
         writes = scope["method"] not in _READING
         if writes and not self._own_page(headers):
             said = f"a web page of {headers['origin']} may not write here"
@@ -166,15 +176,20 @@ class Access:
             return error_answer(403, said, f"{said}\n  fix: send the key in database.api_key")
         return None
 
+    def _own_host(self, host: str) -> bool:
+        """Whether a request for this host and port is for this machine, or for a name of ours. A page whose name was
+        made to point here could else read everything: to the browser of whoever opens it this is its own server."""
+        name = _host_name(f"//{host}")
+        return _is_loopback_name(name) or name in self._hosts
+
     def _own_page(self, headers: Headers) -> bool:
         """Whether a write comes from no web page, from one of ours, or from one that is named. A page of another
         origin could else write through the browser of whoever opens it."""
         origin = headers.get("origin")
         if origin is None or origin in self._origins:
             return True
-        asked, host = urlsplit(origin).netloc, headers.get("host", "")
-        # Without keys a name that was made to point here (DNS rebinding) is no page of ours.
-        return asked == host and (self._keys.write is not None or _is_loopback_name(urlsplit(origin).hostname))
+        scheme, _, asked = origin.partition("://")
+        return scheme in ("http", "https") and asked == headers.get("host", "")
 
     def _over_limit(self, who: str) -> Response | None:
         if self._limit is None or self._limiter.hit(self._limit, who):
@@ -185,8 +200,18 @@ class Access:
         return error_answer(429, said, detail, {"Retry-After": str(wait)})
 
 
-def _is_loopback_name(host: str | None) -> bool:
+def _host_name(url: str) -> str | None:
+    """The host of a URL, in lower case and without its port; None where it has none."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _is_loopback_name(host: str | None) -> bool:
+    if host is not None and (host == "localhost" or host.endswith(".localhost")):
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False

@@ -184,7 +184,8 @@ class Cleaned(TypedDict):
 
 
 class IndexNumbers(TypedDict):
-    """`total_vectors` counts windows: a long motivation has several."""
+    """`total_vectors` counts windows, of which a long motivation has several, and is `active_mappings` +
+    `orphan_vectors`."""
 
     total_vectors: int
     dimension: int

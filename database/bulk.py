@@ -25,6 +25,7 @@ from database.lines import (
     read_answer,
     read_baseline,
     read_element,
+    read_novelty,
     read_usage,
     read_verdict,
     reason_of,
@@ -38,6 +39,25 @@ __all__ = ["Importer"]
 
 _IMPORT = keys.IMPORTS[0]
 _OPEN = 64
+
+
+@dataclass
+class _Taken:
+    """An element that was handed to the store. Writes after it may share its commit: inside them it is there before it
+    is acknowledged."""
+
+    stored: Future[StoredExperiment] | None = None
+    index: int | None = None
+    """That its write gave it; None where it was refused."""
+
+    def found(self) -> int | None:
+        """Its index, as a write after it sees it; None where it was refused."""
+        if self.stored is None or not self.stored.done():
+            return self.index
+        try:
+            return self.stored.result().index
+        except RefusedError:
+            return None
 
 
 @dataclass
@@ -66,7 +86,7 @@ class Importer:
         self._begun = Begun.of(self.memory, self.key)
         self._waiting = Waiting()
         self._late: list[tuple[int, Place]] = []
-        self._known: dict[int, Future[StoredExperiment] | int | None] = {}
+        self._known: dict[int, _Taken | int | None] = {}
         """By the index in the file: the index here, once it is known; None for what the store refused."""
         self._unfit: set[int] = set()
         """Indices of elements that were refused before the store was asked."""
@@ -168,49 +188,64 @@ class Importer:
         value: dict[str, Any],
         read: tuple[NewElement, RunRecord | None, str | None],
     ) -> None:
-        """Stores an element whose parent was submitted.
+        """Stores an element whose parent was submitted: its write comes after that of the parent, whose commit it may
+        share.
 
         Args:
             read: what `value` says.
         """
         element, run, own = read
         parent = value.get("element", value).get("parent")
-        if parent is not None:
-            element = element.model_copy(update={"parent": self._index(parent, "its parent")})
+        above = None if parent is None else self._submitted(parent, "its parent")
         if own is not None and not self._begun.keeps:
             own, self.left_out = None, self.left_out + 1
         entry = entry_of(element, run, own)
         # As what a route answered: believed of a backup.
         if self.backup and (verdict := read_verdict(value)) is not None:
             entry = replace(entry, evidence=entry.evidence.model_copy(update={"verdict": verdict}))
-        told = self._told(number, value)
+        told, taken = self._told(number, value), _Taken()
+        novelty = read_novelty(value) if self._begun.whole else None
         begun, keep = self._begun, self.memory.keep
 
         def work(session: Session) -> StoredExperiment:
-            before = told.stored(session, entry.element)
+            # A group may be tried again.
+            taken.index = None
+            stored = taken_in(session)
+            taken.index = stored.index
+            return stored
+
+        def taken_in(session: Session) -> StoredExperiment:
+            new = entry
+            if above is not None:
+                new = replace(entry, element=entry.element.model_copy(update={"parent": _there(above, parent)}))
+            before = told.stored(session, new.element)
             if before is None and own is not None and session.find_key(own) is not None:
                 # Another client stored it since the import began.
                 try:
-                    before = keys.first_answer(session, own, entry.element, None)
+                    before = keys.first_answer(session, own, new.element, None)
                 except ConflictError as error:
                     raise RefusedError(str(error)) from error
             if before is not None:
                 return before
-            stored = keep(session, entry, begun.place(session, source))
+            place = begun.place(session, source)
+            if novelty is not None and place == source:
+                # Among the same indices it says what it said there.
+                new = replace(new, evidence=new.evidence.model_copy(update={"novelty": novelty}))
+            stored = keep(session, new, place)
             told.keep(session, {"index": stored.index, "name": stored.name})
             return stored
 
-        future = self.memory.submit_entry(work)
+        taken.stored = self.memory.submit_entry(work)
         if source is not None:
-            self._known[source] = future
-        self._wait_for(number, source, future)
+            self._known[source] = taken
+        self._wait_for(number, source, taken.stored)
 
     def _has(self, source: int) -> bool:
         """Whether an element of the file with this index was taken."""
         return source in self._known or source in self._waiting
 
-    def _index(self, source: Any, role: str) -> int:
-        """The index here of an element that the file calls `source`.
+    def _submitted(self, source: Any, role: str) -> _Taken | int:
+        """The element that the file calls `source`, or its index here, where it is known already.
 
         Args:
             role: what it is to the line, for the refusal.
@@ -221,13 +256,9 @@ class Importer:
             was = "was refused" if source in self._unfit or source in self._waiting else "is no element of the file"
             raise RefusedError(f"{role} {str(source)[:40]} {was}")
         found = self._known[source]
-        try:
-            index = found.result().index if isinstance(found, Future) else found
-        except RefusedError as error:
-            raise RefusedError(f"{role} {source} was refused") from error
-        if index is None:
+        if found is None:
             raise RefusedError(f"{role} {source} was refused")
-        return index
+        return found
 
     def _wait_for(self, number: int, source: int | None, future: Future[StoredExperiment] | Future[bool]) -> None:
         self._open.append((number, source, future))
@@ -257,21 +288,19 @@ class Importer:
         Args:
             its: its number in the store that was exported.
         """
-        given = record
+        index: _Taken | int | None = None
         if record.index in self._known:
-            try:
-                record = record.model_copy(update={"index": self._index(record.index, "its element")})
-            except RefusedError:
-                record = record.model_copy(update={"index": None})
-        elif not self._begun.whole:
-            record = record.model_copy(update={"index": None})
-        told = self._told(number, given.model_dump(mode="json"))
+            index = self._known[record.index]
+        elif self._begun.whole:
+            index = record.index
+        told = self._told(number, record.model_dump(mode="json"))
 
         def work(session: Session) -> bool:
             there = [] if its is None else session.ledger.usage(its - 1, 1)
-            if told.before(session) is not None or there == [(its, given)]:
+            if told.before(session) is not None or there == [(its, record)]:
                 return False
-            session.ledger.put_usage([record])
+            here = index.found() if isinstance(index, _Taken) else index
+            session.ledger.put_usage([record.model_copy(update={"index": here})])
             told.keep(session, {})
             return True
 
@@ -316,7 +345,7 @@ class Importer:
         indices: dict[int, Any] = {}
         for member in members:
             try:
-                indices.setdefault(self._index(member, "candidate"), member)
+                indices.setdefault(_there(self._submitted(member, "candidate"), member, "candidate"), member)
             except RefusedError as error:
                 self.refuse(number, str(error))
         candidates, whole = self.memory.candidates, self._begun.whole
@@ -364,3 +393,15 @@ def _counter(value: dict[str, Any], name: str) -> int:
     if not is_integer(found) or not 0 <= found <= HIGHEST_KEPT:
         raise RefusedError(f"expected {name} as an integer from 0 to {HIGHEST_KEPT}, got {str(found)[:40]}")
     return int(found)
+
+
+def _there(found: _Taken | int, source: Any, role: str = "its parent") -> int:
+    """The index here of an element that the file calls `source`, as the write that is asking sees it.
+
+    Raises:
+        RefusedError: it was refused.
+    """
+    index = found.found() if isinstance(found, _Taken) else found
+    if index is None:
+        raise RefusedError(f"{role} {source} was refused")
+    return index

@@ -102,9 +102,10 @@ class Candidates:
         # An index is given once, so that no more elements can have come than indices.
         if newest - merged < self.batch:
             return False
-        if session.count(Where(after=merged), limit=self.batch) < self.batch:
+        # First what is kept: MongoDB has to be asked for the other, for which all that was gathered is sent.
+        if session.count(Where(explored=True), limit=self.cold_start) < self.cold_start:
             return False
-        return session.count(Where(explored=True), limit=self.cold_start) >= self.cold_start
+        return session.count(Where(after=merged), limit=self.batch) >= self.batch
 
     def after_insert(self, session: Session, index: int) -> Merged | None:
         """Merges the newest elements when they are due. Part of the transaction that stored `index`, the last one."""

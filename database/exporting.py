@@ -1,8 +1,8 @@
 """A whole store as JSON Lines: what makes another, empty one answer as this one does. `database.bulk` reads them.
 
 A line is {"answer": {"route", "key", "body"}}, {"baseline": ...}, {"element": ..., "score": ..., "runs": [...],
-"key": ..., "verdict": ...}, {"usage": ..., "number": ...} or, at last, {"candidates": [indices], "merged_through": ...,
-"last_index": ...}. Not in it: events, vectors and the keys of imports.
+"key": ..., "novelty": ..., "verdict": ...}, {"usage": ..., "number": ...} or, at last, {"candidates": [indices],
+"merged_through": ..., "last_index": ...}. Not in it: events, vectors and the keys of imports.
 """
 
 from __future__ import annotations
@@ -76,10 +76,14 @@ def _elements(after: int, judged: bool) -> Callable[[Session], tuple[int | None,
         judged: whether verdicts of a model count in this store.
     """
 
-    def verdict(session: Session, index: int) -> dict[str, Any]:
-        known = session.evidence(index) if judged else None
-        said = None if known is None else known[0].verdict
-        return {} if said is None else {"verdict": said.model_dump(mode="json")}
+    def measured(session: Session, index: int) -> dict[str, Any]:
+        known = session.evidence(index)
+        if known is None:
+            return {}
+        novelty, said = known[0].novelty, known[0].verdict if judged else None
+        # The neighbour that it was measured against may be gone, and is in no other line then.
+        found = {} if novelty is None else {"novelty": novelty.model_dump(mode="json")}
+        return found | ({} if said is None else {"verdict": said.model_dump(mode="json")})
 
     def work(session: Session) -> tuple[int | None, list[str]]:
         facts = session.facts(Where(after=after), limit=_PAGE)
@@ -93,7 +97,7 @@ def _elements(after: int, judged: bool) -> Callable[[Session], tuple[int | None,
                     "runs": [run.model_dump(mode="json") for run in session.runs(element.index)],
                 }
                 | ({"key": keys[element.index]} if element.index in keys else {})
-                | verdict(session, element.index)
+                | measured(session, element.index)
             )
             for element in session.elements(list(scores))
         ]

@@ -36,7 +36,8 @@ _Read = Callable[[Callable[[Session], Any]], Any]
 
 @dataclass(frozen=True)
 class IndexStats:
-    """`vectors` counts windows, `elements` the elements they belong to; `orphans` are windows of vanished elements.
+    """`vectors` counts the windows that the index holds now; `orphans` are those of vanished elements among them, until
+    they are dropped. `elements` counts the elements that the others belong to.
     `recall` is that of an approximate index, as measured when it was built; None while every search is exact."""
 
     vectors: int
@@ -44,6 +45,11 @@ class IndexStats:
     orphans: int
     dimension: int
     recall: float | None
+
+    @property
+    def active(self) -> int:
+        """Windows of elements that are there."""
+        return self.vectors - self.orphans
 
 
 class VectorIndex:
@@ -84,7 +90,7 @@ class VectorIndex:
             return self._stats()
 
     def clean(self, session: Session) -> IndexStats:
-        """Drops the orphans; returns what was there before."""
+        """Drops the orphans; returns what was there before, those included."""
         before = self.stats(session)
         if before.orphans:
             self.rebuild(session)
@@ -137,7 +143,7 @@ class VectorIndex:
     def _stats(self) -> IndexStats:
         vectors = self._vectors
         owners = vectors.owners[vectors.alive]
-        return IndexStats(len(owners), len(np.unique(owners)), vectors.dead, vectors.dimension, vectors.recall)
+        return IndexStats(vectors.total, len(np.unique(owners)), vectors.dead, vectors.dimension, vectors.recall)
 
     def _follow(self, session: Session) -> None:
         now = session.vector_state()

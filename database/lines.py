@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from common.records import Baseline, RunRecord, Usage
 from database import keys
 from database.errors import NotFoundError, RefusedError
+from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.verdict import Verdict
 from database.memory import refuse_unfit
 from database.models import NewElement, PostedElement, Text
@@ -27,6 +28,7 @@ __all__ = [
     "read_answer",
     "read_baseline",
     "read_element",
+    "read_novelty",
     "read_usage",
     "read_verdict",
     "reason_of",
@@ -122,6 +124,27 @@ def read_verdict(value: dict[str, Any]) -> Verdict | None:
     """
     given = value.get("verdict") if "element" in value else None
     return None if given is None else Verdict.model_validate(given)
+
+
+def read_novelty(value: dict[str, Any]) -> Novelty | None:
+    """The distances that were measured when the element of a line was new.
+
+    Raises:
+        ValidationError, RefusedError: they are none.
+    """
+    given = value.get("novelty") if "element" in value else None
+    if given is None:
+        return None
+    novelty = Novelty.model_validate(given, strict=True)
+    for name, distance, index in (
+        ("motivation", novelty.motivation, novelty.motivation_index),
+        ("program", novelty.program, novelty.program_index),
+    ):
+        if distance is not None and not 0 <= distance <= 1:
+            raise RefusedError(f"novelty.{name}: expected a distance from 0 to 1, got {distance:g}")
+        if index is not None and not 0 < index <= MAX_INDEX:
+            raise RefusedError(f"novelty.{name}_index: expected the index of an element, got {str(index)[:40]}")
+    return novelty
 
 
 def read_baseline(value: dict[str, Any], backup: bool) -> Baseline:

@@ -91,8 +91,8 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After", "Pending-Embeddings"],
         )
     app.add_middleware(Telemetry, metrics)
     # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.

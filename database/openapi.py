@@ -148,7 +148,7 @@ EXAMPLES: dict[str, Any] = {
         },
     ),
     "POST /faiss/rebuild": _done(
-        "the index holds 9 vectors of 7 elements", {"total_vectors": 9, "active_mappings": 7, "pending": 0}
+        "the index holds 9 vectors of 7 elements", {"total_vectors": 9, "active_mappings": 9, "pending": 0}
     ),
     "GET /faiss/stats": {
         "success": True,
@@ -156,7 +156,7 @@ EXAMPLES: dict[str, Any] = {
             "total_vectors": 9,
             "dimension": 384,
             "index_type": "IP",
-            "active_mappings": 7,
+            "active_mappings": 9,
             "orphan_vectors": 0,
             "next_index": 9,
             "health_status": "healthy",

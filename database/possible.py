@@ -25,7 +25,10 @@ LONGEST_NAME = 500
 """Characters of the name of a profile, a model, a task, a key."""
 LONGEST_DESIGN = 5000
 """Characters of the name of an element: it has to fit into the URLs of its routes."""
-_LARGEST_SEED = 2**63 - 1
+LARGEST = 2**63 - 1
+"""Highest integer: what a store and most other programs can hold."""
+HIGHEST_LOSS = 1e6
+"""Nats a token; a uniform guess over a vocabulary of 100,000 has 11.5."""
 _NEEDED = ("run_id", "profile", "baseline_key")
 _NAMES = ("program_sha256", "fingerprint", "init", "device", "dtype", "corpus_sha256", "git_commit")
 _NAMED = ("reported", "benchmarks", "perplexities", "parameters_by_part", "seconds", "versions", "hardware")
@@ -36,7 +39,8 @@ _MEASURED = ("training_flops_per_token", "flops_per_token", "tokens_per_second")
 
 def impossible_run(run: RunRecord) -> list[str]:
     """What cannot be in a run record: a line for each number, with its place in the record."""
-    found = [*_measurement("heldout_loss", run.heldout_loss, 0), *_measurement("learning_curve", run.learning_curve, 0)]
+    found = [*_measurement("heldout_loss", run.heldout_loss, 0, HIGHEST_LOSS)]
+    found += _measurement("learning_curve", run.learning_curve, 0)
     found += _seed("seed", run.seed)
     if run.status == "finished" and run.reason is not None:
         found.append(f"reason: expected none of a finished run, got {run.reason}")
@@ -68,6 +72,13 @@ def impossible_run(run: RunRecord) -> list[str]:
             found += _measurement(f"efficiency.prefill.{length}", speed, 0)
         for name in ("state_bytes", "peak_memory_mb"):
             found += _number(f"efficiency.{name}", getattr(run.efficiency, name), 0)
+    if run.trainer == "command":
+        # There its last value is what is scored.
+        for step, loss in run.train_loss.items():
+            found += _number(f"train_loss.{step}", loss, -HIGHEST_LOSS, HIGHEST_LOSS)
+    if run.forecast is not None:
+        for name in ("step", "peers"):
+            found += _number(f"forecast.{name}", getattr(run.forecast, name), 0)
     return found
 
 
@@ -82,6 +93,7 @@ def impossible_baseline(baseline: Baseline) -> list[str]:
     for name in ("loss", "loss_clip", "benchmark_clip"):
         value = getattr(baseline, name)
         found += [] if value > 0 else [f"{name}: expected more than 0, got {value:g}"]
+    found += [] if baseline.loss <= HIGHEST_LOSS else _number("loss", baseline.loss, 0, HIGHEST_LOSS)
     found += _number("benchmark", baseline.benchmark, 0, 1)
     for name in ("loss_sd", "benchmark_sd", "parameters", "mixer_parameters", "flops_per_token"):
         found += _number(name, getattr(baseline, name), 0)
@@ -126,7 +138,7 @@ def _steps(place: str, steps: Iterable[str], what: str = "a step") -> list[str]:
 
 
 def _seed(place: str, seed: int) -> list[str]:
-    return [] if 0 <= seed <= _LARGEST_SEED else [f"{place}: expected 0 to {_LARGEST_SEED}, got {seed}"]
+    return [] if 0 <= seed <= LARGEST else [f"{place}: expected 0 to {LARGEST}, got {_shown(seed)}"]
 
 
 def _once(place: str, values: Sequence[object]) -> list[str]:
@@ -145,9 +157,17 @@ def _measurement(place: str, measured: Measurement | None, low: float, high: flo
 
 
 def _number(place: str, value: float | None, low: float, high: float | None = None) -> list[str]:
+    if high is None and isinstance(value, int):
+        high = LARGEST
     if value is None or (low <= value and (high is None or value <= high)):
         return []
-    return [f"{place}: expected {f'at least {low:g}' if high is None else f'{low:g} to {high:g}'}, got {value:g}"]
+    expected = f"at least {low:g}" if high is None else f"{_shown(low)} to {_shown(high)}"
+    return [f"{place}: expected {expected}, got {_shown(value)}"]
+
+
+def _shown(value: float) -> str:
+    """An integer may be too large for a float."""
+    return str(value)[:40] if isinstance(value, int) else f"{value:g}"
 
 
 def _possible_run(run: RunRecord) -> RunRecord:

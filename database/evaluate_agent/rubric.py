@@ -135,6 +135,8 @@ def _margin(measured: Measurement, sd: float | None, baseline: Baseline) -> floa
     The items are the same for both, so the spread between training seeds decides where it was measured: one new run
     against the mean of n, SD sqrt(1 + 1/n), times Student's t with the SD's degrees of freedom, as an SD of a few seeds
     is uncertain itself. A spread that is not of seeds is of hundreds of items, once for each side: the normal quantile.
+    The benchmark mean of a CSV has none (its tasks are not drawn): that of the baseline counts, which the published
+    constants have; without either the bands are taken as they are.
     """
     if sd is not None and baseline.sd_dof:
         return t95(baseline.sd_dof) * sd * math.sqrt(1 + 1 / len(baseline.seeds))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, FiniteFloat
+from pydantic import BaseModel, FiniteFloat, model_validator
 
 from common.records import Baseline, Measurement, RunRecord
 from common.result_table import Table, benchmark_mean, finite_number, is_accuracy, parse_table
@@ -34,7 +34,7 @@ __all__ = [
     "sigma_term",
 ]
 
-SCORE_VERSION = 3
+SCORE_VERSION = 4
 _STEEPNESS = 6.0
 
 PUBLISHED = Baseline(
@@ -71,6 +71,13 @@ class Evidence(BaseModel):
     """What a language model said of it, where one is asked."""
     missing: list[str] = []
     """Why a number is not there."""
+
+    @model_validator(mode="after")
+    def _without_spread_of_tasks(self) -> Evidence:
+        """An earlier release took the spread between the tasks of a CSV for a standard error of their mean."""
+        if self.source == "result" and self.benchmark is not None and self.benchmark.se is not None:
+            self.benchmark = self.benchmark.model_copy(update={"se": None})
+        return self
 
 
 class Evaluation(BaseModel):
@@ -155,11 +162,11 @@ def evaluate(evidence: Evidence, stored: Baseline | None, model: str | None = No
     # An earlier release took any number of an element's CSV for its loss.
     if evidence.loss is not None and evidence.loss.value > 0:
         loss_term = sigma_term(baseline.loss - evidence.loss.value, baseline.loss, baseline.loss_clip)
+    elif evidence.loss is not None:
+        missing.append(f"the loss is {evidence.loss.value:g}: expected one above zero")
     if evidence.benchmark is not None and baseline.benchmark is not None:
         gain = evidence.benchmark.value - baseline.benchmark
         benchmark_term = sigma_term(gain, baseline.benchmark, baseline.benchmark_clip)
-    elif evidence.loss is not None:
-        missing.append(f"the loss is {evidence.loss.value:g}: expected one above zero")
     if evidence.benchmark is not None and benchmark_term is None:
         missing.append("the baseline has no benchmark mean above zero")
     judgement = _judgement(evidence, baseline, model)

@@ -42,12 +42,12 @@ class EventStream(StreamingResponse):
 @router.get("/events")
 def list_events(memory: MemoryDep, after: Cursor = 0, limit: Annotated[Whole, Query(ge=1, le=1000)] = 100) -> EventPage:
     """Changes since a cursor, oldest first; `next` is the cursor to go on from. Where `oldest` is above the cursor by
-    more than one, events in between are no longer kept."""
+    more than one, events in between are no longer kept; where `last` is below it, the store is one of before it."""
 
     def work(session: Session) -> EventPage:
         found = session.ledger.events(after, limit)
         oldest, last = session.ledger.event_span()
-        following = found[-1].id if found else min(after, last) if last else after
+        following = found[-1].id if found else min(after, last)
         return EventPage.model_validate(
             {"events": [asdict(event) for event in found], "next": following, "oldest": oldest, "last": last}
         )
@@ -66,7 +66,11 @@ async def stream_events(
         str | None, Header(description="as after; a browser sends it when it connects again")
     ] = None,
 ) -> EventStream:
-    """Server-sent events: each change with its id, its kind as the event's name, and {index, time, data} as data."""
+    """Server-sent events: each change with its id, its kind as the event's name, and {index, time, data} as data.
+
+    An event `gap` with {oldest, last} says that changes between those told are not kept any more, or that the cursor is
+    beyond the last one, as after a restore. The stream goes on from the id of the gap.
+    """
     cursor = after
     if last_event_id is not None and last_event_id.isdecimal() and int(last_event_id) <= MAX_INDEX:
         cursor = int(last_event_id)
@@ -77,18 +81,25 @@ async def stream_events(
 
 
 async def _follow(memory: Memory, cursor: int, ended: Callable[[], bool]) -> AsyncIterator[str]:
-    """The changes after `cursor`, and a comment where there were none for a while; it ends with the server."""
+    """The changes after `cursor`, told where some are missing, and a comment where there were none for a while; it ends
+    with the server."""
     # Written out here: fastapi.sse sends through two tasks of its own, and where a client leaves while one of them
     # holds an event, the request ends with a BrokenResourceError.
     told, away = time.monotonic(), False
     while not ended():
         try:
-            found = await run_in_threadpool(_following, memory, cursor)
+            found, oldest, last = await run_in_threadpool(_following, memory, cursor)
             away = False
         except StoreError as error:
             if not away:
                 _LOG.warning("streams of events wait for the store: %s", error)
-            found, away = [], True
+            found, oldest, last, away = [], 0, cursor, True
+        # The first that is there, or the last there is.
+        start = found[0].id - 1 if found else min(cursor, last)
+        if start != cursor:
+            cursor = start
+            yield _gap(oldest, last, cursor)
+            told = time.monotonic()
         for event in found:
             yield _frame(event)
             cursor = event.id
@@ -107,9 +118,21 @@ def _frame(event: Event) -> str:
     return f"event: {event.kind}\ndata: {data}\nid: {event.id}\n\n"
 
 
+def _gap(oldest: int, last: int, cursor: int) -> str:
+    """Whoever connects again sends its id, and is not told of the same gap twice."""
+    return f"event: gap\ndata: {json.dumps({'oldest': oldest, 'last': last})}\nid: {cursor}\n\n"
+
+
 def _last(memory: Memory) -> int:
     return memory.store.read(lambda session: session.ledger.event_span()[1])
 
 
-def _following(memory: Memory, cursor: int) -> list[Event]:
-    return memory.store.read(lambda session: session.ledger.events(cursor, _PAGE))
+def _following(memory: Memory, cursor: int) -> tuple[list[Event], int, int]:
+    """The next events, and the ids of the oldest and the last that are kept."""
+
+    def work(session: Session) -> tuple[list[Event], int, int]:
+        found = session.ledger.events(cursor, _PAGE)
+        # Asked after them: where reads are no snapshot, the last one cannot be before one that was found.
+        return found, *session.ledger.event_span()
+
+    return memory.store.read(work)

@@ -160,13 +160,15 @@ def rebuild_index(memory: MemoryDep, request: Request, key: IdempotencyKey = Non
     remaining = memory.settling.settle()
     found = memory.store.read(memory.index.rebuild)
     message = f"the index holds {found.vectors} vectors of {found.elements} elements"
-    data = {"total_vectors": found.vectors, "active_mappings": found.elements, "pending": remaining}
+    data = {"total_vectors": found.vectors, "active_mappings": found.active, "pending": remaining}
     return answered(memory, request, key, lambda _: (message, data))
 
 
 @router.get("/faiss/stats", tags=["faiss"])
 def index_stats(memory: MemoryDep) -> Plain[IndexNumbers]:
-    """What the vector index holds; several vectors an element where its motivation is long."""
+    """What the vector index holds now; several vectors an element where its motivation is long. `total_vectors` is
+    `active_mappings`, those of elements that are there, plus `orphan_vectors`, those of removed ones, which no search
+    finds and which are dropped sooner or later."""
     return Plain(data=_index_data(memory))
 
 
@@ -178,7 +180,7 @@ def _index_data(memory: Memory) -> IndexNumbers:
         "total_vectors": found.vectors,
         "dimension": found.dimension,
         "index_type": "IP",
-        "active_mappings": found.elements,
+        "active_mappings": found.active,
         "orphan_vectors": found.orphans,
         "next_index": found.vectors,
         "health_status": "pending" if pending else "healthy",
@@ -187,10 +189,10 @@ def _index_data(memory: Memory) -> IndexNumbers:
 
 @router.post("/faiss/clean-orphans", tags=["faiss"])
 def clean_orphans(memory: MemoryDep, request: Request, key: IdempotencyKey = None) -> ApiResponse[OrphansCleaned]:
-    """Drops vectors of elements that are gone."""
+    """Drops vectors of elements that are gone. `total_vectors` and `orphan_vectors` are what is held afterwards."""
     before = answered_before(memory, request, key)
     if before is not None:
         return before
     found = memory.store.read(memory.index.clean)
-    data = {"total_vectors": found.vectors, "orphan_vectors": found.orphans, "cleaned": found.orphans}
+    data = {"total_vectors": found.active, "orphan_vectors": 0, "cleaned": found.orphans}
     return answered(memory, request, key, lambda _: (f"{found.orphans} vectors dropped", data))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from common.errors import ServiceError
+from database.access import Access, Keys
 from database.client import DatabaseClient
 from database.mongodb_api import main
 from database.telemetry import GatheredLines
@@ -103,6 +108,51 @@ def test_web_pages_of_other_origins_may_not_write(guarded: Service, service: Ser
     assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == named["Origin"]
     assert guarded.http.post("/elements/clean-invalid", headers=bearer(WRITE) | named).status_code == 200
     assert guarded.http.options("/elements", headers=evil | asked).status_code == 400
+
+
+def asked_for(service: Service, host: str, path: str = "/v2/export", method: str = "GET") -> httpx.Response:
+    return service.http.request(method, path, headers={"Host": host})
+
+
+def test_without_keys_a_name_that_was_made_to_point_here_reads_nothing(guarded: Service, service: Service) -> None:
+    """DNS rebinding: to the browser the page of evil.example is of this server's own origin."""
+    port = urlsplit(service.url).port
+    for host in (f"evil.example:{port}", "localhost.evil.example", "notlocalhost", "192.168.1.7", "[", ""):
+        refused(asked_for(service, host), 403, "cors_origins")
+        refused(asked_for(service, host, "/elements/clean-invalid", "POST"), 403, "database.api_key")
+    for host in (
+        "localhost",
+        f"localhost:{port}",
+        f"LOCALHOST:{port}",
+        "a.localhost",
+        f"127.0.0.1:{port}",
+        "[::1]:8001",
+    ):
+        assert asked_for(service, host).status_code == 200, host
+    # Whoever has the key is no page of somebody else.
+    assert guarded.http.get("/stats", headers=bearer(READ) | {"Host": "database.example"}).status_code == 200
+    with socket.create_connection((urlsplit(service.url).hostname, port), 10) as connection:
+        connection.sendall(b"GET /elements/top-k/1 HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200"), "without a Host no browser asks"
+
+
+def test_without_keys_the_host_of_a_named_origin_is_answered() -> None:
+    app = Access(PlainTextResponse("found"), Keys(None, None), ["https://dashboard.example"])
+
+    async def statuses(*hosts: str) -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            return [(await http.get("/stats", headers={"Host": host})).status_code for host in hosts]
+
+    hosts = ["dashboard.example", "Dashboard.example:8001", "evil.example", "x.dashboard.example"]
+    assert asyncio.run(statuses(*hosts)) == [200, 200, 403, 403]
+
+
+def test_a_named_page_may_go_on_with_a_stream_and_sees_what_is_pending(guarded: Service) -> None:
+    page = {"Origin": "https://dashboard.example"}
+    wanted = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "last-event-id"}
+    assert guarded.http.options("/v2/events/stream", headers=page | wanted).status_code == 200
+    shown = guarded.http.get("/elements/search-similar?motivation=x", headers=page | bearer(READ))
+    assert "Pending-Embeddings" in shown.headers["access-control-expose-headers"]
 
 
 def test_requests_a_minute_are_counted_by_key(start: Callable[..., Service]) -> None:

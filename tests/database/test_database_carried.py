@@ -20,6 +20,7 @@ from common.knobs import Database as DatabaseSettings
 from common.records import Usage
 from common.settings import Settings
 from database.admin import main
+from database.bulk import Importer
 from database.evaluate_agent.verdict import Verdict
 from database.exporting import export_lines
 from database.memory import Memory
@@ -228,6 +229,46 @@ def test_the_verdict_of_a_model_is_restored(service: Service, tmp_path: Path) ->
     known = [restored.read(lambda session, index=index: session.evidence(index)) for index in (1, 2)]  # type: ignore[misc]
     restored.close()
     assert [each and each[0].verdict for each in known] == [None, said]
+
+
+def test_lines_wait_for_no_commit_of_a_line_before(service: Service, tmp_path: Path) -> None:
+    """A chain of parents, and their usage, can share one commit; there, too, what is below a refused one is refused."""
+    settings = DatabaseSettings(store=fresh(service, tmp_path))
+    memory = Memory(open_store(settings), EmbeddingClient(Settings()), settings)
+    rows = [*rows_of([1, 2, 3, 4, 5], {2: 1, 3: 2, 4: 3, 5: 4}), *rows_of([6, 7, 8], {6: 1, 7: 6, 8: 7})]
+    rows[0]["key"] = rows[5]["key"] = "experiments:k"
+    rows += [{"usage": Usage(role="planner", model="m", calls=1, index=index).model_dump()} for index in (5, 7)]
+    free, held = threading.Event(), threading.Event()
+
+    def hold(_: Session) -> None:
+        held.set()
+        assert free.wait(60)
+
+    def take() -> None:
+        for number, row in enumerate(rows, 1):
+            importer.value(number, row)
+
+    importer = Importer(memory)
+    blocked = memory.store.submit(hold)
+    assert held.wait(10)
+    lines = threading.Thread(target=take)
+    lines.start()
+    lines.join(10)
+    waited = lines.is_alive()
+    free.set()
+    blocked.result(10)
+    lines.join(60)
+    importer.finish()
+    parents = {one.index: one.parent for one in memory.store.read(lambda session: session.elements(range(1, 9)))}
+    usage = memory.store.read(lambda session: session.ledger.usage(0, 10))
+    memory.close()
+    assert not waited, "a line waited for another's commit"
+    assert parents == {1: None, 2: 1, 3: 2, 4: 3, 5: 4}
+    assert {refusal.line: refusal.reason for refusal in importer.refused if refusal.line != 6} == {
+        7: "its parent 6 was refused",
+        8: "its parent 7 was refused",
+    }
+    assert [record.index for _, record in usage] == [5, None]
 
 
 def test_a_store_that_holds_elements_takes_no_keys_of_another(service: Service) -> None:

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, hashed_windows, settled
 
-STREAM = b"GET /v2/events/stream?after=0 HTTP/1.1\r\nHost: x\r\n\r\n"
-EXPORT = b"GET /v2/export HTTP/1.1\r\nHost: x\r\n\r\n"
-CUT = b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + b'{"element": {}}\n{"candid'
-CHUNKED = b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n" + b'{"x'
+STREAM = b"GET /v2/events/stream?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+EXPORT = b"GET /v2/export HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CUT = b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n" + b'{"element": {}}\n{"candid'
+CHUNKED = b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n" + b'{"x'
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from common.records import Measurement
 from database.evaluate_agent.rubric import Novelty, judge
 from database.evaluate_agent.score import (
     PUBLISHED,
+    Evidence,
     benchmark_mean,
     evaluate,
     evidence_of,
@@ -48,6 +49,7 @@ def test_what_is_no_accuracy_does_not_count(name: str) -> None:
 def test_averages_and_perplexities_stay_out_of_the_mean() -> None:
     mean, wrong = benchmark_mean("Model,ARC Easy,PIQA,average,Wikitext ppl,word_perplexity\nx,0.3,0.5,nan,44.1,nan\n")
     assert mean is not None and mean.value == pytest.approx(0.4) and mean.n == 2 and not wrong
+    assert mean.se is None, "the tasks are fixed, not drawn"
 
 
 @pytest.mark.parametrize("cell", ["nan", "", "inf", "-0.1", "45.2", "n/a", "1_0", " "])
@@ -83,6 +85,18 @@ def test_a_loss_that_is_not_above_zero_is_none(cell: str) -> None:
     stored = judged.model_copy(update={"loss": Measurement(value=float(cell), n=1)})
     evaluation = evaluate(stored, None)
     assert evaluation.score is None and evaluation.loss_term is None and "above zero" in " ".join(evaluation.missing)
+
+
+def test_a_spread_between_tasks_that_was_stored_is_no_standard_error() -> None:
+    evidence = evidence_of(TRAIN, "m,a,b\nx,0.3,0.5", None)
+    assert evidence.benchmark is not None and evidence.benchmark.se is None
+    stored = evidence.model_dump() | {"benchmark": {"value": 0.4, "n": 2, "se": 0.1}}
+    assert Evidence.model_validate(stored) == evidence
+
+
+def test_a_missing_benchmark_says_nothing_of_the_loss() -> None:
+    missing = evaluate(evidence_of(TRAIN, "m,a\nx,", None), None).missing
+    assert not any("above zero" in reason for reason in missing), missing
 
 
 def test_more_cells_than_columns_leave_a_row_complete() -> None:

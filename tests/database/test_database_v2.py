@@ -17,7 +17,7 @@ from common.records import Usage
 from database.ledger import Recorded, _Recorder
 from database.sqlite_database import SqliteStore
 from database.store import Session
-from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
+from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of, settled
 
 
 def lines(service: Service) -> list[dict[str, Any]]:
@@ -192,6 +192,11 @@ def test_the_stream_tells_what_happens_and_goes_on_after_a_cut(service: Service)
         return found
 
     ready = threading.Event()
+    last = service.get("/v2/events?limit=1")["last"]
+    gap, after = follow(1, params={"after": last + 1000}), service.get(f"/v2/events?after={last + 1000}")
+    assert (gap[0]["event"], gap[0]["id"], after["next"]) == ("gap", str(last), last), "as after a restore"
+    assert json.loads(gap[0]["data"])["last"] == last
+    ready.clear()
     heard: list[dict[str, str]] = []
     listener = threading.Thread(target=lambda: heard.extend(follow(1)))
     listener.start()
@@ -206,8 +211,27 @@ def test_the_stream_tells_what_happens_and_goes_on_after_a_cut(service: Service)
     assert json.loads(again[-1]["data"])["data"]["name"] == "while away"
 
 
-def test_a_stop_does_not_wait_for_those_who_listen(start: Callable[..., Service]) -> None:
+def test_the_stream_tells_of_events_that_are_gone_and_a_stop_waits_for_no_listener(
+    tmp_path: Path, start: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.ledger._TRIM_EVERY", 4)
+    store = Recorded(SqliteStore(f"{tmp_path}/database.sqlite"), kept=10)
+    for _ in range(30):
+        store.write(lambda session: session.put_baseline(BASELINE))
+    oldest, last = store.read(lambda session: session.ledger.event_span())
+    store.close()
     service = start()
+
+    def begins(after: int) -> list[str]:
+        url = f"{service.url}/v2/events/stream?after={after}"
+        with httpx.stream("GET", url, timeout=20, trust_env=False) as answer:
+            return [line for line, _ in zip(answer.iter_lines(), range(7), strict=False)]
+
+    assert oldest > 4
+    found = begins(3)
+    assert found[:4] == ["event: gap", f'data: {{"oldest": {oldest}, "last": {last}}}', f"id: {oldest - 1}", ""]
+    assert found[4] == "event: baseline" and found[6] == f"id: {oldest}", "and goes on from there"
+    assert begins(oldest - 1)[0] == "event: baseline"
     with httpx.stream("GET", service.url + "/v2/events/stream", timeout=20, trust_env=False) as answer:
         assert service.stop() == 0
         # Waited for in vain, it would be cut off: an error to who reads it, and the server would say so.
@@ -241,6 +265,14 @@ def test_export_and_import_carry_a_whole_store_over(service: Service, start: Cal
         assert other.get(f"/elements/by-index/{index}") == service.get(f"/elements/by-index/{index}")
         assert other.get(f"/v2/elements/{index}/runs") == service.get(f"/v2/elements/{index}/runs")
     assert lines(other)[-1]["candidates"] == out[-1]["candidates"]
+    # The nearest of element 3 is gone and in no line: what was measured against it is.
+    settled(other)
+    for index in (1, 3, 4, 5):
+        scores = [each.get(f"/v2/elements/{index}/score") | {"revision": None} for each in (service, other)]
+        assert scores[0] == scores[1] and scores[0]["score"] is not None
+    assert service.get("/v2/elements/3/score")["evidence"]["novelty"]["motivation_index"] == 2
+    for path in ("/candidates/all", "/v2/elements"):
+        assert other.get(path) == service.get(path)
     assert other.add("next") == 6
     # Into a store that holds something: new indices, the same tree.
     again = send(service, *(row for row in out if "element" in row))

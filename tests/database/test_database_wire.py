@@ -41,7 +41,7 @@ def test_head_is_get_without_a_body(service: Service) -> None:
         assert head.headers["content-type"] == get.headers["content-type"]
     assert service.http.head("/elements/by-index/2").status_code == 404
     assert service.http.head("/candidates/1/add").status_code == 405
-    stream = b"HEAD /v2/events/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    stream = b"HEAD /v2/events/stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head, body = sent(service, stream)
     assert head.startswith(b"HTTP/1.1 200") and body == b"", "it ends although the stream does not"
 
@@ -93,7 +93,7 @@ def test_an_unknown_route_is_named_in_the_envelope(service: Service, method: str
     assert (status == 405) == ("allow" in answer.headers)
 
 
-@pytest.mark.parametrize("request_", [b"FOO /elements HTTP/1.1\r\nHost: x\r\n\r\n", b"garbage\r\n\r\n"])
+@pytest.mark.parametrize("request_", [b"FOO /elements HTTP/1.1\r\nHost: localhost\r\n\r\n", b"garbage\r\n\r\n"])
 def test_what_is_no_http_is_refused_in_the_envelope(service: Service, request_: bytes) -> None:
     head, body = sent(service, request_)
     assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
@@ -207,8 +207,13 @@ def brought(service: Service, line: object) -> str:
 LONG = "x" * 100_000
 MEASURED = {"value": 0.5, "n": 10, "se": 0.1}
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
-    ({"heldout_loss": MEASURED | {"value": -0.1}}, "heldout_loss.value: expected at least 0, got -0.1"),
+    ({"heldout_loss": MEASURED | {"value": -0.1}}, "heldout_loss.value: expected 0 to 1e+06, got -0.1"),
+    ({"heldout_loss": MEASURED | {"value": 1e308}}, "heldout_loss.value: expected 0 to 1e+06, got 1e+308"),
     ({"heldout_loss": MEASURED | {"n": -1}}, "heldout_loss.n"),
+    ({"heldout_loss": MEASURED | {"n": 2**70}}, "heldout_loss.n: expected 1 to 9223372036854775807, got 1180591620717"),
+    ({"heldout_loss": MEASURED | {"n": 10**400}}, "heldout_loss.n: expected 1 to 9223372036854775807, got 1000000000"),
+    ({"tokens": 2**63}, "tokens: expected 0 to 9223372036854775807, got 9223372036854775808"),
+    ({"trainer": "command", "train_loss": {"1": 1e308}}, "train_loss.1: expected -1e+06 to 1e+06, got 1e+308"),
     ({"heldout_loss": MEASURED | {"n": 0}}, "heldout_loss.n"),
     ({"heldout_loss": MEASURED | {"se": -1e-9}}, "heldout_loss.se"),
     ({"benchmark_mean": MEASURED | {"value": 1.01}}, "benchmark_mean.value: expected 0 to 1, got 1.01"),
@@ -250,6 +255,8 @@ def test_an_impossible_run_is_refused(service: Service, change: dict[str, Any], 
     [
         ({"loss": 0.0}, "loss: expected more than 0, got 0"),
         ({"loss": -1.0}, "loss"),
+        ({"loss": 1e308}, "loss: expected 0 to 1e+06, got 1e+308"),
+        ({"parameters": 2**70}, "parameters: expected 0 to 9223372036854775807"),
         ({"loss_sd": -0.1}, "loss_sd"),
         ({"benchmark": 1.5}, "benchmark: expected 0 to 1"),
         ({"benchmark_sd": -0.1}, "benchmark_sd"),

@@ -67,7 +67,7 @@ def test_what_is_removed_is_not_found_and_what_comes_is(store: SqliteStore) -> N
     store.write(lambda session: session.delete(first[:2]))
     assert search(store, index, query, 5) == nearest(block[:40], query, 5, set(first[:2]))
     stats = store.read(index.stats)
-    assert (stats.vectors, stats.orphans) == (38, 2)
+    assert (stats.vectors, stats.active, stats.orphans) == (40, 38, 2)
     put(store, block[40:])
     assert search(store, index, query, 5) == nearest(block, query, 5, set(first[:2]))
     assert search(store, index, query, 5, before=20) == nearest(block[:19], query, 5, set(first[:2]))
@@ -162,7 +162,7 @@ def test_searches_go_on_while_it_is_rebuilt(store: SqliteStore) -> None:
     assert index.maintain(read) is True
     assert seen == [[8]] * len(seen)
     assert search(store, index, block[1299], 1) == [1300] and search(store, index, block[0], 1) != [1]
-    assert store.read(index.stats).vectors == 1299
+    assert store.read(index.stats).active == 1299
 
 
 def test_a_cache_of_another_store_is_noticed(store: SqliteStore, tmp_path: Path) -> None:
