@@ -140,7 +140,7 @@ def benchmark_mean(scores: Mapping[str, BenchmarkScore]) -> Measurement | None:
 
 def reported_mean(reported: Mapping[str, float | None], tasks: Collection[str] | None = None) -> Measurement | None:
     """Mean accuracy over the columns that a user's own script reported, as the published database takes it: n is the
-    number of tasks, the standard error that between them.
+    number of tasks. It has no standard error: the tasks are fixed, not drawn.
 
     Args:
         tasks: that count; None: every accuracy. None is returned where one of them is missing.
