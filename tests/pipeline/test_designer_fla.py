@@ -26,8 +26,8 @@ from tests.training.kernel_modules import Calls, Compute, kernel_modules
 from training.fla_compat import ops
 
 HIDDEN, HEADS, LENGTH = 64, 2, 35
-MEMORY = ("state", "decay", "beta", "feature", "norm", "detail")
-"""Slots that decide what the memory is given; the others are before or behind it."""
+MEMORY = ("state", "decay", "beta", "feature", "detail")
+"""Slots that decide what the memory is called with and how wide it is; the others only change numbers."""
 
 
 def shipped(function: str) -> Compute:
@@ -93,7 +93,7 @@ def memories() -> Iterator[Genome]:
 def sample() -> list[Genome]:
     """One genome for each state and kind of decay with a kernel, the write strengths and the rest at random."""
     genomes = [genome for genome in memories() if kernel_of(genome) is not None]
-    random.Random(134).shuffle(genomes)
+    random.Random(40).shuffle(genomes)
     return list({(genome.state, kind_of(genome)): genome for genome in genomes}.values())
 
 
