@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from common.records import RunRecord, Usage
 from database.answers import ApiResponse
 from database.memory import Memory
 from database.models import NewElement, StoredExperiment
+from database.routers.arrivals import arrived
 from database.routers.route import LONGEST_KEY
 from database.store import Session
 
@@ -111,5 +111,5 @@ async def submitted(
     """As `Memory.add`, for a coroutine. No other request waits while a long result is read."""
     given = (element, run, key, body, usage)
     if len(element.result.train) + len(element.result.test) > _LONG_RESULT:
-        return await asyncio.wrap_future(await run_in_threadpool(memory.submit, *given))
-    return await asyncio.wrap_future(memory.submit(*given))
+        return await arrived(await run_in_threadpool(memory.submit, *given))
+    return await arrived(memory.submit(*given))
