@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from common.errors import StoreError, UsageError
+from common.errors import StoreError, UsageError, first_line
 
 __all__ = ["TensorBoard", "WandB", "WandBMode", "Writer", "require_writers"]
 
@@ -106,7 +106,7 @@ class WandB:
             )
         except wandb.errors.Error as error:
             raise UsageError(
-                f"Weights & Biases cannot begin a run ({mode}): {_first_line(error)}",
+                f"Weights & Biases cannot begin a run ({mode}): {first_line(error)}",
                 "log in with `wandb login`, or set training.wandb to offline or off",
             ) from error
         self._error: type[Exception] = wandb.errors.Error
@@ -124,11 +124,7 @@ class WandB:
         try:
             yield
         except self._error as error:
-            raise StoreError(f"Weights & Biases failed: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+            raise StoreError(f"Weights & Biases failed: {first_line(error)}") from error
 
 
 def _tagged(line: Mapping[str, Any]) -> dict[str, float]:

@@ -6,7 +6,6 @@ of the slow tests.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Any
 
@@ -43,26 +42,14 @@ def compare(name: str, genome: Genome) -> None:
     own = results(net)
     program["FLA_DEVICE"] = "cpu"
     called = results(net)
-    names = ["output", "input", *(parameter for parameter, _ in net.named_parameters())]
-    worst = 0.0
-    for what, got, want in zip(names, called, own, strict=True):
-        error = ((got - want).norm() / (want.norm() + 1e-2)).item()
-        assert error < 0.01, (name, what, error)
-        worst = max(worst, error)
-    assert worst > 0, f"{name}: equal to the last bit, so the kernel was not called"
-    print(f"{name}: at most {worst:.1e} apart", flush=True)
+    triton_interpreter.assert_close(name, net, called, own, 0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is a Linux package")
 def test_designs_by_the_kernels_of_fla_agree_with_their_own_form() -> None:
-    done = subprocess.run(
-        [sys.executable, __file__], env=triton_interpreter.environment(), capture_output=True, text=True, check=False
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("apart") == len(KERNEL_DESIGNS)
+    assert triton_interpreter.output_of(__file__).count("apart") == len(KERNEL_DESIGNS)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import builtins
 import os
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment", "prepare"]
+from torch import Tensor, nn
+
+__all__ = ["assert_close", "environment", "output_of", "prepare"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +24,27 @@ ROOT = Path(__file__).resolve().parents[2]
 def environment() -> dict[str, str]:
     """What a child must have in its environment when it imports triton."""
     return {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+
+
+def output_of(file: str) -> str:
+    """What the script `file` prints, run in such an environment. It must end well."""
+    done = subprocess.run([sys.executable, file], env=environment(), capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def assert_close(name: str, net: nn.Module, called: Sequence[Tensor], own: Sequence[Tensor], most: float) -> None:
+    """The output of `net` and its gradients by the input and each parameter, by the kernel and by its own form: within
+    `most` of their norms of each other, and not equal to the last bit."""
+    names = ["output", "input", *(parameter for parameter, _ in net.named_parameters())]
+    worst = 0.0
+    for what, got, want in zip(names, called, own, strict=True):
+        error = ((got - want).norm() / (want.norm() + 1e-2)).item()
+        assert error < most, (name, what, error)
+        worst = max(worst, error)
+    assert worst > 0, f"{name}: equal to the last bit, so the kernel was not called"
+    print(f"{name}: at most {worst:.1e} apart", flush=True)
 
 
 def prepare() -> None:
