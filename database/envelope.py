@@ -16,13 +16,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError, UncountedError
 
-__all__ = ["REASONS", "EnvelopeProtocol", "ErrorBody", "answer_errors", "error_answer"]
+__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer"]
 
 _LOG = logging.getLogger("database")
 
@@ -105,18 +104,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = f"there is no route {request.method} {request.url.path}"
         detail = f"{message}\n  fix: see /docs for the paths and methods there are"
     return error_answer(error.status_code, message, detail, dict(error.headers or {}))
-
-
-class EnvelopeProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which says in the envelope too that something is no HTTP, or has a method that nobody
-    knows."""
-
-    def send_400_response(self, msg: str) -> None:
-        detail = f"{msg}\n  fix: send HTTP/1.1 with one of the methods in /docs"
-        body = ErrorBody(message=msg, detail=detail).model_dump_json().encode()
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + body)
-        self.transport.close()
 
 
 async def _left(_: Request, __: Exception) -> Response:

@@ -28,17 +28,20 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from common.embeddings import Embedder, EmbeddingClient
 from common.errors import AsiError, UsageError, cannot_listen
 from common.process import announce, exit_with_parent
 from common.settings import Settings, parse, usage_exit
 from database.access import Access, Keys, require_key
-from database.envelope import EnvelopeProtocol, answer_errors
+from database.direct import Direct
+from database.envelope import answer_errors
 from database.evaluate_agent.model_judger import ModelJudger, open_judger
 from database.head import HeadAsGet
 from database.memory import Memory
 from database.openapi import describe_api
+from database.protocol import EnvelopeProtocol
 from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
 from database.store import open_store
 from database.telemetry import Metrics, Telemetry, log_to_stderr
@@ -52,8 +55,12 @@ _COLLECT_EVERY = 50_000
 """Objects more than before until the collector looks for cycles among new ones."""
 
 
-def create_app(memory: Memory, port: int = 8001) -> FastAPI:
+def create_app(memory: Memory, port: int, closing: threading.Event) -> ASGIApp:
     """The API over `memory`, which is closed when the app shuts down.
+
+    Args:
+        port: what /docs names as the address.
+        closing: streams end when it is set, so that a stop need not wait for their clients.
 
     Raises:
         UsageError: an API key that no client can send.
@@ -75,33 +82,30 @@ def create_app(memory: Memory, port: int = 8001) -> FastAPI:
     app.state.memory = memory
     app.state.metrics = metrics
     app.state.port = port
-    # Streams end when it is set, so that a stop need not wait for their clients.
-    app.state.closing = threading.Event()
-    # The last one added sees a request first.
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(
-        Access,
-        Keys.of(settings),
-        origins=settings.cors_origins,
-        rate_limit=settings.rate_limit,
-        max_body=settings.max_body_mb << 20,
-    )
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After", "Pending-Embeddings"],
-        )
-    app.add_middleware(Telemetry, metrics)
+    app.state.closing = closing
     # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
     for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
         # Not as a router within the router, which takes a tenth of the time of a request to look through.
         app.router.routes.extend(module.router.routes)
     answer_errors(app)
     describe_api(app)
-    return app
+    # Around the app and not within it: a request that goes past FastAPI passes these as well.
+    served: ASGIApp = Access(
+        Direct(app, HeadAsGet(app)),
+        Keys.of(settings),
+        origins=settings.cors_origins,
+        rate_limit=settings.rate_limit,
+        max_body=settings.max_body_mb << 20,
+    )
+    if settings.cors_origins:
+        served = CORSMiddleware(
+            served,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After", "Pending-Embeddings"],
+        )
+    return Telemetry(served, metrics)
 
 
 class _Server(uvicorn.Server):
@@ -148,9 +152,9 @@ def serve(settings: Settings, embedder: Embedder) -> None:
         listener.listen(256)
         memory = Memory(open_store(given), embedder, given, judger)
         host, port = listener.getsockname()[:2]
-        app = create_app(memory, port)
+        closing = threading.Event()
         config = uvicorn.Config(
-            app,
+            create_app(memory, port, closing),
             http=EnvelopeProtocol,
             log_level="warning",
             access_log=False,
@@ -159,7 +163,7 @@ def serve(settings: Settings, embedder: Embedder) -> None:
             timeout_graceful_shutdown=5,
         )
         server = _Server(config)
-        server.closing, server.memory = app.state.closing, memory
+        server.closing, server.memory = closing, memory
         server.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         # uvicorn raises the signal again after an orderly end; that end is what was asked for.
         for number in (signal.SIGTERM, signal.SIGINT):

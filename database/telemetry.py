@@ -54,7 +54,8 @@ def log_to_stderr(form: Literal["text", "json"]) -> None:
 
 class GatheredLines(logging.Handler):
     """Writes to stderr what came within a moment with one call, in a thread of its own; at once what is a warning or
-    worse, and the rest at the end of the process.
+    worse, and the rest at the end of the process. What a line below that is given must not change afterwards: it is
+    made when it is written.
 
     A line by line costs each request a system call, in the loop that all requests share, and with it the interpreter's
     lock, which the thread that commits may then hold for a while.
@@ -62,18 +63,13 @@ class GatheredLines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: deque[str] = deque()
+        self._records: deque[logging.LogRecord] = deque()
         self._some = threading.Event()
         self._writing = threading.Lock()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except (TypeError, ValueError):  # a wrong call of the log is told on stderr, and does not end a request
-            self.handleError(record)
-            return
-        self._lines.append(line)
+        self._records.append(record)
         if record.levelno >= logging.WARNING:
             self.flush()
         elif not self._some.is_set():
@@ -81,12 +77,20 @@ class GatheredLines(logging.Handler):
 
     def flush(self) -> None:
         with self._writing:
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            records = [self._records.popleft() for _ in range(len(self._records))]
+            lines = [line for record in records if (line := self._line(record)) is not None]
             if lines:
                 # Nobody may read stderr any more; the service goes on.
                 with contextlib.suppress(OSError, ValueError):
                     sys.stderr.write("\n".join(lines) + "\n")
                     sys.stderr.flush()
+
+    def _line(self, record: logging.LogRecord) -> str | None:
+        try:
+            return self.format(record)
+        except (TypeError, ValueError):  # a wrong call of the log is told on stderr, and ends nothing
+            self.handleError(record)
+            return None
 
     def _run(self) -> None:
         while True:

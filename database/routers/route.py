@@ -14,7 +14,6 @@ from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
 
@@ -23,7 +22,7 @@ LONGEST_KEY = 200
 _LONG_BODY = 1 << 16
 """Bytes of a body that is read in a thread."""
 B = TypeVar("B", bound=BaseModel)
-_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class ThreadRoute(APIRoute):
@@ -31,6 +30,8 @@ class ThreadRoute(APIRoute):
 
     FastAPI goes to a second thread for the validation and writes the JSON in the event loop, where every other request
     waits for it. Endpoints that are coroutines, or answer with a response, stay as they are.
+
+    `handler` is what `database.direct` answers with in place of the endpoint, where `reads_body` gave one.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -43,19 +44,7 @@ class ThreadRoute(APIRoute):
                 endpoint = _dumped(endpoint, TypeAdapter(model))
         # Existing clients send JSON without a content type as well.
         super().__init__(path, endpoint, **options | {"strict_content_type": False})
-        handler: _Handler | None = getattr(endpoint, "handler", None)
-        if handler is not None:
-            self.app = _answering(handler)
-
-
-def _answering(handler: _Handler) -> ASGIApp:
-    """`handler` alone, without what FastAPI opens and closes for dependencies, of which it has none."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await handler(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-    return app
+        self.handler: Handler | None = getattr(endpoint, "handler", None)
 
 
 def reads_body(model: type[B], *, keyed: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
