@@ -9,6 +9,7 @@ machine, while no key is set.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import ipaddress
 import time
@@ -200,6 +201,7 @@ class Access:
         return error_answer(429, said, detail, {"Retry-After": str(wait)})
 
 
+@functools.lru_cache(maxsize=64)
 def _host_name(url: str) -> str | None:
     """The host of a URL, in lower case and without its port; None where it has none."""
     try:
@@ -208,6 +210,7 @@ def _host_name(url: str) -> str | None:
         return None
 
 
+@functools.lru_cache(maxsize=64)
 def _is_loopback_name(host: str | None) -> bool:
     if host is not None and (host == "localhost" or host.endswith(".localhost")):
         return True

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from common.errors import StoreError
 from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
+from database.sqlite_checkpoint import LONGEST_LOG, Checkpoints
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.sqlite_session import SqliteSession
 from database.store import StoreBusyError, StoreFullError
@@ -26,7 +27,6 @@ __all__ = ["SqliteStore", "open_read_only"]
 
 T = TypeVar("T")
 
-_CHECKPOINT_PAGES = 8000
 _IDLE_READERS = 16
 
 
@@ -60,6 +60,7 @@ class SqliteStore:
                 self._open()
             self._place = self._found()
         self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
+        self._checkpoints = None if read_only else Checkpoints(self._connect)
 
     def _open_to_read(self) -> None:
         connection = self._connect()
@@ -109,6 +110,8 @@ class SqliteStore:
 
     def close(self) -> None:
         self._group.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         while True:
             try:
                 self._readers.get_nowait().close()
@@ -137,6 +140,8 @@ class SqliteStore:
                 write.succeed(value)
             else:
                 write.fail(failure)
+        if self._checkpoints is not None and self._writer is not None:
+            self._checkpoints.committed(self._writer)
 
     def _transact(self, group: Sequence[Write[SqliteSession]]) -> list[tuple[Any, BaseException | None]]:
         """(value, error) of each write, once the commit that holds them is on disk.
@@ -227,7 +232,8 @@ class SqliteStore:
         # What a savepoint would bring back: beyond 64 KiB, three elements, it would be written to a file, which takes a
         # quarter of the time of a transaction.
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        # Where the copy beside the writes (`Checkpoints`) does not come along, a commit does it.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {4 * LONGEST_LOG}")
         return connection
 
     def _prepare(self, writer: sqlite3.Connection) -> None:
