@@ -70,6 +70,7 @@ class Checkpoints:
                     _LOG.warning("the log of the store could not be copied into its file, tried again: %s", error)
                 failed = True
                 self._drop()
+                self._committed.set()
         self._drop()
 
     def _drop(self) -> None:

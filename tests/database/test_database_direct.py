@@ -1,0 +1,165 @@
+"""The short way of a stored result, one write an answer, and the log that is copied beside the writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from common.embeddings import EmbeddingClient
+from common.knobs import Database as DatabaseSettings
+from common.settings import Settings
+from database import sqlite_checkpoint
+from database.memory import Memory
+from database.mongodb_api import create_app
+from database.sqlite_database import SqliteStore
+from database.store import open_store
+from tests.database.db_service import Service, body_of
+from tests.database.test_database_writes import entry_of
+
+
+def test_a_mistake_on_the_short_way_is_an_envelope_and_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    with EmbeddingClient(Settings()) as embedder:
+        memory = Memory(open_store(settings), embedder, settings)
+
+        def fails(*_: Any) -> None:
+            raise RuntimeError("never seen")
+
+        monkeypatch.setattr(memory, "submit", fails)
+        app = create_app(memory, 1, threading.Event())
+
+        async def ask() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                failed = await client.post("/elements", json=body_of("a"), headers={"X-Request-ID": "mine"})
+                return [failed, await client.get("/metrics")]
+
+        with caplog.at_level(logging.INFO):
+            failed, metrics = asyncio.run(ask())
+        memory.close()
+    assert failed.status_code == 500 and failed.headers["connection"] == "close"
+    assert failed.headers.get_list("x-request-id") == ["mine"]
+    assert failed.json() | {"detail": ""} == {
+        "success": False,
+        "message": "the server made a mistake",
+        "detail": "",
+    }
+    assert "mine" in failed.json()["detail"] and "never seen" not in failed.text
+    assert "never seen" in caplog.text, "with its traceback"
+    assert 'requests_total{method="POST",route="/elements",status="500"} 1.0' in metrics.text
+    with pytest.raises(RuntimeError, match="never seen"):
+        asyncio.run(_posted(app))
+
+
+async def _posted(app: Any) -> None:
+    """The server, too, hears of the mistake."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        await client.post("/elements", json=body_of("a"))
+
+
+def test_the_short_way_refuses_as_every_route_does(start: Callable[..., Service]) -> None:
+    service = start(env={"ASI_DATABASE__MAX_BODY_MB": "1", "ASI_DATABASE__CORS_ORIGINS": '["http://page.example"]'})
+    longer = body_of("long") | {"log": "x" * (1 << 20)}
+    assert service.post("/elements", longer, 413)["success"] is False
+
+    def pieces() -> Any:
+        # No length is sent with it.
+        yield b'{"name": "'
+        for _ in range(40):
+            yield b"x" * 32_768
+
+    told = service.http.post("/elements", content=pieces(), headers={"Content-Type": "application/json"})
+    assert told.status_code == 413 and told.json()["detail"].startswith("expected a body of at most 1 MiB")
+    assert service.http.post("/elements", content=b"[1]").status_code == 422
+    assert service.http.post("/elements", content=b"x", headers={"Content-Type": "text/plain"}).status_code == 422
+    assert service.http.post("/elements", json=body_of("a", parent=7)).status_code == 400
+    foreign = service.http.post("/elements", json=body_of("a"), headers={"Origin": "http://other.example"})
+    assert foreign.status_code == 403 and service.get("/stats")["total_records"] == 0
+    known = service.http.post("/elements", json=body_of("a"), headers={"Origin": "http://page.example"})
+    assert known.status_code == 200 and known.headers["access-control-allow-origin"] == "http://page.example"
+    assert known.headers["x-content-type-options"] == "nosniff" and known.headers["x-request-id"]
+    assert service.http.request("OPTIONS", "/elements").status_code == 405
+    assert service.http.head("/elements").status_code == 405
+
+
+def test_an_answer_is_one_packet(service: Service) -> None:
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname or "", place.port or 0), timeout=10) as connection:
+        for _ in range(20):
+            connection.sendall(b"GET /candidates/stats HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            first = connection.recv(1 << 16)
+            head, _, body = first.partition(b"\r\n\r\n")
+            assert body.endswith(b"}") and f"content-length: {len(body)}".encode() in head.lower()
+
+
+def test_the_head_of_a_stream_does_not_wait_for_its_first_event(service: Service) -> None:
+    with service.http.stream("GET", "/v2/events/stream?after=1000000000") as answer:
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+
+
+def _in_the_file(file: Path) -> int:
+    """Elements that the file holds without its log; 0 as well while it lacks the tables."""
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?immutable=1", uri=True)) as connection:
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'elements'").fetchone()[0]
+        return int(connection.execute("SELECT COUNT(*) FROM elements").fetchone()[0]) if tables else 0
+
+
+def test_the_log_is_copied_beside_the_writes_and_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "LONGEST_LOG", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "_EVERY", 0.05)
+    file = tmp_path / "a.sqlite"
+    store = SqliteStore(str(file))
+    entry = entry_of("x" * 20_000)
+    written, log = 0, file.with_name("a.sqlite-wal")
+    deadline = time.monotonic() + 60
+    # A page is 4 KiB: so many elements make many logs of 100 pages.
+    while written < 400:
+        store.write(lambda session: session.insert(entry))
+        written += 1
+        time.sleep(0.002)
+    assert log.stat().st_size < 400 * 20_000 / 2, "it began anew"
+    while _in_the_file(file) < written and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _in_the_file(file) == written, "copied without another write"
+    store.close()
+    assert not log.exists()
+
+
+def test_a_log_that_cannot_be_copied_is_told_once_and_copied_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "_EVERY", 0.02)
+    tries: list[float] = []
+    connect = SqliteStore._connect
+
+    def refused(store: SqliteStore, mode: str = "rw") -> sqlite3.Connection:
+        if threading.current_thread().name == "checkpoints" and len(tries) < 3:
+            tries.append(time.monotonic())
+            raise sqlite3.OperationalError("disk I/O error")
+        return connect(store, mode)
+
+    monkeypatch.setattr(SqliteStore, "_connect", refused)
+    file = tmp_path / "a.sqlite"
+    store = SqliteStore(str(file))
+    with caplog.at_level(logging.WARNING):
+        store.write(lambda session: session.insert(entry_of("a")))
+        deadline = time.monotonic() + 60
+        while _in_the_file(file) < 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(tries) == 3 and _in_the_file(file) == 1
+    assert caplog.text.count("could not be copied") == 1
+    store.close()
