@@ -38,6 +38,7 @@ _OPEN = ("/health", "/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/open
 """Asked without a key: probes, and the description of the API, which holds no data."""
 _OPEN_BELOW = "/static-offline-docs/"
 _UNBOUNDED = "/v2/import"
+_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,11 @@ class Access:
 
         return counted
 
+    def _longer(self, length: str) -> bool:
+        """Whether a Content-Length says that the body is too long. Python reads no number of thousands of digits."""
+        digits = length.lstrip("0")
+        return digits.isdecimal() and (len(digits) > _DIGITS or int(digits) > self._max_body)
+
     def _too_large(self) -> str:
         return f"expected a body of at most {self._max_body >> 20} MiB, got more"
 
@@ -154,8 +160,7 @@ class Access:
             said = f"a web page of {headers['origin']} may not write here"
             return error_answer(403, said, f"{said}\n  fix: name its origin in database.cors_origins")
         refused = self._refused_key(scope, headers, writes)
-        length = headers.get("content-length", "")
-        if refused is None and scope["path"] != _UNBOUNDED and length.isdecimal() and int(length) > self._max_body:
+        if refused is None and scope["path"] != _UNBOUNDED and self._longer(headers.get("content-length", "")):
             return error_answer(413, self._too_large(), f"{self._too_large()}\n  fix: raise database.max_body_mb")
         return refused
 

@@ -51,10 +51,8 @@ class Direct:
         except Exception as error:
             told = self._app.exception_handlers
             kind = next(kind for kind in type(error).__mro__ if kind in told)
-            response = await cast(_Told, told[kind])(request, error)
-            await response(scope, receive, send)
             if kind is Exception:
-                # A mistake of ours: it is answered, and the server hears of it as well.
+                # A mistake of ours, which is answered further out.
                 raise
-            return
+            response = await cast(_Told, told[kind])(request, error)
         await response(scope, receive, send)

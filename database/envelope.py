@@ -21,7 +21,7 @@ from common.errors import AsiError, ServiceError, StoreError
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError, UncountedError
 
-__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer"]
+__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer", "mistake"]
 
 _LOG = logging.getLogger("database")
 
@@ -112,6 +112,11 @@ async def _left(_: Request, __: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
+    return mistake(request, error)
+
+
+def mistake(request: Request, error: Exception) -> Response:
+    """Records an error that nobody thought of, and answers it."""
     reference = getattr(request.state, "request_id", "no request")
     _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
     said = f"an error of the server; its log has it under {reference}"

@@ -39,12 +39,13 @@ from database.direct import Direct
 from database.envelope import answer_errors
 from database.evaluate_agent.model_judger import ModelJudger, open_judger
 from database.head import HeadAsGet
+from database.logs import log_to_stderr
 from database.memory import Memory
 from database.openapi import describe_api
 from database.protocol import EnvelopeProtocol
 from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
 from database.store import open_store
-from database.telemetry import Metrics, Telemetry, log_to_stderr
+from database.telemetry import Metrics, Telemetry
 
 __all__ = ["create_app", "main", "serve"]
 

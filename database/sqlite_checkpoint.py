@@ -2,7 +2,7 @@
 
 SQLite does it within the commit that makes the log long, and whoever waits for that commit waits for the copy of a
 thousand elements. Beside the writes only what came meanwhile is left, which the writer copies between two of its
-groups: once all is copied, and nobody reads an older state, the log begins anew.
+groups: once all is copied, and nobody reads from the log, it begins anew.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ LONGEST_LOG = 8000
 """Pages of the log (4 KiB each) at which it is brought to begin anew."""
 _EVERY = 1.0
 """Seconds from a commit to the copy of what it, and others meanwhile, wrote."""
+_PATIENCE_MS = 100
 
 
 class Checkpoints:
@@ -45,7 +46,7 @@ class Checkpoints:
             self._long = False
             # What is wrong with the disk is found, and told, in the thread.
             with contextlib.suppress(sqlite3.Error):
-                _copy(writer)
+                _begin_anew(writer)
 
     def close(self) -> None:
         """Ends the thread. What is not copied yet stays in the log, where the next start finds it."""
@@ -84,3 +85,14 @@ def _copy(connection: sqlite3.Connection) -> int:
     log."""
     _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return int(pages)
+
+
+def _begin_anew(writer: sqlite3.Connection) -> None:
+    """Copies the rest, and waits a moment for those who read from the log: where reads overlap there is always one, and
+    the log would never begin anew. Those who begin meanwhile read from the file."""
+    before = writer.execute("PRAGMA busy_timeout").fetchone()[0]
+    writer.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+    try:
+        writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+    finally:
+        writer.execute(f"PRAGMA busy_timeout = {before}")

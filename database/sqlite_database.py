@@ -1,8 +1,9 @@
 """The default store: one SQLite file, WAL, every acknowledged write on disk (synchronous = FULL).
 
 One connection writes: whatever waits becomes one transaction with a savepoint for each write, so that writes share an
-fsync and one that fails takes no other along. BEGIN IMMEDIATE keeps other processes out meanwhile; readers use their
-own connections and see the last committed state.
+fsync and one that fails takes no other along. One that changes much is done alone: to take it back out of a shared
+transaction, all that it changes would have to be held in memory. BEGIN IMMEDIATE keeps other processes out meanwhile;
+readers use their own connections and see the last committed state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
 from database.sqlite_checkpoint import LONGEST_LOG, Checkpoints
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
-from database.sqlite_session import SqliteSession
+from database.sqlite_session import LargeWriteError, SqliteSession
 from database.store import StoreBusyError, StoreFullError
 
 __all__ = ["SqliteStore", "open_read_only"]
@@ -129,19 +130,23 @@ class SqliteStore:
         except StoreError:
             if len(group) == 1:
                 raise
-            for write in group:
-                try:
-                    self._commit([write])
-                except StoreError as error:
-                    write.fail(error)
+            self._commit_alone(group)
             return
         for write, (value, failure) in zip(group, outcomes, strict=True):
             if failure is None:
                 write.succeed(value)
-            else:
+            elif not isinstance(failure, LargeWriteError):
                 write.fail(failure)
         if self._checkpoints is not None and self._writer is not None:
             self._checkpoints.committed(self._writer)
+        self._commit_alone([write for write in group if not write.done.done()])
+
+    def _commit_alone(self, writes: Sequence[Write[SqliteSession]]) -> None:
+        for write in writes:
+            try:
+                self._commit([write])
+            except StoreError as error:
+                write.fail(error)
 
     def _transact(self, group: Sequence[Write[SqliteSession]]) -> list[tuple[Any, BaseException | None]]:
         """(value, error) of each write, once the commit that holds them is on disk.
@@ -160,21 +165,25 @@ class SqliteStore:
         # Not at the end of the transaction before: what is committed is acknowledged, whether or not this succeeds.
         writer = self._writer = self._writer or self._connect()
         outcomes: list[tuple[Any, BaseException | None]] = []
+        shared = len(group) > 1
         try:
             writer.execute("BEGIN IMMEDIATE")
             for write in group:
-                writer.execute("SAVEPOINT write")
+                if shared:
+                    writer.execute("SAVEPOINT write")
                 try:
-                    outcomes.append((write.work(SqliteSession(writer, self.path)), None))
+                    outcomes.append((write.work(SqliteSession(writer, self.path, shared)), None))
                 except BaseException as error:
                     # It is the outcome of this write, and of no other.
                     # SQLite gives up the whole transaction by itself after some errors, such as a full disk.
                     if not writer.in_transaction:
                         raise
-                    writer.execute("ROLLBACK TO write")
+                    writer.execute("ROLLBACK TO write" if shared else "ROLLBACK")
                     outcomes.append((None, _translation(self.path, error)))
-                writer.execute("RELEASE write")
-            writer.execute("COMMIT")
+                if shared:
+                    writer.execute("RELEASE write")
+            if writer.in_transaction:
+                writer.execute("COMMIT")
         except sqlite3.DatabaseError:
             self._drop_writer()
             raise
@@ -234,6 +243,8 @@ class SqliteStore:
         connection.execute("PRAGMA temp_store = MEMORY")
         # Where the copy beside the writes (`Checkpoints`) does not come along, a commit does it.
         connection.execute(f"PRAGMA wal_autocheckpoint = {4 * LONGEST_LOG}")
+        # After one that made it long, such as the removal of many elements.
+        connection.execute(f"PRAGMA journal_size_limit = {2 * 4096 * LONGEST_LOG}")
         return connection
 
     def _prepare(self, writer: sqlite3.Connection) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pydantic_core import from_json
 
@@ -16,14 +18,28 @@ from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of
 from database.sqlite_vectors import SqliteVectors
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
-__all__ = ["SqliteSession"]
+__all__ = ["LargeWriteError", "SqliteSession"]
 
 _GUESSES = 20
+_MOST_SHARED = 100
+"""Elements that a write removes beside others."""
 _EVERYTHING = Where()
 
 
+class LargeWriteError(Exception):
+    """The write changes too much to share a transaction with others: it is to be done again, alone."""
+
+
 class SqliteSession(SqliteVectors):
-    """See `database.store.Session`."""
+    """See `database.store.Session`.
+
+    Args:
+        shared: whether other writes are in the same transaction, and this one may have to be taken back out of it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, shared: bool = False) -> None:
+        super().__init__(connection, path)
+        self._shared = shared
 
     # Elements
 
@@ -166,6 +182,8 @@ class SqliteSession(SqliteVectors):
             self._run(f"UPDATE elements SET parent = ? WHERE idx IN ({marks(chunk)})", parent, *chunk)
 
     def delete(self, indices: Sequence[int]) -> None:
+        if self._shared and len(indices) > _MOST_SHARED:
+            raise LargeWriteError
         for chunk in chunks(indices):
             for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates"):
                 self._run(f"DELETE FROM {table} WHERE idx IN ({marks(chunk)})", *chunk)

@@ -6,26 +6,22 @@ Lines hold no query, no body and no key: motivations, programs and secrets stay 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
 import random
 import re
-import sys
-import threading
 import time
-from collections import deque
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from pythonjsonlogger.json import JsonFormatter
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from database.envelope import mistake
 from database.store import Session, UncountedError, Where
 
-__all__ = ["Metrics", "Telemetry", "log_to_stderr"]
+__all__ = ["Metrics", "Telemetry"]
 
 _LOG = logging.getLogger("database.requests")
 _ID = re.compile(r"[\w.:-]{1,64}")
@@ -34,73 +30,7 @@ _OWN_SCRIPTS = (
     b"worker-src 'self' blob:; frame-ancestors 'none'"
 )
 """The pages of the API's description load nothing from anywhere else."""
-_GATHER_SECONDS = 0.05
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 30.0)
-
-
-def log_to_stderr(form: Literal["text", "json"]) -> None:
-    """Sends the log of this process to stderr: a text a line, or one JSON object a line."""
-    handler = GatheredLines()
-    if form == "json":
-        fields = "%(asctime)s %(name)s %(levelname)s %(message)s"
-        renamed = {"asctime": "time", "name": "logger", "levelname": "level"}
-        handler.setFormatter(JsonFormatter(fields, rename_fields=renamed))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # No form names them, and to find them out for each line takes longer than to keep the line.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    for name in ("httpx", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-class GatheredLines(logging.Handler):
-    """Writes to stderr what came within a moment with one call, in a thread of its own; at once what is a warning or
-    worse, and the rest at the end of the process. What a line below that is given must not change afterwards: it is
-    made when it is written.
-
-    A line by line costs each request a system call, in the loop that all requests share, and with it the interpreter's
-    lock, which the thread that commits may then hold for a while.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._records: deque[logging.LogRecord] = deque()
-        self._some = threading.Event()
-        self._writing = threading.Lock()
-        threading.Thread(target=self._run, name="log", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._records.append(record)
-        if record.levelno >= logging.WARNING:
-            self.flush()
-        elif not self._some.is_set():
-            self._some.set()
-
-    def flush(self) -> None:
-        with self._writing:
-            records = [self._records.popleft() for _ in range(len(self._records))]
-            lines = [line for record in records if (line := self._line(record)) is not None]
-            if lines:
-                # Nobody may read stderr any more; the service goes on.
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write("\n".join(lines) + "\n")
-                    sys.stderr.flush()
-
-    def _line(self, record: logging.LogRecord) -> str | None:
-        try:
-            return self.format(record)
-        except (TypeError, ValueError):  # a wrong call of the log is told on stderr, and ends nothing
-            self.handleError(record)
-            return None
-
-    def _run(self) -> None:
-        while True:
-            self._some.wait()
-            time.sleep(_GATHER_SECONDS)
-            self._some.clear()
-            self.flush()
 
 
 class Metrics:
@@ -169,7 +99,7 @@ class Telemetry:
         sent = Headers(scope=scope).get("x-request-id", "")
         identity = sent if _ID.fullmatch(sent) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = identity
-        status = 500
+        status = 0
         started = time.perf_counter()
 
         async def answer(message: Message) -> None:
@@ -189,8 +119,13 @@ class Telemetry:
                 # Only a stopping server cancels, when it has waited long enough for a client that does not read its
                 # answer or does not end its body. The task ends here, and the connection with it.
                 _LOG.warning("%s is cut off: the server stops and its client keeps it waiting", identity)
+            except Exception as error:
+                # A mistake of ours in what stands around the app. The server hears of it as well.
+                if not status:
+                    await mistake(Request(scope), error)(scope, receive, answer)
+                raise
             finally:
-                self._record(scope, identity, status, time.perf_counter() - started)
+                self._record(scope, identity, status or 500, time.perf_counter() - started)
 
     def _record(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
         method, route = scope["method"], getattr(scope.get("route"), "path", "none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
@@ -26,6 +27,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _LOG = logging.getLogger(__name__)
+_ID = re.compile(r"[0-9]{1,19}")
 _POLL_SECONDS = 0.2
 _UNHELD = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """No cache keeps a stream, and nginx does not hold it back."""
@@ -72,7 +74,7 @@ async def stream_events(
     beyond the last one, as after a restore. The stream goes on from the id of the gap.
     """
     cursor = after
-    if last_event_id is not None and last_event_id.isdecimal() and int(last_event_id) <= MAX_INDEX:
+    if last_event_id is not None and _ID.fullmatch(last_event_id) and int(last_event_id) <= MAX_INDEX:
         cursor = int(last_event_id)
     if cursor is None:
         # Here, so that a store that does not answer is an error of the request, not a cut stream.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import socket
 import time
@@ -20,7 +19,6 @@ from common.errors import ServiceError
 from database.access import Access, Keys
 from database.client import DatabaseClient
 from database.mongodb_api import main
-from database.telemetry import GatheredLines
 from tests.database.db_service import EmbeddingDouble, Service, body_of, element_of
 
 WRITE, READ = "write-key-of-this-test", "read-key-of-this-test"
@@ -187,14 +185,6 @@ def test_each_request_is_logged_with_an_id_and_without_secrets(guarded: Service)
     assert found[forged.headers["x-request-id"]]["path"] == "/elements/by-name/a%0D%0Aforged"
     text = guarded.log.read_text()
     assert WRITE not in text and READ not in text and "private" not in text
-
-
-def test_a_line_that_cannot_be_written_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    handler = GatheredLines()
-    for text, arguments in (("%d", ("no number",)), ("%s", ("after it",))):
-        handler.handle(logging.LogRecord("x", logging.WARNING, __file__, 1, text, arguments, None))
-    told = capsys.readouterr().err
-    assert "no number" in told and told.endswith("after it\n")
 
 
 def test_metrics_count_requests_by_route(guarded: Service) -> None:

@@ -24,7 +24,7 @@ from database import sqlite_checkpoint
 from database.memory import Memory
 from database.mongodb_api import create_app
 from database.sqlite_database import SqliteStore
-from database.store import open_store
+from database.store import Session, open_store
 from tests.database.db_service import Service, body_of
 from tests.database.test_database_writes import entry_of
 
@@ -106,11 +106,6 @@ def test_an_answer_is_one_packet(service: Service) -> None:
             assert body.endswith(b"}") and f"content-length: {len(body)}".encode() in head.lower()
 
 
-def test_the_head_of_a_stream_does_not_wait_for_its_first_event(service: Service) -> None:
-    with service.http.stream("GET", "/v2/events/stream?after=1000000000") as answer:
-        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
-
-
 def _in_the_file(file: Path) -> int:
     """Elements that the file holds without its log; 0 as well while it lacks the tables."""
     with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?immutable=1", uri=True)) as connection:
@@ -137,6 +132,67 @@ def test_the_log_is_copied_beside_the_writes_and_begins_anew(tmp_path: Path, mon
     assert _in_the_file(file) == written, "copied without another write"
     store.close()
     assert not log.exists()
+
+
+def test_the_log_begins_anew_though_reads_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "LONGEST_LOG", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "_EVERY", 0.05)
+    file = tmp_path / "a.sqlite"
+    store = SqliteStore(str(file))
+    entry = entry_of("x" * 20_000)
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            store.read(lambda session: (session.count(), time.sleep(0.03)))
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for _ in range(400):
+        store.write(lambda session: session.insert(entry))
+        time.sleep(0.004)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert file.with_name("a.sqlite-wal").stat().st_size < 400 * 20_000 / 2
+    store.close()
+
+
+def test_a_large_removal_is_done_alone_and_all_at_once(tmp_path: Path) -> None:
+    store = open_store(DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite"))
+    gone = store.write(lambda session: [session.insert(entry_of("gone")) for _ in range(300)])
+    begun, going = threading.Event(), threading.Event()
+
+    def holds(session: Session) -> None:
+        begun.set()
+        assert going.wait(30)
+
+    def fails(session: Session) -> None:
+        session.delete(gone)
+        raise ValueError("in its middle")
+
+    first = store.submit(holds)
+    assert begun.wait(30)
+    # These wait together and so are one group.
+    works: list[Callable[[Session], Any]] = [
+        lambda session: session.insert(entry_of("before")),
+        fails,
+        lambda session: session.delete(gone),
+        lambda session: session.insert(entry_of("after")),
+    ]
+    futures = [store.submit(work) for work in works]
+    going.set()
+    first.result(30)
+    assert [futures[0].result(30), futures[3].result(30)] == [301, 302]
+    with pytest.raises(ValueError, match="in its middle"):
+        futures[1].result(30)
+    assert futures[2].result(30) is None
+    left = store.read(lambda session: [facts.name for facts in session.facts()])
+    assert left == ["before", "after"]
+    events = store.read(lambda session: session.ledger.events(0, 1000))
+    assert sum(event.kind == "removed" for event in events) == 300
+    store.close()
 
 
 def test_a_log_that_cannot_be_copied_is_told_once_and_copied_later(

@@ -367,3 +367,13 @@ def test_other_requests_go_on_while_a_row_of_60_megabytes_is_refused(service: Se
     assert answer.status_code == 422 and "1048576 characters, got 60000001" in answer.text
     print(f"{len(waited)} requests meanwhile, the longest waited {max(waited):.3f} s")
     assert max(waited) < 1.0
+
+
+def test_numbers_of_thousands_of_digits_are_no_mistake_of_the_server(service: Service) -> None:
+    service.add("a")
+    zeros = (
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: " + b"0" * 5000 + b"\r\n\r\n"
+    )
+    assert sent(service, zeros)[0].startswith(b"HTTP/1.1 200")
+    with service.http.stream("GET", "/v2/events/stream", headers={"Last-Event-ID": "9" * 5000}) as answer:
+        assert answer.status_code == 200
