@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from common.errors import AsiError, ServiceError, StoreError
+from common.errors import AsiError, ServiceError, StoreError, first_line
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError, UncountedError
 
@@ -77,12 +77,18 @@ def answer_errors(app: FastAPI) -> None:
 def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handle(request: Request, error: Exception) -> Response:
         if status >= 500 and not isinstance(error, UncountedError):
-            _LOG.error("%s %s: %s", request.method, request.url.path, error)
+            _LOG.error("%s: %s", _asked(request), error)
         message = error.message if isinstance(error, AsiError) else str(error)
         after = error.retry_after if isinstance(error, StoreBusyError) else None
         return error_answer(status, message, str(error), None if after is None else {"Retry-After": str(after)})
 
     return handle
+
+
+def _asked(request: Request) -> str:
+    """For the log: the path as it came, percent-encoded, so that no name breaks the line."""
+    path = request.scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
+    return f"{request.method} {path[:500]}"
 
 
 async def _too_deep(_: Request, __: Exception) -> Response:
@@ -99,6 +105,9 @@ async def _invalid(_: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = detail = str(error.detail)
+    if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+        # FastAPI's own: the body is no JSON that Python can read.
+        return error_answer(422, "an argument is malformed", f"body: expected JSON, got {first_line(error.__cause__)}")
     if detail == HTTPStatus(error.status_code).phrase and error.status_code in (404, 405):
         # The router's own: no route of this path, or none of this method.
         message = f"there is no route {request.method} {request.url.path}"
@@ -118,7 +127,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 def mistake(request: Request, error: Exception) -> Response:
     """Records an error that nobody thought of, and answers it."""
     reference = getattr(request.state, "request_id", "no request")
-    _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
+    _LOG.error("%s failed, reference %s", _asked(request), reference, exc_info=error)
     said = f"an error of the server; its log has it under {reference}"
     # The server closes the connection after such an error: a client must not send its next request on it.
     return error_answer(500, "the server made a mistake", said, {"Connection": "close"})

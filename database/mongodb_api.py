@@ -157,6 +157,8 @@ def serve(settings: Settings, embedder: Embedder) -> None:
         config = uvicorn.Config(
             create_app(memory, port, closing),
             http=EnvelopeProtocol,
+            # Its lines go where ours go, in the same form.
+            log_config=None,
             log_level="warning",
             access_log=False,
             # The log names who connects. What a header says of it is nobody's word.

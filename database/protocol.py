@@ -99,6 +99,8 @@ class _Joining:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return  # the client left, which is no mistake
         head, self._head = self._head, b""
         if head:
             if len(data) <= _JOINED:
@@ -117,5 +119,5 @@ class _Joining:
 
     def _flush(self) -> None:
         head, self._head = self._head, b""
-        if head:
+        if head and not self._transport.is_closing():
             self._transport.write(head)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 __all__ = ["LONGEST_LOG", "Checkpoints"]
 
@@ -20,19 +22,23 @@ LONGEST_LOG = 8000
 """Pages of the log (4 KiB each) at which it is brought to begin anew."""
 _EVERY = 1.0
 """Seconds from a commit to the copy of what it, and others meanwhile, wrote."""
-_PATIENCE_MS = 100
+_PATIENCE_MS = 250
+"""Longest wait for those who read."""
 
 
 class Checkpoints:
     """Copies what is committed, a moment later.
 
     Args:
+        file: the store.
         connect: a connection to the store, made and used in the thread only.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._file = file
         self._connect = connect
         self._long = False
+        self._most = LONGEST_LOG
         self._connection: sqlite3.Connection | None = None
         self._committed = threading.Event()
         self._closing = threading.Event()
@@ -46,7 +52,9 @@ class Checkpoints:
             self._long = False
             # What is wrong with the disk is found, and told, in the thread.
             with contextlib.suppress(sqlite3.Error):
-                _begin_anew(writer)
+                pages = _begun_anew(writer)
+                # Somebody reads for long: it is not waited for each time.
+                self._most = LONGEST_LOG if pages is None else 2 * pages
 
     def close(self) -> None:
         """Ends the thread. What is not copied yet stays in the log, where the next start finds it."""
@@ -60,10 +68,12 @@ class Checkpoints:
             self._committed.wait()
             if self._closing.wait(_EVERY):
                 break
+            if failed and not self._fits():
+                continue
             self._committed.clear()
             try:
                 self._connection = self._connection or self._connect()
-                self._long = _copy(self._connection) > LONGEST_LOG
+                self._long = _copy(self._connection) > self._most
                 failed = False
             except sqlite3.Error as error:
                 # Nothing is lost: the log grows, and the next write says what is wrong with the disk.
@@ -73,6 +83,15 @@ class Checkpoints:
                 self._drop()
                 self._committed.set()
         self._drop()
+
+    def _fits(self) -> bool:
+        """Whether the disk has room for all of the log a second time. After a failure less is left to the writes, which
+        the copy of a part would take it from."""
+        try:
+            log = self._file.with_name(self._file.name + "-wal").stat().st_size
+            return shutil.disk_usage(self._file.parent).free >= log
+        except OSError:
+            return False
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -87,12 +106,14 @@ def _copy(connection: sqlite3.Connection) -> int:
     return int(pages)
 
 
-def _begin_anew(writer: sqlite3.Connection) -> None:
+def _begun_anew(writer: sqlite3.Connection) -> int | None:
     """Copies the rest, and waits a moment for those who read from the log: where reads overlap there is always one, and
-    the log would never begin anew. Those who begin meanwhile read from the file."""
+    the log would never begin anew. Those who begin meanwhile read from the file. Returns the pages of the log where it
+    goes on."""
     before = writer.execute("PRAGMA busy_timeout").fetchone()[0]
     writer.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
     try:
-        writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        busy, pages, _ = writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
     finally:
         writer.execute(f"PRAGMA busy_timeout = {before}")
+    return int(pages) if busy else None

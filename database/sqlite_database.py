@@ -61,7 +61,7 @@ class SqliteStore:
                 self._open()
             self._place = self._found()
         self._group: GroupWriter[SqliteSession] = GroupWriter(self._commit, self._closed)
-        self._checkpoints = None if read_only else Checkpoints(self._connect)
+        self._checkpoints = None if read_only else Checkpoints(self.path, self._connect)
 
     def _open_to_read(self) -> None:
         connection = self._connect()

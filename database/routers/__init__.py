@@ -57,6 +57,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
+        min_length=1,
         max_length=LONGEST_KEY,
         description="a repeated key is answered as the first request was, with another body it is refused (409)",
     ),
@@ -71,6 +72,11 @@ def body_hash(body: BaseModel | Sequence[BaseModel] | None) -> str:
         body.model_dump(mode="json") if isinstance(body, BaseModel) else [one.model_dump(mode="json") for one in body]
     )
     return sha256_text(json.dumps(parts, sort_keys=True))
+
+
+def _asked(request: Request) -> str:
+    """What a key stands for. Not of the request's URL, which leaves out tabs and line breaks."""
+    return f"{request.method} {request.scope['path']}"
 
 
 def answered(
@@ -90,13 +96,13 @@ def answered(
         message, data = work(session)
         return {"message": message, "data": data}
 
-    return ApiResponse(**memory.once(f"{request.method} {request.url.path}", key, run, body_hash(body)))
+    return ApiResponse(**memory.once(_asked(request), key, run, body_hash(body)))
 
 
 def answered_before(memory: Memory, request: Request, key: str | None) -> ApiResponse[Any] | None:
     """What `answered` said under this key; None the first time. For work that is done before its answer is kept, of
     requests without a body."""
-    before = memory.repeated(f"{request.method} {request.url.path}", key, body_hash(None))
+    before = memory.repeated(_asked(request), key, body_hash(None))
     return None if before is None else ApiResponse(**before)
 
 

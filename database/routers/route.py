@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, get_type_hints
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
@@ -61,8 +61,8 @@ def reads_body(model: type[B], *, keyed: bool = True) -> Callable[[Callable[...,
     def decorate(endpoint: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Any]:
         async def handler(request: Request) -> Response:
             key = request.headers.get("idempotency-key")
-            if key is not None and len(key) > LONGEST_KEY:
-                raise _malformed(("header", "Idempotency-Key"), f"expected at most {LONGEST_KEY} characters")
+            if key is not None and not 1 <= len(key) <= LONGEST_KEY:
+                raise _malformed(("header", "Idempotency-Key"), f"expected 1 to {LONGEST_KEY} characters")
             # Without a type, or with an empty one, it is taken for JSON: existing clients send that.
             kind = (request.headers.get("content-type") or "application/json").partition(";")[0].strip().lower()
             if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -92,7 +92,7 @@ def _read(model: type[B], text: bytes) -> B:
         except ValueError as wrong:
             raise _malformed(("body",), f"expected JSON, got {wrong}") from wrong
         except RecursionError as deep:
-            raise HTTPException(400, "the body's JSON is nested too deeply") from deep
+            raise _malformed(("body",), "its JSON is nested too deeply") from deep
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -173,7 +174,9 @@ def index_stats(memory: MemoryDep) -> Plain[IndexNumbers]:
 
 
 def _index_data(memory: Memory) -> IndexNumbers:
-    memory.settling.settle()
+    # What cannot be written now, on a full disk, stays pending, as is told.
+    with contextlib.suppress(StoreError):
+        memory.settling.settle()
     found = memory.store.read(memory.index.stats)
     pending = memory.store.read(lambda session: session.count(Where(pending=True), limit=1))
     return {

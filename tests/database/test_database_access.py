@@ -171,11 +171,16 @@ def test_each_request_is_logged_with_an_id_and_without_secrets(guarded: Service)
     assert guarded.http.get(path, headers=headers).headers["x-request-id"] == "from-the-client.1"
     forged = guarded.http.get("/elements/by-name/a%0D%0Aforged", headers=bearer(READ) | {"X-Request-ID": "a b{}"})
     assert re.fullmatch("[0-9a-f]{32}", forged.headers["x-request-id"])
+    place = urlsplit(guarded.url)
+    with socket.create_connection((place.hostname or "", place.port or 0), timeout=10) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400")
     # A request is logged once its answer is sent, so the client may be first.
     deadline = time.monotonic() + 10
     while forged.headers["x-request-id"] not in guarded.log.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     lines = [json.loads(line) for line in guarded.log.read_text().splitlines()]
+    assert any("Invalid HTTP" in line["message"] for line in lines), "what the server says is in the same form"
     found = {line.get("request_id"): line for line in lines}
     line = found["from-the-client.1"]
     assert (line["method"], line["path"], line["status"], line["role"]) == (

@@ -144,18 +144,18 @@ def test_the_log_begins_anew_though_reads_overlap(tmp_path: Path, monkeypatch: p
 
     def read() -> None:
         while not done.is_set():
-            store.read(lambda session: (session.count(), time.sleep(0.03)))
+            store.read(lambda session: (session.count(), time.sleep(0.01)))
 
     readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:
         reader.start()
-    for _ in range(400):
+    for _ in range(600):
         store.write(lambda session: session.insert(entry))
         time.sleep(0.004)
     done.set()
     for reader in readers:
         reader.join()
-    assert file.with_name("a.sqlite-wal").stat().st_size < 400 * 20_000 / 2
+    assert file.with_name("a.sqlite-wal").stat().st_size < 600 * 20_000 / 2
     store.close()
 
 

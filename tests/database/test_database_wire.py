@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -377,3 +377,26 @@ def test_numbers_of_thousands_of_digits_are_no_mistake_of_the_server(service: Se
     assert sent(service, zeros)[0].startswith(b"HTTP/1.1 200")
     with service.http.stream("GET", "/v2/events/stream", headers={"Last-Event-ID": "9" * 5000}) as answer:
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("between", ["\t", "\n", "\r", "?", "#"])
+def test_a_key_stands_for_all_of_the_path(service: Service, between: str) -> None:
+    names = [f"a{between}b", "ab", "a"]
+    for name in names:
+        service.add(name)
+    for name in names:
+        path = f"/elements/by-name/{quote(name, safe='')}"
+        assert service.delete(path, headers={"Idempotency-Key": "k"})["data"] == {"deleted_count": 1}
+        assert service.delete(path, headers={"Idempotency-Key": "k"})["data"] == {"deleted_count": 1}, "as before"
+    assert service.get("/stats")["total_records"] == 0
+
+
+def test_an_empty_key_is_none_and_what_is_no_json_is_malformed_everywhere(service: Service) -> None:
+    service.add("a")
+    for path in ("/elements", "/elements/1/set-parent"):
+        for body in (b"{", b"\xff", b'{"parent": ' + b"9" * 5000 + b"}"):
+            answer = service.http.post(path, content=body)
+            assert answer.status_code == 422 and answer.json()["detail"].startswith("body"), (path, body[:9])
+    for path, body in (("/elements", body_of("b")), ("/candidates/1/add", None)):
+        answer = service.http.post(path, json=body, headers={"Idempotency-Key": ""})
+        assert answer.status_code == 422 and "Idempotency-Key" in answer.json()["detail"]
