@@ -201,7 +201,7 @@ def test_a_write_waits_for_the_journal(url: str, transactions: bool) -> None:
             target = str(command.get(event.command_name, ""))
             if event.command_name in ("insert", "update", "delete", "findAndModify", "commitTransaction", "bulkWrite"):
                 lease = "lease" in str(command.get("updates", command.get("query", "")))
-                if not lease and "txnNumber" not in command or event.command_name == "commitTransaction":
+                if (not lease and "txnNumber" not in command) or event.command_name == "commitTransaction":
                     sent.append((f"{event.command_name} {target}", command.get("writeConcern", {})))
 
         def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...

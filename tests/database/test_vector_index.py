@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from database.sqlite_database import SqliteStore
 from database.store import NewEntry, Session, VectorRow, VectorState
 from database.vector_file import Snapshot, read_vectors, write_vectors
 from database.vectors import RECALL, Vectors, approximate
-from tests.database.db_service import body_of
+from tests.database.db_service import EmbeddingDouble, Service, body_of
 
 DIMENSION = 24
 
@@ -236,3 +237,30 @@ def test_a_vector_whose_number_was_given_before_it_was_stored_is_found_after_a_r
     put(store, block[120:])
     # Not by what was learnt from the 120 of before, but by itself.
     assert search(store, index, query, 1) == [140]
+
+
+def test_a_server_searches_approximately_beyond_its_limit_and_says_how_well(
+    store: SqliteStore, start: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Against a comparison with all vectors."""
+    block = topics(700)
+    put(store, block[:600])
+    double = EmbeddingDouble(lambda text: [block[int(text)].tolist()], "m", DIMENSION)
+    url = f"sqlite:///{tmp_path}/a.sqlite"
+    service = start(store=url, embedding_url=double.url, env={"ASI_DATABASE__EXACT_WINDOWS": "300"})
+    deadline = time.monotonic() + 60
+    while (recall := service.get("/v2/stats")["vector_index"]["recall"]) is None:
+        assert time.monotonic() < deadline, "it is built in the background"
+        time.sleep(0.1)
+    assert recall >= RECALL
+    shared = 0
+    for row in range(600, 700):
+        found = service.get(f"/elements/search-similar?motivation={row}&top_k=5")
+        shared += len({element["index"] for element in found} & set(nearest(block[:600], block[row], 5, set())))
+    assert shared / 500 >= RECALL - 0.05
+    service.delete("/elements/by-index/7")
+    assert service.get("/elements/search-similar?motivation=6&top_k=1")[0]["index"] != 7
+    assert service.add("last", motivation="699") == 601
+    assert service.get("/elements/search-similar?motivation=699&top_k=1")[0]["index"] == 601
+    assert service.stop() == 0
+    double.close()
