@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from common.knobs import Database as DatabaseSettings
 from database.invariants import broken
 from database.store import open_store
 from tests.database.candidate_model import CandidateModel, Design
-from tests.database.db_service import BASELINE, Service, mongodb_server, settled
+from tests.database.db_service import BASELINE, Service, body_of, mongodb_server, settled
 from tests.database.test_database_writes import SMALL, Load
 
 
@@ -71,3 +74,44 @@ def test_servers_that_share_a_store_agree_on_the_candidates(
     assert model.given == list(range(1, len(model.given) + 1)), "none is missing"
     assert acknowledged.items() <= stored.items() and near[0] <= set(stored) and near[1] <= set(stored)
     assert model.merged > 0 and sets[0] == model.ranked()
+
+
+@pytest.mark.timeout(300)
+def test_one_key_sent_to_two_servers_at_once_stores_once(start: Callable[..., Service], kind: dict[str, str]) -> None:
+    servers = [start(**kind) for _ in range(2)]
+
+    def send(number: int) -> int:
+        body, key = body_of(f"n{number // 2}"), {"Idempotency-Key": f"k{number // 2}"}
+        return int(servers[number % 2].post("/elements", body, headers=key)["data"]["index"])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(send, range(40)))
+    assert [found[at] for at in range(0, 40, 2)] == [found[at] for at in range(1, 40, 2)]
+    assert sorted(found[::2]) == list(range(1, 21))
+    assert {server.get("/health")["database"]["total_records"] for server in servers} == {20}
+
+
+@pytest.mark.timeout(300)
+def test_a_listener_of_one_server_hears_what_another_writes(
+    start: Callable[..., Service], kind: dict[str, str]
+) -> None:
+    writing, heard = start(**kind), start(**kind)
+    began = threading.Event()
+    found: list[str] = []
+
+    def listen() -> None:
+        with httpx.stream("GET", f"{heard.url}/v2/events/stream", timeout=60, trust_env=False) as answer:
+            began.set()
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and "name" in json.loads(line[6:])["data"]:
+                    found.append(json.loads(line[6:])["data"]["name"])
+                    if len(found) == 2:
+                        return
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    assert began.wait(30)
+    for name in ("first", "second"):
+        writing.add(name)
+    listener.join(60)
+    assert found == ["first", "second"]
