@@ -41,6 +41,8 @@ Reason = Literal[
     "hopeless",
     "interrupted",
 ]
+_PLAIN = frozenset({int, float, type(None)})
+"""Of which nothing is refused or replaced: most values of most records."""
 
 
 class Record(BaseModel):
@@ -51,6 +53,8 @@ class Record(BaseModel):
     def _as_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Programs write into errors and details what they like: what UTF-8 cannot hold is replaced, as no file could
         take it. A boolean is no number, nor is a text."""
+        if type(value) in _PLAIN:
+            return value
         refuse_boolean(cls, value, info)
         refuse_text(cls, value, info)
         return _storable(value)

@@ -15,6 +15,7 @@ from typing import Any
 from common.files import sha256_text
 from common.records import Baseline, RunRecord, Usage
 from database import keys
+from database.entries import entry_of, refuse_unfit
 from database.errors import ConflictError, RefusedError
 from database.import_notes import HIGHEST_KEPT, Begun, Told
 from database.lines import (
@@ -30,7 +31,7 @@ from database.lines import (
     read_verdict,
     reason_of,
 )
-from database.memory import Memory, entry_of, refuse_unfit
+from database.memory import Memory
 from database.models import NewElement, StoredExperiment
 from database.store import Session
 from database.waiting import Place, Waiting

@@ -116,4 +116,4 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     _LOG.error("%s %s failed, reference %s", request.method, request.url.path, reference, exc_info=error)
     said = f"an error of the server; its log has it under {reference}"
     # The server closes the connection after such an error: a client must not send its next request on it.
-    return error_answer(500, "the server made a mistake", said, {"Connection": "close", "X-Request-ID": reference})
+    return error_answer(500, "the server made a mistake", said, {"Connection": "close"})

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.records import Baseline, RunRecord, Usage
 from database import keys
+from database.entries import refuse_unfit
 from database.errors import NotFoundError, RefusedError
 from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.verdict import Verdict
-from database.memory import refuse_unfit
 from database.models import NewElement, PostedElement, Text
 from database.possible import NewBaseline, NewRun, NewUsage
 from database.store import MAX_INDEX

@@ -14,18 +14,16 @@ from typing import Any
 
 from common.embeddings import Embedder
 from common.errors import ServiceError
-from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord, Usage
 from database import keys, tree
 from database.background import Background
 from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
-from database.derived import is_complete
 from database.embedding_guard import EmbeddingGuard
-from database.errors import NotFoundError, RefusedError, key_used
+from database.entries import entry_of, refuse_unknown_parent, with_score
+from database.errors import NotFoundError, key_used
 from database.evaluate_agent.model_judger import ModelJudger
-from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
 from database.judging import Judging
 from database.models import Element, NewElement, ScoredElement, StoredExperiment
@@ -34,7 +32,7 @@ from database.scores import Scores
 from database.settling import LONGEST_MOTIVATION, Settling
 from database.store import Facts, NewEntry, Session, Store, Where
 
-__all__ = ["Memory", "entry_of", "refuse_unfit", "with_score"]
+__all__ = ["Memory"]
 
 _REQUEST = "request_sha256"
 _KEEP_SECONDS = 10.0
@@ -168,7 +166,7 @@ class Memory:
         Raises:
             RefusedError: unknown parent.
         """
-        _refuse_unknown_parent(session, entry.element.parent)
+        refuse_unknown_parent(session, entry.element.parent)
         index = session.insert(entry, index)
         score = None
         if index == 1:
@@ -368,47 +366,3 @@ def _first_answer(session: Session, route: str, key: str, body: str) -> dict[str
     if before is not None and before.pop(_REQUEST, body) != body:
         raise key_used(key, f"{route} with another body")
     return before
-
-
-def entry_of(element: NewElement, run: RunRecord | None, key: str | None) -> NewEntry:
-    """All that is stored of an element that is new.
-
-    Raises:
-        RefusedError: see `refuse_unfit`.
-    """
-    wanted = element.stored()
-    refuse_unfit(element, run)
-    return NewEntry(
-        element=wanted,
-        evidence=evidence_of(wanted.result.train, wanted.result.test, run),
-        complete=is_complete(wanted.result),
-        run=run,
-        key=key,
-    )
-
-
-def with_score(element: Element, score: float | None) -> ScoredElement:
-    return ScoredElement(**{name: getattr(element, name) for name in Element.model_fields}, score=score)
-
-
-def _refuse_unknown_parent(session: Session, parent: int | None) -> None:
-    if parent is None:
-        return
-    try:
-        tree.facts_of(session, parent)
-    except NotFoundError as error:
-        raise RefusedError(f"expected the index of a stored element as parent, got {parent}") from error
-
-
-def refuse_unfit(element: NewElement, run: RunRecord | None) -> None:
-    """Raises RefusedError for what is no element with its finished run, whatever the store holds."""
-    if not element.result.train and not element.result.test:
-        raise RefusedError("expected result to hold the train and test CSV, got an empty result")
-    if run is None:
-        return
-    if run.status != "finished":
-        raise RefusedError(
-            f"expected a finished run, got one that {run.status}: only finished experiments become elements"
-        )
-    if run.program_sha256 != sha256_text(element.program):
-        raise RefusedError("the run's program_sha256 is not that of the element's program: another text was trained")

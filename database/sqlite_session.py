@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
-import sqlite3
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from pydantic_core import from_json
 
 from common.files import sha256_text
-from common.records import Baseline, RunRecord
+from common.records import RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
 from database.sqlite_ledger import COUNTED, SqliteLedger
 from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of, marks, readable
-from database.store import (
-    KEPT_STATE,
-    MAX_INDEX,
-    Facts,
-    NewEntry,
-    Order,
-    Sizes,
-    VectorRow,
-    VectorState,
-    Where,
-    windows_in,
-)
+from database.sqlite_vectors import SqliteVectors
+from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
 __all__ = ["SqliteSession"]
 
@@ -37,12 +22,8 @@ _GUESSES = 20
 _EVERYTHING = Where()
 
 
-class SqliteSession:
+class SqliteSession(SqliteVectors):
     """See `database.store.Session`."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
 
     # Elements
 
@@ -237,80 +218,6 @@ class SqliteSession:
         query = "SELECT DISTINCT idx FROM runs WHERE json_extract(body, '$.fingerprint') = ? ORDER BY idx"
         return [index for (index,) in self._run(query, fingerprint)]
 
-    # Novelty
-
-    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
-        current = self.state("model")
-        replaced = self._run("DELETE FROM vectors WHERE idx = ?", index).rowcount
-        if replaced or (current is not None and current != model):
-            self._bump("epoch")
-        if current != model:
-            # Vectors of two models are not comparable: all others are pending from now on.
-            self.put_state("model", model)
-            self._run("UPDATE elements SET pending = 1")
-        block = np.ascontiguousarray(windows, dtype="<f4")
-        self._run(
-            "INSERT INTO vectors (idx, model, dimension, windows) VALUES (?, ?, ?, ?)",
-            index,
-            model,
-            block.shape[1],
-            block.tobytes(),
-        )
-        self._run("UPDATE elements SET pending = 0 WHERE idx = ?", index)
-
-    def windows(self, after: int, limit: int) -> list[VectorRow]:
-        rows = self._run(
-            "SELECT sequence, idx, dimension, windows FROM vectors WHERE sequence > ? AND model = ?"
-            " ORDER BY sequence LIMIT ?",
-            after,
-            self.state("model"),
-            limit,
-        )
-        return [
-            VectorRow(sequence, index, np.frombuffer(block, dtype="<f4").reshape(-1, dimension))
-            for sequence, index, dimension, block in rows
-        ]
-
-    def vector_state(self) -> VectorState:
-        model = self.state("model")
-        sequence = self._run("SELECT MAX(sequence) FROM vectors WHERE model = ?", model).fetchone()[0]
-        return VectorState(int(self.state("epoch") or 0), int(sequence or 0), model)
-
-    def vector_sequences(self) -> np.ndarray:
-        rows = self._run("SELECT sequence FROM vectors WHERE model = ? ORDER BY sequence", self.state("model"))
-        return np.fromiter((sequence for (sequence,) in rows), dtype=np.int64)
-
-    def put_sketch(self, index: int, sketch: bytes) -> None:
-        self._run("INSERT OR IGNORE INTO sketches (idx, sketch) VALUES (?, ?)", index, sketch)
-
-    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
-        query = "SELECT sequence, idx, sketch FROM sketches WHERE sequence > ? ORDER BY sequence LIMIT ?"
-        return self._run(query, after, limit).fetchall()
-
-    def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        model, found = self.state("model"), {}
-        for chunk in chunks(indices):
-            # A condition on the model, which all have, would be looked up first.
-            query = f"SELECT idx, model, dimension, windows FROM vectors WHERE idx IN ({marks(chunk)})"
-            for index, of, dimension, block in self._run(query, *chunk):
-                if of == model:
-                    found[index] = windows_in(block, dimension)
-        return found
-
-    def sketches_of(self, indices: Sequence[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
-        for chunk in chunks(indices):
-            found.update(self._run(f"SELECT idx, sketch FROM sketches WHERE idx IN ({marks(chunk)})", *chunk))
-        return found
-
-    def unsettle(self, indices: Sequence[int]) -> None:
-        for chunk in chunks(indices):
-            for table in ("vectors", "sketches"):
-                self._run(f"DELETE FROM {table} WHERE idx IN ({marks(chunk)})", *chunk)
-            self._run(f"UPDATE elements SET pending = 1 WHERE idx IN ({marks(chunk)})", *chunk)
-        if indices:
-            self._bump("epoch")
-
     # Candidates
 
     def candidates(self) -> list[Facts]:
@@ -322,46 +229,6 @@ class SqliteSession:
     def put_candidates(self, indices: Sequence[int]) -> None:
         self._run("DELETE FROM candidates")
         self._connection.executemany("INSERT INTO candidates VALUES (?)", [(index,) for index in indices])
-
-    # Small state
-
-    def state(self, name: str) -> Any:
-        row = self._run("SELECT value FROM state WHERE name = ?", name).fetchone()
-        with readable(f"the state {name}"):
-            return None if row is None else json.loads(row[0])
-
-    def put_state(self, name: str, value: Any) -> None:
-        self._run("INSERT OR REPLACE INTO state VALUES (?, ?)", name, json.dumps(value))
-
-    def answer(self, route: str, key: str) -> dict[str, Any] | None:
-        row = self._run("SELECT body FROM answers WHERE route = ? AND key = ?", route, key).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", route, key, json.dumps(answer))
-
-    def answer_names(self) -> list[tuple[str, str]]:
-        return self._run("SELECT route, key FROM answers ORDER BY route, key").fetchall()
-
-    def baseline(self, key: str) -> Baseline | None:
-        row = self._run("SELECT body FROM baselines WHERE key = ?", key).fetchone()
-        with readable(f"baseline {key}"):
-            return None if row is None else Baseline.model_validate_json(row[0])
-
-    def put_baseline(self, baseline: Baseline) -> None:
-        self._run(
-            "INSERT OR REPLACE INTO baselines (key, body, revision) VALUES (?, ?, ?)",
-            baseline.key,
-            baseline.model_dump_json(),
-            self.next_revision(),
-        )
-
-    def baseline_revision(self, key: str) -> int:
-        row = self._run("SELECT revision FROM baselines WHERE key = ?", key).fetchone()
-        return 0 if row is None else int(row[0])
-
-    def next_revision(self) -> int:
-        return self._bump("revision")
 
     # Beside the elements
 
@@ -401,11 +268,3 @@ class SqliteSession:
         counted = "(SELECT COUNT(*) FROM elements below WHERE below.parent = elements.idx)"
         self._run(f"UPDATE elements SET children = {counted} WHERE children <> {counted}")
         self._run(f"UPDATE totals SET (records, bytes, names) = ({COUNTED})")
-
-    def _bump(self, counter: str) -> int:
-        value = int(self.state(counter) or 0) + 1
-        self.put_state(counter, value)
-        return value
-
-    def _run(self, query: str, *values: Any) -> sqlite3.Cursor:
-        return self._connection.execute(query, values)

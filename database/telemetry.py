@@ -20,7 +20,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from pythonjsonlogger.json import JsonFormatter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from database.store import Session, UncountedError, Where
@@ -30,8 +30,8 @@ __all__ = ["Metrics", "Telemetry", "log_to_stderr"]
 _LOG = logging.getLogger("database.requests")
 _ID = re.compile(r"[\w.:-]{1,64}")
 _OWN_SCRIPTS = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "worker-src 'self' blob:; frame-ancestors 'none'"
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    b"worker-src 'self' blob:; frame-ancestors 'none'"
 )
 """The pages of the API's description load nothing from anywhere else."""
 _GATHER_SECONDS = 0.05
@@ -176,11 +176,10 @@ class Telemetry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = identity
-                headers["X-Content-Type-Options"] = "nosniff"
+                own = [(b"x-request-id", identity.encode()), (b"x-content-type-options", b"nosniff")]
                 if scope["path"] in ("/docs", "/redoc"):
-                    headers["Content-Security-Policy"] = _OWN_SCRIPTS
+                    own.append((b"content-security-policy", _OWN_SCRIPTS))
+                message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         with self._metrics.running.track_inprogress():

@@ -22,8 +22,8 @@ from database.answers import (
     UsageStored,
     UsageTotal,
 )
+from database.entries import with_score
 from database.errors import NotFoundError
-from database.memory import with_score
 from database.models import ElementPage
 from database.possible import NewUsage
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
