@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -179,15 +179,18 @@ class Service:
         env: Mapping[str, str] | None = None,
         limit_file_bytes: int | None = None,
         port: str = "0",
+        within: Sequence[str] = (),
     ) -> None:
+        """`within` is a command that runs the server's as its arguments, and is its parent then."""
         self.store = store
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ASI_")}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment |= {"ASI_SERVICES__EMBEDDING_URL": embedding_url, "OMP_NUM_THREADS": "1", **(env or {})}
         # Tests that are killed leave no server behind, which would go on asking a port that is soon another's.
-        environment[PARENT] = str(os.getpid())
-        argv = [sys.executable, "database/mongodb_api.py", "--port", port, "--store", store]
+        if not within:
+            environment[PARENT] = str(os.getpid())
+        argv = [*within, sys.executable, "database/mongodb_api.py", "--port", port, "--store", store]
         if limit_file_bytes is not None:
             # A limit on file size is how a full disk looks to a write, without filling one.
             argv = ["/bin/sh", "-c", f'ulimit -f {limit_file_bytes // 512}; exec "$@"', "sh", *argv]

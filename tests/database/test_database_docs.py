@@ -14,6 +14,8 @@ import pytest
 
 from common.knobs import Database
 from common.process import REPOSITORY
+from database.candidate_manager import FORCE_NEWEST
+from database.evaluate_agent.score import PUBLISHED
 from database.openapi import EXAMPLES
 from tests.database.db_service import Service
 
@@ -85,6 +87,17 @@ def test_every_curl_line_of_the_docs_is_answered(start: Callable[..., Service], 
     assert {f"{method.upper()} {path}" for path, methods in described.items() for method in methods} <= answered
 
 
-def test_every_setting_is_documented() -> None:
+def test_every_setting_is_documented_with_its_default() -> None:
     text = Path(REPOSITORY, "docs/database.md").read_text()
-    assert set(re.findall(r"^\| database\.(\w+) \|", text, re.MULTILINE)) == set(Database.model_fields)
+    told = dict(re.findall(r"^\| database\.(\w+) \| (.+?) \|", text, re.MULTILINE))
+    assert set(told) == set(Database.model_fields)
+    for name, field in Database.model_fields.items():
+        empty = {None: "unset", "[]": "none"}.get(str(field.default) if field.default == [] else field.default)
+        assert told[name] == (empty or f"`{field.default}`"), name
+
+
+def test_the_published_constants_are_the_defaults() -> None:
+    settings = Database()
+    assert (settings.candidate_capacity, settings.cold_start, settings.update_batch) == (50, 200, 50)
+    assert FORCE_NEWEST == 300 and (PUBLISHED.loss, PUBLISHED.benchmark) == (4.575, 0.224)
+    assert (settings.port, settings.host, settings.exact_windows) == (8001, "127.0.0.1", 100_000)

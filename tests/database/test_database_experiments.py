@@ -6,13 +6,19 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
+from benchmarks.database_data import fill
 from common.errors import ServiceError
+from common.knobs import Database as DatabaseSettings
 from common.records import Baseline
+from database.candidate_manager import Candidates
 from database.client import DatabaseClient
+from database.scores import Scores
+from database.store import Session, open_store
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of, settled
 
 
@@ -159,6 +165,26 @@ def test_candidates_change_in_batches_after_the_cold_start(service: Service) -> 
     rebuilt = service.post("/candidates/rebuild-from-scored")["data"]
     assert set(rebuilt) == {"updated_at", "old_candidate_count", "new_candidate_count", "message"}
     assert 7 in current(), "a rebuild takes the best stored scores, unfiltered"
+
+
+def test_a_forced_update_looks_at_the_newest_300(tmp_path: Path) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    fill(settings, 320, small=True)
+    store, candidates = open_store(settings), Candidates(settings, Scores())
+
+    def force(session: Session) -> tuple[int, set[int]]:
+        session.put_candidates([])
+        # The best scores of all, and too old.
+        for index in range(1, 21):
+            known = session.evidence(index)
+            assert known is not None and known[1] is not None
+            session.set_evaluation(index, known[0], known[1].model_copy(update={"score": 2.9}))
+        told = candidates.force_update(session)
+        return told["new_elements_evaluated"], {facts.index for facts in session.candidates()}
+
+    evaluated, members = store.write(force)
+    assert evaluated == 300 and len(members) == 50 and min(members) > 20
+    store.close()
 
 
 def test_scores_of_two_baselines_are_never_compared(service: Service) -> None:

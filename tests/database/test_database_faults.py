@@ -211,6 +211,36 @@ def test_the_vector_cache_is_disposable(tmp_path: Path, damage: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("damage", ["flipped", "a folder"])
+def test_a_server_starts_over_a_damaged_vector_file(start: Callable[..., Service], tmp_path: Path, damage: str) -> None:
+    first, cache = start(), tmp_path / "database.sqlite.faiss"
+    for name in ("alpha beta", "gamma delta", "epsilon zeta"):
+        first.add(name, motivation=name)
+    settled(first)
+    assert first.stop() == 0
+    whole = cache.read_bytes()
+    if damage == "flipped":
+        cache.write_bytes(whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:])
+    else:
+        cache.unlink()
+        cache.mkdir()
+    service = start()
+    for name in ("alpha beta", "gamma delta", "epsilon zeta"):
+        found = service.get("/elements/search-similar", params={"motivation": name, "top_k": 1})
+        assert [element["name"] for element in found] == [name]
+    stats = service.get("/faiss/stats")["data"]
+    assert (stats["total_vectors"], stats["orphan_vectors"], stats["health_status"]) == (3, 0, "healthy")
+    assert service.add("eta theta", motivation="eta theta") == 4
+    settled(service)
+    assert service.get("/elements/search-similar?motivation=eta%20theta&top_k=1")[0]["index"] == 4
+    assert service.stop() == 0
+    log = (tmp_path / "server.log").read_text()
+    assert f"{cache} is built anew" in log or "the vector cache was not written" in log, "it is told"
+    assert "Traceback" not in log
+    if cache.is_file():
+        assert len(cache.read_bytes()) > len(whole), "and kept again"
+
+
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "a.sqlite"))
     fill(store, {"a": "alpha beta"})

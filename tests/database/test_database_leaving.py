@@ -101,6 +101,31 @@ def test_a_stop_waits_for_no_embedding_and_the_next_start_goes_on(
     assert "Traceback" not in (tmp_path / "server.log").read_text()
 
 
+def children(process: int) -> dict[str, str]:
+    """The processes that it started, with their command lines."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    return {child: Path(f"/proc/{child}/cmdline").read_text() for child in found}
+
+
+def test_an_embedding_server_of_its_own_is_started_when_it_is_needed_and_ended_with_it(
+    start: Callable[..., Service],
+) -> None:
+    service = start(embedding_url="")
+    for path in ("/health", "/ready", "/stats", "/v2/stats", "/elements/top-k/5", "/candidates/all", "/faiss/stats"):
+        service.get(path)
+    time.sleep(1)
+    assert children(service.process.pid) == {}, "nothing is to be embedded"
+    service.add("a")
+    deadline = time.monotonic() + 30
+    while "common/embedding_server.py" not in " ".join((started := children(service.process.pid)).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (child,) = started
+    assert service.stop() == 0
+    assert not Path(f"/proc/{child}").exists()
+
+
 def test_what_vanishes_between_two_looks_of_a_read_is_no_error(service: Service) -> None:
     """Where reads are no snapshot, an element may be deleted between the moment it is chosen and the one it is read."""
     over = threading.Event()

@@ -6,7 +6,10 @@ well again once the cause is gone, without a restart.
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +83,40 @@ def test_a_disk_that_takes_nothing_more_is_told_until_it_does(filled: Service) -
     assert filled.get("/ready") == {"status": "ready"}
     assert filled.add("next") == 6
     holds(filled, 6)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bwrap to make a small disk")
+def test_a_disk_that_is_really_full_is_told_until_it_is_not(start: Callable[..., Service], tmp_path: Path) -> None:
+    """A file system of 3 MB, on which another program takes all that is free."""
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", "3000000", "--tmpfs", "/mnt", "--die-with-parent"]
+    service = start(store="sqlite:////mnt/database.sqlite", within=small)
+    (server,) = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+    disk = Path(f"/proc/{server}/root/mnt")
+    for number in range(1, 6):
+        service.add(f"n{number}", log=f"{number}" * 100_000)
+    deadline = time.monotonic() + 60
+    while service.client.stats()["unscored"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with (disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space left"):
+        while True:
+            other.write(b"x" * 4096)
+    assert os.statvfs(disk).f_bavail == 0
+    refuses_writes(service, 507, "free disk space")
+    holds(service, 5)
+    assert service.get("/elements/search-similar?motivation=n3&top_k=1")[0]["name"]
+    (disk / "other").unlink()
+    assert service.get("/ready") == {"status": "ready"}
+    assert service.add("next") == 6
+    holds(service, 6)
+    # It is full again at the end, when the vectors would be cached.
+    with (disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space left"):
+        while True:
+            other.write(b"x" * 4096)
+    os.kill(int(server), signal.SIGTERM)
+    assert service.process.wait(30) == 0
+    log = (tmp_path / "server.log").read_text()
+    assert "Traceback" not in log, log[-3000:]
 
 
 def test_a_file_that_is_moved_away_is_missed_until_it_is_back(filled: Service, tmp_path: Path) -> None:

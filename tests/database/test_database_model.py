@@ -290,8 +290,7 @@ class RouteMachine(RuleBasedStateMachine):
         forest = get("/tree-structure")["data"]
         assert forest["total_roots"] == len(forest["trees"])
         assert dict(flat(forest["trees"], None)) == {i: rows[i].parent for i in indices}
-        found = {row["index"]: (row["base_score"], row["n_node"]) for row in get("/elements/uct-scores")}
-        assert found == {i: (rows[i].mean, len(children[i])) for i in indices}
+        self.ask_uct(children)
         pages = get("/v2/elements?limit=500")["elements"]
         assert named(pages) == indices
         assert named(get("/v2/elements?limit=500&incomplete=true")["elements"]) == [
@@ -306,10 +305,30 @@ class RouteMachine(RuleBasedStateMachine):
         assert len(events) == 1000 or sum(event["kind"] == "added" for event in events) == self.added
         self.ask_candidates()
         vectors = get("/faiss/stats")["data"]
-        assert vectors["active_mappings"] == vectors["total_vectors"] <= len(rows), "short motivations have one each"
+        assert vectors["active_mappings"] == len(rows), "short motivations have one each"
+        assert vectors["total_vectors"] == vectors["active_mappings"] + vectors["orphan_vectors"]
         assert get(f"/v2/baselines/{BASELINE.key}")["loss"] == BASELINE.loss
         if rows:
             self.ask_of(self.some(data), children)
+
+    def ask_uct(self, children: dict[int, list[int]]) -> None:
+        """Every score by the formula, best first; what was never visited is infinite."""
+        growth = math.log(max(len(self.rows) - 1, 1))
+        found = self.call("GET", "/elements/uct-scores")
+        assert {row["index"]: (row["base_score"], row["n_node"]) for row in found} == {
+            i: (row.mean, len(children[i])) for i, row in self.rows.items()
+        }
+        order = []
+        for row in found:
+            term = math.sqrt(growth / row["n_node"]) * 1.414 if row["n_node"] else math.inf
+            assert row["exploration_term"] == (pytest.approx(term) if row["n_node"] else "infinite")
+            score = term if row["base_score"] is None else row["base_score"] + term
+            if row["n_node"]:
+                assert row["uct_score"] == (None if row["base_score"] is None else pytest.approx(score))
+            else:
+                assert row["uct_score"] == "infinite"
+            order.append((row["uct_score"] is None, -score if row["uct_score"] is not None else 0, row["index"]))
+        assert [index for *_, index in order] == [index for *_, index in sorted(order)]
 
     def ask_candidates(self) -> None:
         """The set by its rules, once nothing changes it in the background."""

@@ -7,9 +7,9 @@ import json
 import multiprocessing
 import random
 import time
+import uuid
 from collections.abc import Callable
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ import pytest
 from common.knobs import Database as DatabaseSettings
 from database.invariants import broken
 from database.store import open_store
-from tests.database.db_service import BASELINE, Service, body_of, element_of, run_of
+from tests.database.db_service import BASELINE, Service, body_of, element_of, mongodb_server, run_of
 
 CLIENTS = 8
 READS = (
@@ -99,7 +99,7 @@ def work(url: str, worker: int, seconds: float, told: Queue[tuple[dict[int, str]
     told.put((client.stored, client.refused, client.asked))
 
 
-def soak(service: Service, file: Path, seconds: float) -> tuple[int, int]:
+def soak(service: Service, seconds: float) -> tuple[int, int]:
     """Returns how many requests were answered, and how many elements stored."""
     service.client.put_baseline(BASELINE)
     context = multiprocessing.get_context("fork")
@@ -116,7 +116,7 @@ def soak(service: Service, file: Path, seconds: float) -> tuple[int, int]:
     assert sorted(index for index, _ in stored) == list(range(1, len(stored) + 1)), "no index twice, none missing"
     assert service.stop() == 0
     assert "Traceback" not in service.log.read_text()
-    store = open_store(DatabaseSettings(store=f"sqlite:///{file}"))
+    store = open_store(DatabaseSettings(store=service.store))
     names = store.read(lambda session: {facts.index: facts.name for facts in session.facts()})
     assert names == dict(stored), "nothing acknowledged is lost, nothing else is there"
     assert broken(store, 50) == []
@@ -124,14 +124,23 @@ def soak(service: Service, file: Path, seconds: float) -> tuple[int, int]:
     return sum(asked for _, _, asked in found), len(stored)
 
 
-def test_eight_clients_for_a_moment(start: Callable[..., Service], tmp_path: Path) -> None:
-    asked, stored = soak(start(), tmp_path / "database.sqlite", seconds=2)
+def test_eight_clients_for_a_moment(start: Callable[..., Service]) -> None:
+    asked, stored = soak(start(), seconds=2)
     assert asked > 2 * CLIENTS and stored > CLIENTS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_eight_clients_for_minutes(start: Callable[..., Service], tmp_path: Path) -> None:
-    asked, stored = soak(start(), tmp_path / "database.sqlite", seconds=180)
+def test_eight_clients_for_minutes(start: Callable[..., Service]) -> None:
+    asked, stored = soak(start(), seconds=180)
     print(f"8 clients, 180 s: {asked} requests, {stored} elements, no 5xx, no index twice or missing, nothing lost")
     assert stored > 1000
+
+
+@pytest.mark.services
+@pytest.mark.timeout(600)
+def test_eight_clients_over_mongodb(start: Callable[..., Service]) -> None:
+    with mongodb_server() as url:
+        asked, stored = soak(start(store=f"{url}/test_{uuid.uuid4().hex}"), seconds=30)
+    print(f"8 clients, 30 s, MongoDB: {asked} requests, {stored} elements")
+    assert asked > 2 * CLIENTS and stored > CLIENTS

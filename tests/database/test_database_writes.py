@@ -102,6 +102,19 @@ def test_writes_that_wait_together_share_one_commit_and_fail_alone(tmp_path: Pat
         store.write(lambda session: session.count())
 
 
+def test_a_write_waits_for_the_disk(tmp_path: Path) -> None:
+    """A kill cannot show it, since what was written stays in the system's memory: SQLite says what a commit waits
+    for."""
+    store = SqliteStore(str(tmp_path / "a.sqlite"))
+
+    def asked(session: Session) -> list[Any]:
+        names = ("journal_mode", "synchronous")
+        return [session._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]  # type: ignore[attr-defined]
+
+    assert store.write(asked) == ["wal", 2], "2 is FULL: the log is synchronised with each commit"
+    store.close()
+
+
 def test_what_is_committed_is_acknowledged_once_where_the_next_connection_fails(tmp_path: Path) -> None:
     file, moved = tmp_path / "a.sqlite", tmp_path / "moved.sqlite"
     store = SqliteStore(str(file))

@@ -191,6 +191,36 @@ def test_a_group_shares_its_requests(url: str, transactions: bool) -> None:
     store.close()
 
 
+def test_a_write_waits_for_the_journal(url: str, transactions: bool) -> None:
+    """As it is asked of the server: a server that is killed cannot show it, as the system's memory outlives it."""
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    class Heard(monitoring.CommandListener):
+        def started(self, event: monitoring.CommandStartedEvent) -> None:
+            command = dict(event.command)
+            target = str(command.get(event.command_name, ""))
+            if event.command_name in ("insert", "update", "delete", "findAndModify", "commitTransaction", "bulkWrite"):
+                lease = "lease" in str(command.get("updates", command.get("query", "")))
+                if (not lease and "txnNumber" not in command) or event.command_name == "commitTransaction":
+                    sent.append((f"{event.command_name} {target}", command.get("writeConcern", {})))
+
+        def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+    before = list(monitoring._LISTENERS.command_listeners)
+    monitoring.register(Heard())
+    try:
+        store = opened(url, transactions)
+    finally:
+        monitoring._LISTENERS.command_listeners[:] = before
+    sent.clear()
+    store.write(lambda session: session.insert(entry_of("a")))
+    store.close()
+    assert sent and {concern.get("j") for _, concern in sent} == {True}, sent
+    assert not transactions or [concern for name, concern in sent if "commit" in name] == [{"w": "majority", "j": True}]
+
+
 def test_a_write_that_fails_in_its_middle_leaves_nothing_wrong(url: str, transactions: bool) -> None:
     store = opened(url, transactions)
     for parent in (None, 1, 1, 2):

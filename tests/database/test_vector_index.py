@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from database.sqlite_database import SqliteStore
 from database.store import NewEntry, Session, VectorRow, VectorState
 from database.vector_file import Snapshot, read_vectors, write_vectors
 from database.vectors import RECALL, Vectors, approximate
-from tests.database.db_service import body_of
+from tests.database.db_service import EmbeddingDouble, Service, body_of, settled
 
 DIMENSION = 24
 
@@ -236,3 +237,74 @@ def test_a_vector_whose_number_was_given_before_it_was_stored_is_found_after_a_r
     put(store, block[120:])
     # Not by what was learnt from the 120 of before, but by itself.
     assert search(store, index, query, 1) == [140]
+
+
+def test_a_server_searches_approximately_beyond_its_limit_and_says_how_well(
+    store: SqliteStore, start: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Against a comparison with all vectors."""
+    block = topics(700)
+    put(store, block[:600])
+    double = EmbeddingDouble(lambda text: [block[int(text)].tolist()], "m", DIMENSION)
+    url = f"sqlite:///{tmp_path}/a.sqlite"
+    service = start(store=url, embedding_url=double.url, env={"ASI_DATABASE__EXACT_WINDOWS": "300"})
+    deadline = time.monotonic() + 60
+    while (recall := service.get("/v2/stats")["vector_index"]["recall"]) is None:
+        assert time.monotonic() < deadline, "it is built in the background"
+        time.sleep(0.1)
+    assert recall >= RECALL
+    shared = 0
+    for row in range(600, 700):
+        found = service.get(f"/elements/search-similar?motivation={row}&top_k=5")
+        shared += len({element["index"] for element in found} & set(nearest(block[:600], block[row], 5, set())))
+    assert shared / 500 >= RECALL - 0.05
+    service.delete("/elements/by-index/7")
+    assert service.get("/elements/search-similar?motivation=6&top_k=1")[0]["index"] != 7
+    assert service.add("last", motivation="699") == 601
+    assert service.get("/elements/search-similar?motivation=699&top_k=1")[0]["index"] == 601
+    assert service.stop() == 0
+    double.close()
+
+
+MIXED = "a query, and what is stored next, is compared with the vectors of the model before until all is embedded again"
+
+
+def changed_model(start: Callable[..., Service], dimension: int) -> tuple[Service, EmbeddingDouble]:
+    """A server over eight elements that another model embedded, of motivations of 1 to 8 letters."""
+    first = start()
+    for length in range(1, 9):
+        first.add(f"n{length}", motivation="x" * length)
+    settled(first)
+    assert first.stop() == 0
+    rows = np.eye(dimension)
+    double = EmbeddingDouble(lambda text: [rows[len(text) % 9].tolist()], "lengths", dimension)
+    return start(embedding_url=double.url), double
+
+
+@pytest.mark.xfail(strict=True, reason=MIXED)
+@pytest.mark.parametrize("dimension", [DIMENSION, 64], ids=["another length", "the same length"])
+def test_a_search_with_another_model_finds_by_that_model_or_says_what_is_pending(
+    start: Callable[..., Service], dimension: int
+) -> None:
+    service, double = changed_model(start, dimension)
+    deadline = time.monotonic() + 30
+    for length in (3, 5, 7):
+        while True:
+            answer = service.http.get(f"/elements/search-similar?motivation={'x' * length}&top_k=1")
+            if answer.headers["Pending-Embeddings"] == "0":
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert [element["name"] for element in answer.json()] == [f"n{length}"]
+    assert service.get("/v2/stats")["embedding_model"] == "lengths"
+    double.close()
+
+
+@pytest.mark.xfail(strict=True, reason=MIXED)
+def test_novelty_is_measured_by_one_model(start: Callable[..., Service]) -> None:
+    service, double = changed_model(start, 64)
+    service.add("as the fifth", motivation="x" * 5)
+    settled(service)
+    novelty = service.get("/v2/elements/9/score")["evidence"]["novelty"]
+    assert (novelty["motivation_index"], novelty["motivation"]) == (5, pytest.approx(0.0, abs=1e-6))
+    double.close()
