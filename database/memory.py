@@ -326,18 +326,19 @@ class Memory:
         Raises:
             ServiceError: the embedding server cannot be asked now.
         """
-        pending = Where(pending=True)
-        some, waiting = self.store.read(lambda session: (session.count(limit=1), session.count(pending, limit=1)))
-        if not some:
+        if not self.store.read(lambda session: session.count(limit=1)):
             return [], 0
-        remaining = self.settling.settle() if waiting else 0
         answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
             raise ServiceError(
                 f"motivations cannot be compared now: {self.guard.last_error or 'the embedding server rests'}",
                 "start the embedding server, or ask again in a few seconds",
             )
-        windows = answer[1]
+        model, windows = answer
+        if self.settling.adopt(model):
+            self._settler.wake()
+        waiting = self.store.read(lambda session: session.count(Where(pending=True), limit=1))
+        remaining = self.settling.settle() if waiting else 0
 
         def work(session: Session) -> list[Element]:
             found = self.index.search(session, windows, k)
@@ -355,7 +356,12 @@ class Memory:
         return data
 
     def embed_again(self) -> int:
-        """Has elements embedded again, in the background, whose vectors or sketch are missing or wrong: how many."""
+        """Has elements embedded again, in the background, whose vectors or sketch are missing or wrong, or all when the
+        embedder has another model than before: how many."""
+        # A model is told with its first answer.
+        answer = self.guard.query("which model")
+        if answer is not None:
+            self.settling.adopt(answer[0])
         count = embed_again(self.store)
         self._settler.wake()
         return count

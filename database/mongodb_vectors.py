@@ -21,6 +21,15 @@ __all__ = ["MongoVectors"]
 class MongoVectors(MongoState):
     """See `database.store.Session`."""
 
+    def use_model(self, model: str) -> None:
+        current = self.state("model")
+        if current == model:
+            return
+        self.put_state("model", model)
+        self._changing().update_many({"asi": {"$exists": True}}, {"$set": {"asi.pending": True}}, session=self._session)
+        if current is not None:
+            self._bump("epoch")
+
     def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
         wanted = {"index": index, "asi.vector": {"$exists": True}}
         if self._elements.find_one(wanted, {"_id": 1}, session=self._session):
@@ -120,15 +129,7 @@ class MongoVectors(MongoState):
             self._changing().update_one({"index": index}, {"$set": fields}, session=self._session)
 
     def _vector(self, model: str, windows: np.ndarray) -> dict[str, Any]:
-        current = self.state("model")
-        if current != model:
-            # Vectors of two models are not comparable: all others are pending from now on.
-            self.put_state("model", model)
-            self._changing().update_many(
-                {"asi": {"$exists": True}}, {"$set": {"asi.pending": True}}, session=self._session
-            )
-            if current is not None:
-                self._bump("epoch")
+        self.use_model(model)
         block = np.ascontiguousarray(windows, dtype="<f4")
         return {
             "sequence": self._bump("sequence"),

@@ -99,12 +99,22 @@ class Settling:
             if not facts.pending or not self._once(_SMALL, deadline - time.monotonic()):
                 return
 
+    def adopt(self, model: str) -> bool:
+        """Vectors of two models are not comparable: where those that are stored are of another than the embedder's,
+        every element is embedded again, before anything is compared. Whether that is so."""
+        known = self._store.read(lambda session: session.vector_state().model)
+        if known in (None, model):
+            return False
+        self._store.write(lambda session: session.use_model(model))
+        return True
+
     def pending(self) -> int:
         return self._store.read(lambda session: session.count(Where(pending=True)))
 
     def _once(self, limit: int, patience: float) -> int | None:
-        """Settles at most `limit` elements; returns how many, None when they cannot be embedded now: somebody else
-        does so for longer than `patience` seconds (the first batch waits for the embedding server to start)."""
+        """Settles at most `limit` elements; returns how many, or 1 where more are to be settled than before; None when
+        they cannot be embedded now: somebody else does so for longer than `patience` seconds (the first batch waits for
+        the embedding server to start)."""
         if self._guard.resting or not self._turn.acquire(timeout=max(0.0, patience)):
             return None
         try:
@@ -115,6 +125,9 @@ class Settling:
             if answer is None:
                 return None
             model, found = answer
+            if self.adopt(model):
+                # What came before these is pending again, and comes first.
+                return 1
             embedded = [
                 _Embedded(element, shingles(element.program), model, windows)
                 for element, windows in zip(waiting, found, strict=True)

@@ -16,15 +16,19 @@ __all__ = ["SqliteVectors"]
 class SqliteVectors(SqliteState):
     """Part of a `database.store.Session`."""
 
-    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
+    def use_model(self, model: str) -> None:
         current = self.state("model")
-        replaced = self._run("DELETE FROM vectors WHERE idx = ?", index).rowcount
-        if replaced or (current is not None and current != model):
+        if current == model:
+            return
+        self.put_state("model", model)
+        self._run("UPDATE elements SET pending = 1")
+        if current is not None:
             self._bump("epoch")
-        if current != model:
-            # Vectors of two models are not comparable: all others are pending from now on.
-            self.put_state("model", model)
-            self._run("UPDATE elements SET pending = 1")
+
+    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
+        self.use_model(model)
+        if self._run("DELETE FROM vectors WHERE idx = ?", index).rowcount:
+            self._bump("epoch")
         block = np.ascontiguousarray(windows, dtype="<f4")
         self._run(
             "INSERT INTO vectors (idx, model, dimension, windows) VALUES (?, ?, ?, ?)",

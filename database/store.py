@@ -245,7 +245,13 @@ class Session(Protocol):
         ...
 
     # Novelty
-    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None: ...
+    def use_model(self, model: str) -> None:
+        """From now on only vectors of this model count: where others did, every element is pending."""
+        ...
+
+    def put_windows(self, index: int, model: str, windows: np.ndarray) -> None:
+        """Keeps float32 [w, dimension], of a model that is used from now on."""
+        ...
 
     def windows(self, after: int, limit: int) -> list[VectorRow]:
         """Vectors of the current model, from the sequence number that follows `after`."""

@@ -266,9 +266,6 @@ def test_a_server_searches_approximately_beyond_its_limit_and_says_how_well(
     double.close()
 
 
-MIXED = "a query, and what is stored next, is compared with the vectors of the model before until all is embedded again"
-
-
 def changed_model(start: Callable[..., Service], dimension: int) -> tuple[Service, EmbeddingDouble]:
     """A server over eight elements that another model embedded, of motivations of 1 to 8 letters."""
     first = start()
@@ -281,7 +278,6 @@ def changed_model(start: Callable[..., Service], dimension: int) -> tuple[Servic
     return start(embedding_url=double.url), double
 
 
-@pytest.mark.xfail(strict=True, reason=MIXED)
 @pytest.mark.parametrize("dimension", [DIMENSION, 64], ids=["another length", "the same length"])
 def test_a_search_with_another_model_finds_by_that_model_or_says_what_is_pending(
     start: Callable[..., Service], dimension: int
@@ -300,11 +296,19 @@ def test_a_search_with_another_model_finds_by_that_model_or_says_what_is_pending
     double.close()
 
 
-@pytest.mark.xfail(strict=True, reason=MIXED)
 def test_novelty_is_measured_by_one_model(start: Callable[..., Service]) -> None:
     service, double = changed_model(start, 64)
     service.add("as the fifth", motivation="x" * 5)
     settled(service)
     novelty = service.get("/v2/elements/9/score")["evidence"]["novelty"]
     assert (novelty["motivation_index"], novelty["motivation"]) == (5, pytest.approx(0.0, abs=1e-6))
+    double.close()
+
+
+def test_a_rebuild_with_another_model_embeds_all_again(start: Callable[..., Service]) -> None:
+    service, double = changed_model(start, 64)
+    service.post("/faiss/rebuild")
+    settled(service)
+    assert service.get("/v2/stats")["embedding_model"] == "lengths"
+    assert service.get("/faiss/stats")["data"]["active_mappings"] == 8
     double.close()
