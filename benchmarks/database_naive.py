@@ -76,10 +76,6 @@ class Naive:
         )
         return [best.index]
 
-    def nothing(self) -> list[int]:
-        """For questions whose answer is drawn at random: only the scan counts."""
-        return []
-
 
 def _documents(store: str) -> Any:
     if store.startswith("mongodb://"):

@@ -52,9 +52,8 @@ class Checkpoints:
             self._long = False
             # What is wrong with the disk is found, and told, in the thread.
             with contextlib.suppress(sqlite3.Error):
-                pages = _begun_anew(writer)
-                # Somebody reads for long: it is not waited for each time.
-                self._most = LONGEST_LOG if pages is None else 2 * pages
+                # Where somebody reads for long, it is not waited for each time.
+                self._most = max(LONGEST_LOG, 2 * _left_by_readers(writer))
 
     def close(self) -> None:
         """Ends the thread. What is not copied yet stays in the log, where the next start finds it."""
@@ -106,14 +105,14 @@ def _copy(connection: sqlite3.Connection) -> int:
     return int(pages)
 
 
-def _begun_anew(writer: sqlite3.Connection) -> int | None:
+def _left_by_readers(writer: sqlite3.Connection) -> int:
     """Copies the rest, and waits a moment for those who read from the log: where reads overlap there is always one, and
-    the log would never begin anew. Those who begin meanwhile read from the file. Returns the pages of the log where it
-    goes on."""
+    the log would never begin anew. Those who begin meanwhile read from the file. Returns the pages of a log that goes
+    on because of one who reads for longer; else 0, also where another copies at this moment, as is seen next time."""
     before = writer.execute("PRAGMA busy_timeout").fetchone()[0]
     writer.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
     try:
         busy, pages, _ = writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
     finally:
         writer.execute(f"PRAGMA busy_timeout = {before}")
-    return int(pages) if busy else None
+    return max(0, int(pages)) if busy else 0

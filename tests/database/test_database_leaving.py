@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, hashed_windows, settled
 
 STREAM = b"GET /v2/events/stream?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -108,6 +110,7 @@ def children(process: int) -> dict[str, str]:
     return {child: Path(f"/proc/{child}/cmdline").read_text() for child in found}
 
 
+@pytest.mark.slow
 def test_an_embedding_server_of_its_own_is_started_when_it_is_needed_and_ended_with_it(
     start: Callable[..., Service],
 ) -> None:
