@@ -135,6 +135,12 @@ class MongoSession(MongoPages, MongoVectors):
         elements = {document["index"]: element_of(document) for document in found}
         return [elements[index] for index in indices if index in elements]
 
+    def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
+        shown = {"_id": 0, "index": 1, "asi.bytes": 1}
+        found = self._elements.find({"index": {"$in": list(indices)}}, shown, session=self._session)
+        sizes = {document["index"]: document.get("asi", {}).get("bytes") for document in found}
+        return {index: size for index, size in sizes.items() if size is not None}
+
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
         if limit == 0:
             return []

@@ -76,6 +76,11 @@ class MongoVectors(MongoState):
             for row in self._following("asi.sketch_sequence", after, last, limit, {}, shown)
         ]
 
+    def sketch_sequences(self) -> np.ndarray:
+        shown = {"_id": 0, "asi.sketch_sequence": 1}
+        found = self._elements.find({"asi.sketch_sequence": {"$gt": 0}}, shown, session=self._session)
+        return np.array([document["asi"]["sketch_sequence"] for document in found], dtype=np.int64)
+
     def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         model = self.state("model")
         found = {}

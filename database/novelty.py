@@ -13,12 +13,15 @@ import numpy as np
 from database import tree
 from database.store import Session
 
-__all__ = ["PERMUTATIONS", "Sketches", "distance", "shingles", "sketch"]
+__all__ = ["LONGEST_PROGRAM", "PERMUTATIONS", "Sketches", "distance", "shingles", "sketch"]
 
+LONGEST_PROGRAM = 1 << 20
+"""Characters of a program that are compared: its beginning. Programs of designs have some ten thousand."""
 PERMUTATIONS = 128
 _SHINGLE = 5
 _PAGE = 5000
-_KEPT = 512
+_KEPT_BYTES = 16 << 20
+"""Shingles of the programs compared last; those of a design take some 20 KB."""
 _EXACT = 3
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _TOKEN = re.compile(r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|#[^\n]*|\w+|[^\w\s]')
@@ -29,9 +32,14 @@ _B = _RANDOM.integers(0, int(_PRIME), PERMUTATIONS, dtype=np.uint64)
 
 
 def shingles(program: str) -> np.ndarray:
-    """Hashes of every run of 5 tokens, without comments and triple-quoted texts: uint32 [n], sorted, each once, n >=
-    1."""
-    tokens = [token for token in _TOKEN.findall(program) if token[0] != "#" and token[:3] not in ('"""', "'''")]
+    """Hashes of every run of 5 tokens among the first 1,048,576 characters, without comments and triple-quoted texts:
+    uint32 [n], sorted, each once, n >= 1.
+
+    The rest of a longer program is not looked at: tokens take many times the memory of their text, and no other thread
+    runs while they are found.
+    """
+    found = _TOKEN.findall(program[:LONGEST_PROGRAM])
+    tokens = [token for token in found if token[0] != "#" and token[:3] not in ('"""', "'''")]
     coded = [zlib.crc32(token.encode("utf-8", "replace")) for token in tokens]
     coded += [0] * max(0, _SHINGLE - len(coded))
     values = np.array(coded, dtype=np.uint64)
@@ -60,16 +68,27 @@ def sketch(hashes: np.ndarray) -> bytes:
 
 
 class Sketches:
-    """The sketches of all stored programs, in memory; follows the store."""
+    """The sketches of all stored programs, in memory; follows the store.
+
+    It reads what came by the sequence number of the sketches. When the store's epoch says that something was removed,
+    it asks for the numbers that are left, and drops all others.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._epoch = -1
+        self._reset(-1)
+
+    def _reset(self, epoch: int) -> None:
+        self._epoch = epoch
         self._size = 0
         self._sequence = 0
+        """The last one read, whether or not it is still there."""
+        self._sequences = np.zeros(64, dtype=np.int64)
         self._indices = np.zeros(64, dtype=np.int64)
         self._rows = np.zeros((64, PERMUTATIONS), dtype="<u4")
         self._shingles: OrderedDict[int, np.ndarray] = OrderedDict()
+        """By sequence number, which no other program gets."""
+        self._shingle_bytes = 0
 
     def nearest(self, session: Session, hashes: np.ndarray, before: int | None = None) -> tuple[int, float] | None:
         """The nearest program among the elements with an index below `before`.
@@ -88,24 +107,34 @@ class Sketches:
             if before is not None:
                 shared[known >= before] = -1
             best = np.argsort(-shared, kind="stable")[:_EXACT]
-            chosen = [int(known[at]) for at in best if shared[at] >= 0]
-            nearest = min(((distance(hashes, self._of(session, index)), index) for index in chosen), default=None)
+            chosen = [int(at) for at in best if shared[at] >= 0]
+            found = [(distance(hashes, self._of(session, at)), int(known[at])) for at in chosen]
+            nearest = min(found, default=None)
             return None if nearest is None else (nearest[1], nearest[0])
 
-    def _of(self, session: Session, index: int) -> np.ndarray:
-        if index in self._shingles:
-            self._shingles.move_to_end(index)
-        else:
-            self._shingles[index] = shingles(tree.element_of(session, index).program)
-            if len(self._shingles) > _KEPT:
-                self._shingles.popitem(last=False)
-        return self._shingles[index]
+    def _of(self, session: Session, at: int) -> np.ndarray:
+        """The shingles of the program in row `at`."""
+        sequence = int(self._sequences[at])
+        known = self._shingles.get(sequence)
+        if known is not None:
+            self._shingles.move_to_end(sequence)
+            return known
+        found = shingles(tree.element_of(session, int(self._indices[at])).program)
+        self._shingles[sequence] = found
+        self._shingle_bytes += found.nbytes
+        while self._shingle_bytes > _KEPT_BYTES:
+            self._shingle_bytes -= self._shingles.popitem(last=False)[1].nbytes
+        return found
 
     def _follow(self, session: Session) -> None:
         epoch = int(session.state("epoch") or 0)
-        if epoch != self._epoch:
-            self._epoch, self._size, self._sequence = epoch, 0, 0
-            self._shingles.clear()
+        if epoch < self._epoch:
+            # The store went back to an earlier state.
+            self._reset(epoch)
+        elif epoch != self._epoch:
+            self._epoch = epoch
+            if self._size:
+                self._keep(session.sketch_sequences())
         while True:
             page = session.sketches(self._sequence, _PAGE)
             if not page:
@@ -113,9 +142,23 @@ class Sketches:
             needed = self._size + len(page)
             if needed > len(self._indices):
                 room = max(needed, 2 * len(self._indices)) - len(self._indices)
+                self._sequences = np.concatenate([self._sequences, np.zeros(room, dtype=np.int64)])
                 self._indices = np.concatenate([self._indices, np.zeros(room, dtype=np.int64)])
                 self._rows = np.concatenate([self._rows, np.zeros((room, PERMUTATIONS), dtype="<u4")])
+            self._sequences[self._size : needed] = [sequence for sequence, _, _ in page]
             self._indices[self._size : needed] = [index for _, index, _ in page]
             for offset, (_, _, row) in enumerate(page):
                 self._rows[self._size + offset] = np.frombuffer(row, dtype="<u4")
             self._size, self._sequence = needed, page[-1][0]
+
+    def _keep(self, sequences: np.ndarray) -> None:
+        """Drops every row but those with these sequence numbers."""
+        there = np.isin(self._sequences[: self._size], sequences)
+        size = int(there.sum())
+        if size == self._size:
+            return
+        # What comes before the first that is gone stays where it is.
+        first = int(np.argmin(there))
+        for rows in (self._sequences, self._indices, self._rows):
+            rows[first:size] = rows[first : self._size][there[first:]]
+        self._size = size

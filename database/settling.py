@@ -6,6 +6,7 @@ before it. Nothing is embedded or searched inside a write.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ __all__ = ["LONGEST_MOTIVATION", "Settling"]
 LONGEST_MOTIVATION = 200_000
 """Characters of a motivation that are embedded: more than the windows that the embedding server looks at."""
 _BATCH = 32
+_BATCH_BYTES = 8 << 20
+"""About how many bytes of elements are held for a batch; a larger one is a batch by itself."""
 _SMALL = 8
 _TURN_SECONDS = 5.0
 
@@ -176,4 +179,9 @@ class Settling:
 
 
 def _pending(session: Session, limit: int) -> list[Element]:
-    return session.elements([facts.index for facts in session.facts(Where(pending=True), limit=limit)])
+    """The oldest that are pending, as many as `limit` and `_BATCH_BYTES` allow, and at least one."""
+    indices = [facts.index for facts in session.facts(Where(pending=True), limit=limit)]
+    sizes = session.bytes_of(indices)
+    held = itertools.accumulate(sizes.get(index, 0) for index in indices)
+    many = sum(size <= _BATCH_BYTES for size in held)
+    return session.elements(indices[: max(1, many)])

@@ -117,6 +117,12 @@ class SqliteSession(SqliteVectors):
                     found[index] = Element.model_validate(from_json(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
 
+    def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for chunk in chunks(indices):
+            found.update(self._run(f"SELECT idx, bytes FROM elements WHERE idx IN ({marks(chunk)})", *chunk))
+        return found
+
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
         rows = self._run(
             f"SELECT e.idx FROM elements e ORDER BY {ORDERS[order]} LIMIT ? OFFSET ?",

@@ -68,6 +68,10 @@ class SqliteVectors(SqliteState):
         query = "SELECT sequence, idx, sketch FROM sketches WHERE sequence > ? ORDER BY sequence LIMIT ?"
         return self._run(query, after, limit).fetchall()
 
+    def sketch_sequences(self) -> np.ndarray:
+        # In no order: the index over idx holds them all, and the sketches are not read.
+        return np.fromiter((sequence for (sequence,) in self._run("SELECT sequence FROM sketches")), dtype=np.int64)
+
     def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         model, found = self.state("model"), {}
         for chunk in chunks(indices):

@@ -46,7 +46,7 @@ __all__ = [
 
 T = TypeVar("T")
 MAX_INDEX = 2**63 - 1
-KEPT_STATE = ("baselines", "epoch", "opened", "revision", "rules", "sequence")
+KEPT_STATE = ("baselines", "epoch", "opened", "revision", "rules", "sequence", "sketches")
 """Names of the small state that outlives the removal of all elements."""
 Order = Literal["index", "newest", "time", "benchmark", "score", "revision"]
 
@@ -193,6 +193,10 @@ class Session(Protocol):
         """The whole elements, in the order asked."""
         ...
 
+    def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
+        """About how many bytes each of these elements has, without reading them."""
+        ...
+
     def ranked(self, order: Order, limit: int | None = None, offset: int = 0) -> list[int]:
         """The indices of `facts` without a condition."""
         ...
@@ -270,6 +274,10 @@ class Session(Protocol):
     def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
         """(sequence, index, program sketch) in the order in which they were stored, from the sequence number that
         follows `after`."""
+        ...
+
+    def sketch_sequences(self) -> np.ndarray:
+        """Sequence numbers of all sketches: int64, in any order. None is given twice, even after `clear`."""
         ...
 
     def windows_of(self, indices: Sequence[int]) -> dict[int, np.ndarray]:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from common.knobs import Database as DatabaseSettings
 from database import tree
 from database.evaluate_agent.score import Evaluation, evidence_of
 from database.models import NewElement
-from database.novelty import shingles, sketch
+from database.novelty import Sketches, shingles, sketch
 from database.store import NewEntry, Session, Store, Where, open_store
 from tests.database.db_service import BASELINE, KEYS, body_of, mongodb_server, run_of
 
@@ -279,3 +280,51 @@ def test_a_store_that_is_closed_or_not_there_is_a_clear_error(opened: Callable[[
     store.close()
     with pytest.raises(StoreError):
         store.write(lambda session: session.clear())
+
+
+class _Heard:
+    """A session, and after which number sketches were asked for."""
+
+    def __init__(self, session: Session, asked: list[int]) -> None:
+        self._session = session
+        self._asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def sketches(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
+        self._asked.append(after)
+        return self._session.sketches(after, limit)
+
+
+def test_a_removal_has_no_sketch_read_again(store: Store) -> None:
+    insert(store, *(entry_of(name) for name in ("a", "b", "c", "d")))
+    asked: list[int] = []
+    known = Sketches()
+
+    def nearest(name: str) -> tuple[int, float] | None:
+        hashes = shingles(entry_of(name).element.program)
+        return store.read(lambda session: known.nearest(_Heard(session, asked), hashes))  # type: ignore[arg-type]
+
+    assert nearest("b") == (2, 0.0) and asked[0] == 0
+    asked.clear()
+    store.write(lambda session: session.delete([2]))
+    found = nearest("b")
+    assert found is not None and found[0] != 2 and found[1] > 0
+    assert nearest("d") == (4, 0.0) and nearest("a") == (1, 0.0)
+    insert(store, entry_of("b"))
+    assert nearest("b") == (5, 0.0)
+    assert min(asked) >= 4, "what was read before is not read again"
+    assert sorted(store.read(lambda session: session.sketch_sequences()).tolist()) == [1, 3, 4, 5]
+    # The numbers go on where the indices begin anew.
+    store.write(lambda session: session.clear())
+    assert nearest("b") is None
+    insert(store, entry_of("e"), entry_of("d"))
+    assert nearest("e") == (1, 0.0) and nearest("d") == (2, 0.0)
+    assert store.read(lambda session: session.sketch_sequences()).tolist() == [6, 7]
+
+
+def test_bytes_of_elements_are_known_without_reading_them(store: Store) -> None:
+    insert(store, entry_of("a"), entry_of("b" * 400))
+    found = store.read(lambda session: session.bytes_of([1, 2, 3]))
+    assert set(found) == {1, 2} and 400 < found[2] - found[1] < 2000

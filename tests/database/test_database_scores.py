@@ -23,7 +23,7 @@ from database.evaluate_agent.score import (
     parse_table,
     sigma_term,
 )
-from database.novelty import PERMUTATIONS, distance, shingles, sketch
+from database.novelty import LONGEST_PROGRAM, PERMUTATIONS, distance, shingles, sketch
 
 TRAIN = "step,1,100,2000\nx,10.9,9.0,4.2\n"
 
@@ -273,3 +273,10 @@ def test_sketches_estimate_the_distance_of_programs(tokens: list[str], changes: 
     left, right = sketch(a), sketch(b)
     equal = sum(left[4 * i : 4 * i + 4] == right[4 * i : 4 * i + 4] for i in range(PERMUTATIONS)) / PERMUTATIONS
     assert equal == pytest.approx(1 - exact, abs=0.25)
+
+
+def test_of_a_long_program_only_the_beginning_is_compared() -> None:
+    """The tokens of 60 MiB took gigabytes, and all requests waited for seconds while they were found."""
+    beginning = "x = y\n" * (LONGEST_PROGRAM // 6) + "#" * (LONGEST_PROGRAM % 6)
+    assert shingles(beginning + "\nanother = z + 1\n").tolist() == shingles(beginning).tolist()
+    assert len(shingles("\nanother = z + 1\n" + beginning)) > len(shingles(beginning))

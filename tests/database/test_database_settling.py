@@ -12,6 +12,8 @@ from common.errors import ServiceError
 from common.knobs import Database as DatabaseSettings
 from database.memory import Memory
 from database.models import NewElement
+from database.novelty import Sketches, shingles
+from database.sqlite_session import SqliteSession
 from database.store import open_store
 from tests.database.db_service import DIMENSION, body_of, hashed_windows
 
@@ -24,6 +26,8 @@ class Words:
 
     def __init__(self, away: bool = False) -> None:
         self.away = away
+        self.asked: list[int] = []
+        """How many texts at a time."""
         self.meanwhile: Callable[[], object] | None = None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -32,6 +36,7 @@ class Words:
     def windows(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self.away:
             raise ServiceError("away")
+        self.asked.append(len(texts))
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             meanwhile()
@@ -93,4 +98,43 @@ def test_many_of_one_name_wait_for_what_is_pending_once(tmp_path: Path) -> None:
     indices = [stored.result().index for stored in [memory.submit(element) for element in elements]]
     assert [one.index for one in memory.scored([*indices, 999])] == indices
     assert memory.settling.pending() == 68, "one batch of 32 was embedded"
+    memory.close()
+
+
+def test_a_batch_holds_no_more_than_a_few_megabytes(tmp_path: Path) -> None:
+    """Thirty-two elements of the largest size would be two gigabytes."""
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    words = Words()
+    memory = Memory(open_store(settings), words, settings)
+    for number, megabytes in enumerate((3, 4, 2, 9, 0, 0)):
+        memory.add(NewElement.model_validate(body_of(f"n{number}", log="x" * (megabytes << 20))))
+    while memory.settling.step():
+        pass
+    assert words.asked == [2, 1, 1, 2] and memory.settling.pending() == 0
+    memory.close()
+
+
+def test_programs_compared_last_are_remembered_up_to_some_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    memory = Memory(open_store(settings), Words(), settings)
+    programs = [" ".join(f"{name}{number}" for number in range(1000)) for name in "abcd"]
+    for name, program in zip("abcd", programs, strict=True):
+        memory.add(NewElement.model_validate(body_of(name, program=program)))
+    assert memory.settling.settle() == 0
+    read: list[int] = []
+    whole = SqliteSession.elements
+    monkeypatch.setattr(SqliteSession, "elements", lambda self, of: read.extend(of) or whole(self, of))
+
+    def reads(room: int) -> int:
+        monkeypatch.setattr("database.novelty._KEPT_BYTES", room)
+        sketches = Sketches()
+        for program in programs[:2] * 2:
+            memory.store.read(lambda session, asked=program: sketches.nearest(session, shingles(asked), before=3))
+        found, read[:] = len(read), []
+        return found
+
+    size = shingles(programs[0]).nbytes
+    assert reads(2 * size) == 2 < reads(2 * size - 1)
     memory.close()

@@ -149,7 +149,8 @@ QUESTIONS: dict[str, Callable[[Session], Any]] = {
     "program": lambda session: session.ledger.with_program("k"),
     "fingerprint": lambda session: session.with_fingerprint("k"),
     "vectors": lambda session: (session.vector_state(), session.windows(0, 5)),
-    "sketches": lambda session: session.sketches(0, 5),
+    "sketches": lambda session: (session.sketches(0, 5), session.sketch_sequences()),
+    "sizes": lambda session: session.bytes_of([1, 3]),
     "events": lambda session: (session.ledger.event_span(), session.ledger.events(2, 5)),
 }
 
