@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from common.errors import AsiError, StoreError
 from common.llm import Call, NoUsableAnswerError, metered, usage_of
+from common.records import Baseline
 from database.candidate_manager import Candidates
 from database.evaluate_agent.model_judger import ModelJudger, Subject
-from database.evaluate_agent.score import Evaluation, baseline_of
+from database.evaluate_agent.score import Evaluation, Evidence, baseline_of
 from database.evaluate_agent.verdict import Verdict
 from database.scores import Scores
 from database.store import Facts, Session, Store, Where
@@ -30,7 +31,6 @@ _AT_ONCE = 4
 _PAGE = 200
 _ELEMENT_REST = 60.0
 _LONGEST_REST = 3600.0
-_LOOK_SECONDS = 0.1
 
 
 @dataclass
@@ -102,16 +102,14 @@ class Judging:
         judged = [each.result() for each in asked]
         return any(judged)
 
-    def wait(self, index: int, deadline: float) -> None:
-        """Returns when the element has its verdict or will not get one soon, at the latest at `deadline`
-        (time.monotonic)."""
-        while time.monotonic() < deadline and not self._closed.is_set():
-            with self._lock:
-                untaken = any(said.subject.element.index == index for said in self._untaken)
-                resting = untaken or index in self._failed or time.monotonic() < self._endpoint.until
-            if resting or self._store.read(lambda session: self._subject(session, index)) is None:
-                return
-            time.sleep(_LOOK_SECONDS)
+    def judges(self, index: int) -> bool:
+        """Whether a verdict is all that the element's score lacks, and it will be asked for soon."""
+        if self._closed.is_set():
+            return False
+        with self._lock:
+            untaken = any(said.subject.element.index == index for said in self._untaken)
+            resting = untaken or index in self._failed or time.monotonic() < self._endpoint.until
+        return not resting and self._store.read(lambda session: _measured(session, index)) is not None
 
     def hurry(self) -> None:
         """Asks nothing more, and lets nobody wait."""
@@ -153,14 +151,9 @@ class Judging:
 
     def _subject(self, session: Session, index: int) -> Subject | None:
         """What to ask about an element; None where it is gone, or a verdict is not what its score lacks."""
-        known = session.evidence(index)
-        if known is None or known[0].novelty is None or not _lacks_judgement(known[1]):
-            return None
-        evidence = known[0]
-        key = evidence.baseline_key
-        baseline = baseline_of(evidence, None if key is None else session.baseline(key))
-        found = session.elements([index])
-        return Subject(found[0], evidence, baseline) if found and baseline is not None else None
+        measured = _measured(session, index)
+        found = [] if measured is None else session.elements([index])
+        return Subject(found[0], *measured) if found and measured is not None else None
 
     def _judge(self, index: int) -> bool:
         """Whether the element got its verdict."""
@@ -238,6 +231,16 @@ class Judging:
                 self._failed.setdefault(index, _Rest()).fail(_ELEMENT_REST)
             self.last_error = error.message
         _LOG.warning("element %d is not judged%s: %s", index, ", the judge rests" if endpoint else "", error)
+
+
+def _measured(session: Session, index: int) -> tuple[Evidence, Baseline] | None:
+    """What an element is judged by; None where it is gone, or a verdict is not what its score lacks."""
+    known = session.evidence(index)
+    if known is None or known[0].novelty is None or not _lacks_judgement(known[1]):
+        return None
+    key = known[0].baseline_key
+    baseline = baseline_of(known[0], None if key is None else session.baseline(key))
+    return None if baseline is None else (known[0], baseline)
 
 
 def _lacks_judgement(evaluation: Evaluation | None) -> bool:

@@ -37,7 +37,6 @@ __all__ = ["Memory"]
 _REQUEST = "request_sha256"
 _KEEP_SECONDS = 10.0
 _RESCORED_AT_ONCE = 50
-_SCORE_SECONDS = 12.0
 
 
 class Memory:
@@ -135,14 +134,18 @@ class Memory:
         stored.add_done_callback(lambda _: self._settler.wake())
         return stored
 
-    def settled(self, stored: StoredExperiment, seconds: float = _SCORE_SECONDS) -> StoredExperiment:
-        """`stored` with its score, which is waited for as long as elements before it, and it, need to be embedded and
-        judged, at most about `seconds`."""
-        deadline = time.monotonic() + seconds
-        self.settling.settle_through(stored.index, seconds)
-        if self.judging is not None and self._judge is not None:
-            self._judge.wake()
-            self.judging.wait(stored.index, deadline)
+    def settles(self, index: int) -> bool:
+        """Whether the element is about to be embedded or judged in the background; not while its embedder or judge
+        rests."""
+        if self.settling.settles(index):
+            return True
+        if self.judging is None or self._judge is None or not self.judging.judges(index):
+            return False
+        self._judge.wake()
+        return True
+
+    def with_score(self, stored: StoredExperiment) -> StoredExperiment:
+        """`stored` with the score that it has by now."""
         scores = self._scores_now([stored.index])
         return stored.model_copy(update={"score": scores[stored.index]}) if scores else stored
 

@@ -91,16 +91,14 @@ class Settling:
             left -= found
         return self.pending()
 
-    def settle_through(self, index: int, seconds: float) -> None:
-        """Settles pending elements until `index` is, but for at most about `seconds`."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                facts = self._store.read(lambda session: tree.facts_of(session, index))
-            except NotFoundError:
-                return
-            if not facts.pending or not self._once(_SMALL, deadline - time.monotonic()):
-                return
+    def settles(self, index: int) -> bool:
+        """Whether `index` is pending, and not left so for now because the embedding server cannot be asked."""
+        if self._guard.resting:
+            return False
+        try:
+            return self._store.read(lambda session: tree.facts_of(session, index)).pending
+        except NotFoundError:
+            return False
 
     def adopt(self, model: str) -> bool:
         """Vectors of two models are not comparable: where those that are stored are of another than the embedder's,

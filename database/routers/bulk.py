@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
@@ -20,6 +19,7 @@ from database.errors import ConflictError, RefusedError
 from database.exporting import export_lines
 from database.routers import IdempotencyKey, MemoryDep
 from database.routers.route import ThreadRoute
+from database.routers.threads import apart
 
 __all__ = ["router"]
 
@@ -62,7 +62,7 @@ async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey 
     text of a line ends the import (409). A line may be as long as a body elsewhere. Where every line is refused, so is
     the import (400).
     """
-    importer = await run_in_threadpool(Importer, memory, key)
+    importer = await apart("store", Importer, memory, key)
     longest = memory.settings.max_body_mb << 20
     number = given = 0
     conflict: ConflictError | None = None
@@ -76,12 +76,12 @@ async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey 
             importer.refuse(number, f"expected a line of at most {longest} bytes, got more")
         else:
             try:
-                await run_in_threadpool(importer.line, number, line)
+                await apart("store", importer.line, number, line)
             except ConflictError as error:
                 conflict = error
     if conflict is not None:
         raise conflict
-    await run_in_threadpool(importer.finish)
+    await apart("store", importer.finish)
     refused = [asdict(refusal) for refusal in importer.refused]
     if given and len({refusal.line for refusal in importer.refused}) == given:
         said = [f"line {refusal.line}: {refusal.reason}" for refusal in importer.refused]

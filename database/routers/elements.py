@@ -14,6 +14,7 @@ from database.errors import NotFoundError, RefusedError
 from database.models import Element, PostedElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash, submitted
 from database.routers.route import ThreadRoute, reads_body
+from database.routers.threads import awaits
 from database.store import MAX_INDEX, Session, Where
 
 __all__ = ["check_range", "router"]
@@ -64,6 +65,7 @@ def element_by_index(memory: MemoryDep, index: Whole) -> Element:
 
 
 @router.get("/elements/with-score/by-name/{name:text}")
+@awaits("embedding")
 def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
     """As by-name, each with its score, computed if it was absent; null when a term of it cannot be had."""
     found = memory.store.read(lambda session: session.facts(Where(name=name), "time"))
@@ -71,6 +73,7 @@ def scored_by_name(memory: MemoryDep, name: str) -> list[ScoredElement]:
 
 
 @router.get("/elements/with-score/by-index/{index}")
+@awaits("embedding")
 def scored_by_index(memory: MemoryDep, index: Whole) -> ScoredElement:
     """One element with its score, computed if it was absent."""
     found = memory.scored([index])
@@ -98,6 +101,7 @@ def sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> list[Elemen
 
 
 @router.get("/elements/search-similar")
+@awaits("embedding")
 def search_similar(
     memory: MemoryDep,
     response: Response,
@@ -114,6 +118,7 @@ def search_similar(
 
 
 @router.get("/elements/{index}/score")
+@awaits("embedding")
 def element_score(memory: MemoryDep, index: Whole) -> ApiResponse[OneScore]:
     """The score alone, computed if it was absent; null when a term of it cannot be had."""
     score = memory.score(index)

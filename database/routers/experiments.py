@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from anyio import move_on_after, sleep
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 
 from common.records import Baseline
 from database import keys
 from database.answers import ApiResponse, BaselineStored, ScoreDetails
 from database.errors import NotFoundError, RefusedError
+from database.memory import Memory
 from database.models import NewExperiment, StoredExperiment
 from database.possible import NewBaseline
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, submitted
 from database.routers.route import ThreadRoute, reads_body
+from database.routers.threads import apart, awaits
 from database.store import Session
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
+_SCORE_SECONDS = 12.0
+_FIRST_LOOK = 0.01
+_LAST_LOOK = 0.25
+"""Seconds between two looks whether a score is there, each twice as many as before up to these."""
 
 
 @router.post("/experiments")
@@ -27,9 +33,19 @@ async def add_experiment(memory: MemoryDep, experiment: NewExperiment) -> ApiRes
     waits for the score, at most 12 s; null when it takes longer."""
     key = f"experiments:{experiment.idempotency_key}"
     stored = await submitted(memory, experiment.element, experiment.run, key, usage=experiment.usage)
-    stored = await run_in_threadpool(memory.settled, stored)
+    stored = await _scored(memory, stored)
     message = f"experiment {stored.index} is stored" if stored.created else f"it was stored before, as {stored.index}"
     return ApiResponse(message=message, data=stored)
+
+
+async def _scored(memory: Memory, stored: StoredExperiment) -> StoredExperiment:
+    """`stored` with its score, which is waited for as long as one is to be expected. No thread waits with it."""
+    pause = _FIRST_LOOK
+    with move_on_after(_SCORE_SECONDS):
+        while await apart("score", memory.settles, stored.index):
+            await sleep(pause)
+            pause = min(_LAST_LOOK, 2 * pause)
+    return await apart("score", memory.with_score, stored)
 
 
 @router.get("/experiments/{key:text}")
@@ -49,6 +65,7 @@ def get_experiment(memory: MemoryDep, key: str) -> StoredExperiment:
 
 
 @router.get("/elements/{index}/score")
+@awaits("embedding")
 def score_details(memory: MemoryDep, index: Whole) -> ScoreDetails:
     """The terms of the score, the judge's parts and how each was obtained, and the evidence behind them."""
     return ScoreDetails.model_validate(memory.score_details(index))

@@ -1,4 +1,7 @@
-"""Routes that do little beside their work: the whole answer in one thread, the body read once."""
+"""Routes that do little beside their work: the whole answer in one thread, the body read once.
+
+What may wait has threads of its own (`database.routers.threads`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from fastapi.datastructures import DefaultPlaceholder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from database.routers.threads import Awaited, apart
 
 __all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
 
@@ -42,6 +47,11 @@ class ThreadRoute(APIRoute):
                 model = given
             if not (isinstance(model, type) and issubclass(model, Response)):
                 endpoint = _dumped(endpoint, TypeAdapter(model))
+            awaited: Awaited | None = getattr(
+                endpoint, "awaited", None if options.get("methods") == ["GET"] else "store"
+            )
+            if awaited is not None:
+                endpoint = _set_apart(endpoint, awaited)
         # Existing clients send JSON without a content type as well.
         super().__init__(path, endpoint, **options | {"strict_content_type": False})
         self.handler: Handler | None = getattr(endpoint, "handler", None)
@@ -106,6 +116,14 @@ def _unfit(error: ValidationError) -> RequestValidationError:
 
 def _malformed(place: tuple[str, ...], message: str) -> RequestValidationError:
     return RequestValidationError([{"loc": place, "msg": message, "type": "value_error"}])
+
+
+def _set_apart(endpoint: Callable[..., Any], awaited: Awaited) -> Callable[..., Any]:
+    @functools.wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        return await apart(awaited, endpoint, **arguments)
+
+    return run
 
 
 def _dumped(endpoint: Callable[..., Any], answers: TypeAdapter[Any]) -> Callable[..., Any]:

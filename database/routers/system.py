@@ -29,6 +29,7 @@ from database.answers import (
 from database.memory import Memory
 from database.routers import IdempotencyKey, MemoryDep, answered, answered_before
 from database.routers.route import ThreadRoute
+from database.routers.threads import awaits
 from database.store import Session, Sizes, UncountedError, Where
 
 __all__ = ["VERSION", "router"]
@@ -69,6 +70,7 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
 
 
 @router.get("/ready", response_model=Ready)
+@awaits("store")
 def ready(memory: MemoryDep) -> Ready:
     """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -166,6 +168,7 @@ def rebuild_index(memory: MemoryDep, request: Request, key: IdempotencyKey = Non
 
 
 @router.get("/faiss/stats", tags=["faiss"])
+@awaits("embedding")
 def index_stats(memory: MemoryDep) -> Plain[IndexNumbers]:
     """What the vector index holds now; several vectors an element where its motivation is long. `total_vectors` is
     `active_mappings`, those of elements that are there, plus `orphan_vectors`, those of removed ones, which no search
