@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from common.errors import AsiError, ServiceError, StoreError, UsageError, first_line
+from common.files import put_in_place
 from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
@@ -107,7 +108,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
                 lines.writelines(export_lines(memory))
                 lines.flush()
                 os.fsync(lines.fileno())
-            partial.rename(target)
+            put_in_place(partial, target)
         print(
             f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set, "
             "as JSON Lines; not in it: events, vectors, scores, keys of imports"
@@ -125,7 +126,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
             copy.execute("PRAGMA journal_mode = DELETE")
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
-        partial.rename(target)
+        put_in_place(partial, target)
     print(f"{target}: {_require_ours(target)} elements")
     return 0
 
@@ -163,7 +164,7 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
             os.fsync(handle.fileno())
         for end in ("-wal", "-shm", ".faiss"):
             file.with_name(file.name + end).unlink(missing_ok=True)
-        partial.replace(file)
+        put_in_place(partial, file)
     for line in [*unreadable, *beside][:_SHOWN]:
         print(printable(line))
     more = f", nor {len(beside)} things beside them" if beside else ""

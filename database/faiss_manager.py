@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import StoreError
+from common.files import remove_abandoned
 from database.store import Session, VectorRow, VectorState
 from database.vector_file import Snapshot, read_vectors, write_vectors
 from database.vectors import Vectors, approximate
@@ -68,6 +69,8 @@ class VectorIndex:
         self._state = _NOTHING
         self._unsaved = 0
         self._loaded = file is None
+        if file is not None:
+            remove_abandoned(file)
 
     def search(self, session: Session, query: np.ndarray, k: int, before: int | None = None) -> list[tuple[int, float]]:
         """See `Vectors.search`."""
@@ -201,6 +204,8 @@ class VectorIndex:
                 return
             snapshot = Snapshot.of(self._vectors, self._state)
             self._unsaved = 0
+        # What another server over this store left, which was killed while it wrote.
+        remove_abandoned(self._file)
         try:
             write_vectors(self._file, snapshot, self._lock)
         except StoreError as error:

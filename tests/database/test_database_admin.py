@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import random
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -102,6 +104,27 @@ def test_a_backup_under_load_is_whole_and_comes_back(
     assert again.get(f"/elements/by-index/{before}")["name"] == f"n{before - 1}"
     assert again.get("/elements/search-similar?motivation=motivation%20of%20n3&top_k=1")[0]["name"] == "n3"
     assert again.add("next") == total + 1
+
+
+def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    flush = os.fsync
+    target = tmp_path / "there" / "copy.sqlite"
+    target.parent.mkdir()
+
+    def seen(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), target.exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    assert run("backup", target, store=file) == 0
+    assert flushed == [(str(target.parent), True)]
+    restored = tmp_path / "restored" / "database.sqlite"
+    assert run("restore", target, store=restored) == 0
+    assert flushed[1:] == [(str(restored.parent), True)]
 
 
 def test_verify_changes_nothing_and_needs_no_right_to(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

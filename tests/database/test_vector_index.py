@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,6 +178,26 @@ def test_a_cache_of_another_store_is_noticed(store: SqliteStore, tmp_path: Path)
     block = topics(20, seed=2)
     put(store, block)
     assert search(store, VectorIndex(file), block[4], 1) == [5]
+
+
+def test_what_a_killed_save_left_is_removed_when_the_index_is_opened_and_saved(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.sqlite.faiss"
+    left = tmp_path / ".a.sqlite.faiss.k1ll3d__"
+
+    def leave() -> None:
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+
+    leave()
+    index = VectorIndex(file)
+    assert not left.exists()
+    put(store, topics(3))
+    store.read(index.stats)
+    leave()
+    index.save()
+    assert not left.exists() and VectorIndex(file) and file.exists()
 
 
 def test_few_vectors_can_be_approximated_too() -> None:
