@@ -116,7 +116,7 @@ def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
 
     def seen(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), target.exists()))
+            flushed.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), target.exists()))
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", seen)
