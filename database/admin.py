@@ -31,7 +31,7 @@ from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
-from database.bulk import Importer
+from database.bulk import MOST_REFUSALS, Importer
 from database.evaluate_agent.score import Evidence
 from database.exporting import export_lines
 from database.invariants import broken
@@ -212,7 +212,8 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with _memory(settings) as memory:
         # The key is of the whole file. What a release reads in a row may change.
-        importer = Importer(memory, f"published-{key}", compared=False)
+        # All rows are in memory, so their refusals may be as well: no note is told of a row that was refused.
+        importer = Importer(memory, f"published-{key}", compared=False, kept=len(rows))
         for row in rows:
             if row.value is None:
                 importer.refuse(row.number, row.refused)
@@ -225,9 +226,11 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
         print(printable(line))
     if len(notes) > _SHOWN:
         print(f"and {len(notes) - _SHOWN} more notes like these")
-    for refusal in importer.refused:
+    for refusal in importer.refused[:MOST_REFUSALS]:
         print(printable(f"row {refusal.line} refused: {refusal.reason}"))
-    print(f"{importer.stored} stored, {importer.repeated} were before, {len(importer.refused)} refused")
+    if importer.refusals > MOST_REFUSALS:
+        print(f"and {importer.refusals - MOST_REFUSALS} more rows refused")
+    print(f"{importer.stored} stored, {importer.repeated} were before, {importer.refusals} refused")
     return 0 if importer.stored + importer.repeated or not rows else 1
 
 
@@ -254,11 +257,13 @@ def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
         importer.finish()
     for refusal in importer.refused:
         print(printable(f"line {refusal.line} refused: {refusal.reason}"))
-    print(f"{importer.stored} lines restored from {source}, {len(importer.refused)} refused")
+    if importer.more_refused:
+        print(f"and {importer.more_refused} more refused")
+    print(f"{importer.stored} lines restored from {source}, {importer.refusals} refused")
     if importer.left_out:
         print(f"{importer.left_out} idempotency keys are left out: the store had given indices before")
     print("not in JSON Lines: events, keys of imports; and vectors and scores, which a server computes anew")
-    return 1 if importer.refused else 0
+    return 1 if importer.refusals else 0
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from common.process import REPOSITORY
 from database.admin import main
+from database.bulk import MOST_REFUSALS
 from database.sqlite_schema import MIGRATIONS
 from database.store import open_store
 from tests.database.db_service import BASELINE, Service, body_of, mongodb_server
@@ -353,6 +354,27 @@ def test_a_published_dump_is_read_and_its_refusals_told(
         assert after.execute("SELECT idx, name, parent FROM elements ORDER BY idx").fetchall() == [
             (1, "root", None), (7, "child", 1), (13, "later parent", None),
         ]  # fmt: skip
+
+
+def test_of_very_many_refusals_the_first_are_printed_and_the_rest_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, store = tmp_path / "dump.jsonl", tmp_path / "a.sqlite"
+    # The last one has a note as well, which nobody needs.
+    odd = body_of("no result") | {"index": 9, "result": {"train": "", "test": ""}, "time": "yesterday", "parent": 99}
+    published.write_text(json.dumps(DUMP[0]) + "\n" + "{\n" * MOST_REFUSALS + json.dumps(odd) + "\n")
+    assert run("import-published", published, store=store) == 0
+    out = capsys.readouterr().out.splitlines()
+    refused = [line for line in out if " refused: " in line]
+    assert len(refused) == MOST_REFUSALS and refused[-1].startswith(f"row {MOST_REFUSALS + 1} refused: ")
+    assert out[-2:] == ["and 1 more rows refused", f"1 stored, 0 were before, {MOST_REFUSALS + 1} refused"]
+    assert not any("yesterday" in line for line in out)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps(body_of("a") | {"index": 1}) + "\n" + "{\n" * (MOST_REFUSALS + 3))
+    assert run("restore", lines, store=tmp_path / "b.sqlite") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len([line for line in out if " refused: " in line]) == MOST_REFUSALS and "and 3 more refused" in out
+    assert f"1 lines restored from {lines}, {MOST_REFUSALS + 3} refused" in out
 
 
 def test_a_gallery_is_not_measured_by_the_constants_of_another_stage(
