@@ -108,6 +108,7 @@ def test_a_disk_that_is_really_full_is_told_until_it_is_not(start: Callable[...,
     holds(service, 5)
     assert service.get("/elements/search-similar?motivation=n3&top_k=1")[0]["name"]
     (disk / "other").unlink()
+    time.sleep(1.0)  # as above
     assert service.get("/ready") == {"status": "ready"}
     assert service.add("next") == 6
     holds(service, 6)
