@@ -8,8 +8,10 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +22,10 @@ __all__ = [
     "WRITTEN_BY_HAND",
     "NotRegularError",
     "held",
+    "put_in_place",
     "read_json",
     "read_regular",
+    "remove_abandoned",
     "replacing",
     "sha256_text",
     "write_atomic",
@@ -81,17 +85,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as handle:
+            # Says that it is being written for as long as this process lives; not every file system can.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            os.fchmod(handle.fileno(), 0o644)
+            put_in_place(Path(temporary), path)
+            temporary = None
     except OSError as error:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}", "free disk space, or name a folder that can be written"
@@ -100,6 +102,51 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Renames a file of the same folder, which is on disk, to `path`; returns when the name is on disk too.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    written.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_abandoned(path: Path, seconds: float = 600.0) -> None:
+    """Removes what `replacing` left beside `path` where its process was killed. What cannot be removed stays.
+
+    A living process locks what it writes, but for one of an earlier release: what was written to within `seconds` stays
+    as well. Where the file system knows no locks nothing is removed.
+    """
+    form = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for name in [entry.name for entry in entries if form.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                _remove_unheld(path.parent / name, time.time() - seconds)
+
+
+def _remove_unheld(file: Path, before: float) -> None:
+    """Removes a regular file that was written last `before` (Unix seconds) and that nobody has locked.
+
+    Raises:
+        OSError: somebody has, or it cannot be removed.
+    """
+    # Locks of some network file systems need a file that may be written. Opening a pipe would wait.
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        # It may have been put in its place since its name was read.
+        if stat.S_ISREG(found.st_mode) and found.st_mtime < before and found.st_ino == file.lstat().st_ino:
+            file.unlink()
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from common.errors import AsiError, ServiceError, StoreError, UsageError, first_line
+from common.files import put_in_place
 from common.knobs import Database as DatabaseSettings
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
-from database.bulk import Importer
+from database.bulk import MOST_REFUSALS, Importer
 from database.evaluate_agent.score import Evidence
 from database.exporting import export_lines
 from database.invariants import broken
@@ -107,7 +108,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
                 lines.writelines(export_lines(memory))
                 lines.flush()
                 os.fsync(lines.fileno())
-            partial.rename(target)
+            put_in_place(partial, target)
         print(
             f"{target}: elements with their runs, keys and verdicts, baselines, usage, answers and the candidate set, "
             "as JSON Lines; not in it: events, vectors, scores, keys of imports"
@@ -125,7 +126,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
             copy.execute("PRAGMA journal_mode = DELETE")
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
-        partial.rename(target)
+        put_in_place(partial, target)
     print(f"{target}: {_require_ours(target)} elements")
     return 0
 
@@ -163,7 +164,7 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
             os.fsync(handle.fileno())
         for end in ("-wal", "-shm", ".faiss"):
             file.with_name(file.name + end).unlink(missing_ok=True)
-        partial.replace(file)
+        put_in_place(partial, file)
     for line in [*unreadable, *beside][:_SHOWN]:
         print(printable(line))
     more = f", nor {len(beside)} things beside them" if beside else ""
@@ -211,7 +212,8 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with _memory(settings) as memory:
         # The key is of the whole file. What a release reads in a row may change.
-        importer = Importer(memory, f"published-{key}", compared=False)
+        # All rows are in memory, so their refusals may be as well: no note is told of a row that was refused.
+        importer = Importer(memory, f"published-{key}", compared=False, kept=len(rows))
         for row in rows:
             if row.value is None:
                 importer.refuse(row.number, row.refused)
@@ -224,9 +226,11 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
         print(printable(line))
     if len(notes) > _SHOWN:
         print(f"and {len(notes) - _SHOWN} more notes like these")
-    for refusal in importer.refused:
+    for refusal in importer.refused[:MOST_REFUSALS]:
         print(printable(f"row {refusal.line} refused: {refusal.reason}"))
-    print(f"{importer.stored} stored, {importer.repeated} were before, {len(importer.refused)} refused")
+    if importer.refusals > MOST_REFUSALS:
+        print(f"and {importer.refusals - MOST_REFUSALS} more rows refused")
+    print(f"{importer.stored} stored, {importer.repeated} were before, {importer.refusals} refused")
     return 0 if importer.stored + importer.repeated or not rows else 1
 
 
@@ -253,11 +257,13 @@ def _restore_lines(settings: DatabaseSettings, source: Path) -> int:
         importer.finish()
     for refusal in importer.refused:
         print(printable(f"line {refusal.line} refused: {refusal.reason}"))
-    print(f"{importer.stored} lines restored from {source}, {len(importer.refused)} refused")
+    if importer.more_refused:
+        print(f"and {importer.more_refused} more refused")
+    print(f"{importer.stored} lines restored from {source}, {importer.refusals} refused")
     if importer.left_out:
         print(f"{importer.left_out} idempotency keys are left out: the store had given indices before")
     print("not in JSON Lines: events, keys of imports; and vectors and scores, which a server computes anew")
-    return 1 if importer.refused else 0
+    return 1 if importer.refusals else 0
 
 
 @contextlib.contextmanager

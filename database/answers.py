@@ -295,9 +295,12 @@ class RefusedLine(TypedDict):
 
 
 class Imported(TypedDict):
+    """`refused` names the first 10,000 refusals, `more_refused` counts those beyond, where there are any."""
+
     stored: int
     repeated: int
     refused: list[RefusedLine]
+    more_refused: NotRequired[int]
     left_out: int
 
 

@@ -36,9 +36,12 @@ from database.models import NewElement, StoredExperiment
 from database.store import Session
 from database.waiting import Place, Waiting
 
-__all__ = ["Importer"]
+__all__ = ["MOST_REFUSALS", "Importer"]
 
+MOST_REFUSALS = 10_000
+"""That are named. A body has no longest size: it could be refused line after line until the memory is full."""
 _IMPORT = keys.IMPORTS[0]
+_LONGEST_REASON = 1000
 _OPEN = 64
 
 
@@ -71,19 +74,26 @@ class Importer:
         compared: whether a line sent again under the key has to be the same.
         backup: the lines come out of a store of ours: what was taken once is taken again, though it would be refused
             today.
+        kept: most refusals that are kept; the others are counted.
     """
 
     memory: Memory
     key: str | None = None
     compared: bool = True
     backup: bool = False
+    kept: int = MOST_REFUSALS
     refused: list[Refusal] = field(default_factory=list)
+    more_refused: int = 0
+    """Refusals beside those that are kept."""
+    refused_lines: int = 0
+    """Lines of which something was refused; of the candidates several may be."""
     stored: int = 0
     repeated: int = 0
     left_out: int = 0
     """Idempotency keys that the exported store held and this one does not take."""
 
     def __post_init__(self) -> None:
+        self._refused_last = 0
         self._begun = Begun.of(self.memory, self.key)
         self._waiting = Waiting()
         self._late: list[tuple[int, Place]] = []
@@ -92,6 +102,10 @@ class Importer:
         self._unfit: set[int] = set()
         """Indices of elements that were refused before the store was asked."""
         self._open: deque[tuple[int, int | None, Future[StoredExperiment] | Future[bool]]] = deque()
+
+    @property
+    def refusals(self) -> int:
+        return len(self.refused) + self.more_refused
 
     def line(self, number: int, text: str | bytes) -> None:
         """Takes one line of JSON. Empty ones are passed over.
@@ -128,7 +142,13 @@ class Importer:
             self.refuse(number, reason_of(error))
 
     def refuse(self, number: int, reason: str) -> None:
-        self.refused.append(Refusal(number, reason.encode("utf-8", "replace").decode()))
+        # All that is refused of one line is refused in a row.
+        self.refused_lines += number != self._refused_last
+        self._refused_last = number
+        if len(self.refused) >= self.kept:
+            self.more_refused += 1
+            return
+        self.refused.append(Refusal(number, reason[:_LONGEST_REASON].encode("utf-8", "replace").decode()))
 
     def finish(self) -> None:
         """Returns when everything has its outcome.

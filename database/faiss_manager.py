@@ -1,9 +1,10 @@
 """The novelty index: FAISS over the windows of all motivations. A disposable cache: the store holds every vector.
 
 It follows the store by the sequence number of the vectors; when the store's epoch says that something was removed or
-replaced, what is gone is skipped. It is built anew when the embedding model differs, or when its file is missing,
-damaged, or of another store. Rebuilding for speed (dropping what is skipped, approximate search of many) happens in the
-background, while searches go on in what is there.
+replaced, what is gone is skipped. A session that sees an older state of the store than it is asked for that state, and
+changes nothing. It is built anew when the embedding model differs, when the store itself has gone back, or when its
+file is missing, damaged, or of another store. Rebuilding for speed (dropping what is skipped, approximate search of
+many) happens in the background, while searches go on in what is there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import StoreError
+from common.files import remove_abandoned
 from database.store import Session, VectorRow, VectorState
 from database.vector_file import Snapshot, read_vectors, write_vectors
 from database.vectors import Vectors, approximate
@@ -58,22 +60,49 @@ class VectorIndex:
     Args:
         file: where the cache is kept; None keeps it in memory only.
         exact: windows up to which every search is exact.
+        read: `Store.read`, by which an older session is told from a store that has gone back; None where no session is
+            used for longer than a search.
     """
 
-    def __init__(self, file: Path | None, exact: int = 100_000) -> None:
+    def __init__(self, file: Path | None, exact: int = 100_000, read: _Read | None = None) -> None:
         self._file = file
+        self._read = read
         self._exact = exact
         self._lock = threading.Lock()
         self._vectors = Vectors()
         self._state = _NOTHING
         self._unsaved = 0
         self._loaded = file is None
+        if file is not None:
+            remove_abandoned(file)
 
     def search(self, session: Session, query: np.ndarray, k: int, before: int | None = None) -> list[tuple[int, float]]:
         """See `Vectors.search`."""
         with self._lock:
-            self._follow(session)
-            return self._vectors.search(query, k, before)
+            older = self._follow(session)
+            if older is None:
+                return self._vectors.search(query, k, before)
+            return self._search_older(session, older, query, k, before)
+
+    def _search_older(
+        self, session: Session, now: VectorState, query: np.ndarray, k: int, before: int | None
+    ) -> list[tuple[int, float]]:
+        """As `search`, among what a session knows that sees an older state `now` of the store."""
+        vectors = self._vectors
+        if now.epoch == self._state.epoch:
+            # Nothing was removed since.
+            return vectors.search(query, k, before, vectors.alive & (vectors.sequences <= now.sequence))
+        known = session.vector_sequences()
+        found = vectors.search(query, k, before, np.isin(vectors.sequences, known))
+        # What was removed since, and dropped.
+        lost = np.setdiff1d(known, vectors.sequences).tolist()
+        if lost:
+            rest, wanted, after = Vectors(), set(lost), lost[0] - 1
+            while after < lost[-1] and (rows := session.windows(after, _PAGE)):
+                rest.add([row for row in rows if row.sequence in wanted])
+                after = rows[-1].sequence
+            found += rest.search(query, k, before)
+        return sorted(found, key=lambda item: (-item[1], item[0]))[:k]
 
     def rebuild(self, session: Session) -> IndexStats:
         """Builds the index from the store's vectors, whatever it held."""
@@ -145,7 +174,9 @@ class VectorIndex:
         owners = vectors.owners[vectors.alive]
         return IndexStats(vectors.total, len(np.unique(owners)), vectors.dead, vectors.dimension, vectors.recall)
 
-    def _follow(self, session: Session) -> None:
+    def _follow(self, session: Session) -> VectorState | None:
+        """Takes in what came and went. The state that the session sees where that is older than what is held, which
+        stays as it is then; else None."""
         now = session.vector_state()
         if not self._loaded:
             self._loaded = True
@@ -154,14 +185,18 @@ class VectorIndex:
                 _LOG.warning("%s is of another store or state: built anew", self._file)
                 self._reset()
         ours = self._state
-        behind = now.epoch == ours.epoch and now.sequence < ours.sequence
-        if now.model != ours.model or now.epoch < ours.epoch or behind:
+        if now.model != ours.model:
+            self._reset()
+        elif _precedes(now, ours):
+            if self._read is not None and not _precedes(self._read(_state_of), ours):
+                return now
             self._reset()
         elif now.epoch != ours.epoch:
             self._vectors.keep(session.vector_sequences())
             if not self._vectors.alive.any():
                 self._reset()
-        self._state = VectorState(now.epoch, self._state.sequence, now.model)
+        # The last of all may have been removed: nothing is alive beyond what the store counts now.
+        self._state = VectorState(now.epoch, min(now.sequence, self._state.sequence), now.model)
         while self._state.sequence < now.sequence:
             rows = session.windows(self._state.sequence, _PAGE)
             if not rows:
@@ -169,6 +204,7 @@ class VectorIndex:
             self._vectors.add(rows)
             self._unsaved += len(rows)
             self._state = VectorState(now.epoch, rows[-1].sequence, now.model)
+        return None
 
     def _belongs_to(self, session: Session, now: VectorState) -> bool:
         """Whether a loaded cache was made from this store: some of its windows are looked up."""
@@ -201,6 +237,8 @@ class VectorIndex:
                 return
             snapshot = Snapshot.of(self._vectors, self._state)
             self._unsaved = 0
+        # What another server over this store left, which was killed while it wrote.
+        remove_abandoned(self._file)
         try:
             write_vectors(self._file, snapshot, self._lock)
         except StoreError as error:
@@ -215,6 +253,15 @@ class VectorIndex:
             _LOG.warning("%s is built anew: %s", self._file, error)
             return
         self._unsaved = 0
+
+
+def _state_of(session: Session) -> VectorState:
+    return session.vector_state()
+
+
+def _precedes(now: VectorState, other: VectorState) -> bool:
+    """Whether the store was in the state `now` before it was in the other one."""
+    return (now.epoch, now.sequence) < (other.epoch, other.sequence)
 
 
 def _page(after: int, session: Session) -> list[VectorRow]:

@@ -31,6 +31,8 @@ _AT_ONCE = 4
 _PAGE = 200
 _ELEMENT_REST = 60.0
 _LONGEST_REST = 3600.0
+_DOUBLINGS = 32
+"""Of a rest, after which any is the longest; a float holds no more than 1,024."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class _Rest:
 
     def fail(self, first: float) -> None:
         self.failures += 1
-        self.until = time.monotonic() + min(_LONGEST_REST, first * 2.0 ** (self.failures - 1))
+        self.until = time.monotonic() + min(_LONGEST_REST, first * 2.0 ** min(_DOUBLINGS, self.failures - 1))
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,13 @@ class Judging:
         if self._scores.judge(session) != self.model:
             # Another server over this store was started with another judge.
             return []
-        now = time.monotonic()
         with self._lock:
             known = self._failed.keys() | self._unanswered
-            for index in [index for index in known if self._subject(session, index) is None]:
+        # Read without the lock, for which requests wait. Nobody is asked about meanwhile: that is done by this thread.
+        settled = [index for index in known if self._subject(session, index) is None]
+        now = time.monotonic()
+        with self._lock:
+            for index in settled:
                 self._failed.pop(index, None)
                 self._unanswered.discard(index)
             resting = {index for index, rest in self._failed.items() if now < rest.until}

@@ -57,7 +57,7 @@ class Memory:
         self.settings = settings
         self.scores = Scores()
         self.candidates = Candidates(settings, self.scores)
-        self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows)
+        self.index = VectorIndex(None if cache is None else Path(cache), settings.exact_windows, store.read)
         self.guard = EmbeddingGuard(embedder, settings.retry_seconds)
         self.settling = Settling(store, self.guard, self.index, self.scores, self.candidates)
         rest = settings.retry_seconds

@@ -43,6 +43,7 @@ from database.logs import log_to_stderr
 from database.memory import Memory
 from database.openapi import describe_api
 from database.protocol import EnvelopeProtocol
+from database.readiness import Readiness
 from database.routers import bulk, candidates, elements, events, experiments, lineage, records, system
 from database.store import open_store
 from database.telemetry import Metrics, Telemetry
@@ -82,6 +83,7 @@ def create_app(memory: Memory, port: int, closing: threading.Event) -> ASGIApp:
     )
     app.state.memory = memory
     app.state.metrics = metrics
+    app.state.readiness = Readiness(memory.store)
     app.state.port = port
     app.state.closing = closing
     # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.

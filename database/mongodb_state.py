@@ -176,21 +176,26 @@ class MongoState:
         return value
 
     def answer(self, route: str, key: str) -> dict[str, Any] | None:
-        name = f"{route} {key}"
-        found = None if self._draft is None else self._draft.answer(name)
+        names = _names(route, key)
+        found = None if self._draft is None else self._draft.answer(names[0])
         if found is None:
-            found = self._database[ANSWERS].find_one({"_id": name}, session=self._session)
+            wanted = names[0] if len(names) == 1 else {"$in": names}
+            there = {row["_id"]: row for row in self._database[ANSWERS].find({"_id": wanted}, session=self._session)}
+            told = [there[name] for name in names if name in there]
+            # One without a route is of a release that had the name alone.
+            found = next((row for row in told if "route" not in row or _pair_of(row) == (route, key)), None)
         return None if found is None else json.loads(found["body"])
 
     def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
-        self.draft.put_answer({"_id": f"{route} {key}", "route": route, "body": json.dumps(answer)})
+        document = {"_id": _names(route, key)[0], "route": route, "key": key, "body": json.dumps(answer)}
+        self.draft.put_answer(document)
 
     def answer_names(self) -> list[tuple[str, str]]:
         if self._draft is not None:
             self._draft.send()
-        found = self._database[ANSWERS].find({}, {"route": 1}, session=self._session)
-        named = [(row["_id"], row.get("route") or _route_of(row["_id"])) for row in found]
-        return sorted((route, name[len(route) + 1 :]) for name, route in named)
+        found = self._database[ANSWERS].find({}, {"route": 1, "key": 1}, session=self._session)
+        # One that an earlier release kept may have been kept anew.
+        return sorted({_pair_of(row) for row in found})
 
     def baseline(self, key: str) -> Baseline | None:
         found = self._database[BASELINES].find_one({"_id": key}, session=self._session)
@@ -206,6 +211,24 @@ class MongoState:
 
     def next_revision(self) -> int:
         return self._bump("revision")
+
+
+def _names(route: str, key: str) -> list[str]:
+    """What the answer to this route and key is called, and after it what it was called by an earlier release, where
+    that may be the name of another: "import" with the key "begun k", and "import begun" with the key "k"."""
+    name = f"{route} {key}"
+    words = name.split(" ")
+    plain = " ".join(words[:2])
+    if words[0] == "import" and words[1] != "begun":
+        plain = "import"
+    # A name that begins with a digit tells how long the route is.
+    return [name] if route == plain and not name[0].isdigit() else [f"{len(route)} {name}", name]
+
+
+def _pair_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Route and key of an answer that is kept."""
+    route = row.get("route") or _route_of(row["_id"])
+    return route, row["key"] if "key" in row else row["_id"][len(route) + 1 :]
 
 
 def _route_of(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from database.envelope import REASONS, ErrorBody
+from database.evaluate_agent.score import SCORE_VERSION
 
 __all__ = ["EXAMPLES", "describe_api"]
 
@@ -90,7 +91,7 @@ _BASELINE = {
 }
 _JUDGED = {
     "index": 7,
-    "version": 3,
+    "version": SCORE_VERSION,
     "revision": 3,
     "score": 1.62,
     "loss_term": 0.51,

@@ -80,16 +80,21 @@ class Vectors:
         """Only windows with these sequence numbers are alive from now on."""
         self.alive = np.isin(self.sequences, sequences)
 
-    def search(self, query: np.ndarray, k: int, before: int | None = None) -> list[tuple[int, float]]:
+    def search(
+        self, query: np.ndarray, k: int, before: int | None = None, among: np.ndarray | None = None
+    ) -> list[tuple[int, float]]:
         """The `k` elements whose nearest window is nearest to any window of `query`, float32 [w, dimension], unit norm.
 
         Args:
             before: only elements with a lower index.
+            among: bool [n], only these positions, dead or alive; None for those that are alive.
 
         Returns:
             (index, cosine) nearest first, one entry an element.
         """
-        allowed = self.alive if before is None else self.alive & (self.owners < before)
+        allowed = self.alive if among is None else among
+        if before is not None:
+            allowed = allowed & (self.owners < before)
         possible = int(allowed.sum())
         if not possible or query.shape[1] != self.dimension:
             return []

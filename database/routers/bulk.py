@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -60,7 +59,8 @@ async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey 
 
     Parents may come after their children. With an Idempotency-Key the same lines sent again are stored once; another
     text of a line ends the import (409). A line may be as long as a body elsewhere. Where every line is refused, so is
-    the import (400).
+    the import (400). The first 10,000 refusals are named; `more_refused` counts the others, and is there where there
+    are any.
     """
     importer = await apart("store", Importer, memory, key)
     longest = memory.settings.max_body_mb << 20
@@ -82,23 +82,23 @@ async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey 
     if conflict is not None:
         raise conflict
     await apart("store", importer.finish)
-    refused = [asdict(refusal) for refusal in importer.refused]
-    if given and len({refusal.line for refusal in importer.refused}) == given:
-        said = [f"line {refusal.line}: {refusal.reason}" for refusal in importer.refused]
-        more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
-        raise RefusedError(f"no line can be stored: {'; '.join([*said[:_NAMED], *more])}")
-    message = f"{importer.stored} lines are stored, {importer.repeated} were before, {len(refused)} are refused"
+    if given and importer.refused_lines == given:
+        said = [f"line {refusal.line}: {refusal.reason}" for refusal in importer.refused[:_NAMED]]
+        more = [f"and {importer.refusals - _NAMED} more"] if importer.refusals > _NAMED else []
+        raise RefusedError(f"no line can be stored: {'; '.join([*said, *more])}")
+    message = f"{importer.stored} lines are stored, {importer.repeated} were before, {importer.refusals} are refused"
+    data: Imported = {
+        "stored": importer.stored,
+        "repeated": importer.repeated,
+        "refused": [{"line": refusal.line, "reason": refusal.reason} for refusal in importer.refused],
+        "left_out": importer.left_out,
+    }
+    if importer.more_refused:
+        message += f", {importer.more_refused} of them without being named"
+        data["more_refused"] = importer.more_refused
     if importer.left_out:
         message += f", {importer.left_out} idempotency keys are left out"
-    return ApiResponse(
-        message=message,
-        data={
-            "stored": importer.stored,
-            "repeated": importer.repeated,
-            "refused": refused,
-            "left_out": importer.left_out,
-        },
-    )
+    return ApiResponse(message=message, data=data)
 
 
 async def _lines(request: Request, longest: int) -> AsyncIterator[bytes | None]:

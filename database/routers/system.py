@@ -71,10 +71,10 @@ def health(memory: MemoryDep) -> dict[str, Any] | JSONResponse:
 
 @router.get("/ready", response_model=Ready)
 @awaits("store")
-def ready(memory: MemoryDep) -> Ready:
-    """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    memory.store.write(lambda session: session.put_state("asked_ready", now))
+def ready(request: Request) -> Ready:
+    """ready when a write is taken now; 503 or 507 while the store is locked, read-only, full or away. It is found out
+    by a write, once a second at most: who asks in between gets the same answer."""
+    request.app.state.readiness.require()
     return Ready(status="ready")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StoreError
-from common.files import read_json, write_atomic, write_json
+from common.files import read_json, remove_abandoned, replacing, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +42,39 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
     path.write_text('{"half":')
     with pytest.raises(StoreError, match=r"broken\.json"):
         read_json(path)
+
+
+KILLED = (
+    "import os, signal, sys; sys.path.insert(0, sys.argv[2])\n"
+    "from pathlib import Path\nfrom common.files import replacing\n"
+    "with replacing(Path(sys.argv[1])) as handle:\n"
+    "    handle.write(b'half'); handle.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+)
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "x.faiss"
+    write_atomic(target, "old")
+    subprocess.run([sys.executable, "-c", KILLED, str(target), str(ROOT)], check=False)
+    (left,) = [entry for entry in tmp_path.iterdir() if entry != target]
+    remove_abandoned(target)
+    assert left.exists(), "too young: a process of an earlier release, which locks nothing, may be writing it"
+    others = [".x.faiss.abcdefg", ".x.faiss.ABCDEFGH", ".x.faiss2.abcdefgh", "x.faiss.abcdefgh", ".y.faiss.abcdefgh"]
+    for name in others:
+        (tmp_path / name).write_text("of somebody else")
+    (tmp_path / ".x.faiss.a_folder").mkdir()
+    (tmp_path / ".x.faiss.a_link_0").symlink_to(target)
+    os.mkfifo(tmp_path / ".x.faiss.a_pipe_0")
+    with replacing(target) as handle:
+        for entry in tmp_path.iterdir():
+            os.utime(entry, (0, 0), follow_symlinks=False)
+        (held,) = [
+            entry for entry in tmp_path.glob(".x.faiss.*") if entry.stat().st_ino == os.fstat(handle.fileno()).st_ino
+        ]
+        remove_abandoned(target)
+        assert not left.exists() and held.exists(), "old, but its writer lives"
+        handle.write(b"new")
+    assert target.read_text() == "new"
+    kept = [*others, "x.faiss", ".x.faiss.a_folder", ".x.faiss.a_link_0", ".x.faiss.a_pipe_0"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+    remove_abandoned(tmp_path / "none" / "x.faiss")

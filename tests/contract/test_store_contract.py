@@ -253,6 +253,29 @@ def test_the_names_of_answers_are_told(store: Store) -> None:
     assert store.read(lambda session: session.answer_names()) == []
 
 
+def test_answers_of_other_routes_and_keys_are_others(store: Store) -> None:
+    pairs = [
+        ("11 import begun", "K:1"),
+        ("DELETE /elements/by-name/a", "b k"),
+        ("DELETE /elements/by-name/a b", "k"),
+        ("import", "begun"),
+        ("import", "begun K:1"),
+        ("import", "k:1"),
+        ("import begun", "K:1"),
+    ]
+    for write in range(2):
+        store.write(
+            lambda session, write=write: [
+                session.put_answer(route, key, {"x": number + write})
+                for number, (route, key) in enumerate(pairs[: 4 + 3 * write])
+            ]
+        )
+    answers = store.read(lambda session: [session.answer(route, key) for route, key in pairs])
+    assert answers == [{"x": number + 1} for number in range(len(pairs))]
+    assert store.read(lambda session: session.answer_names()) == sorted(pairs)
+    assert store.read(lambda session: session.answer("import begun", "k:1")) is None
+
+
 def test_hostile_text_is_data(store: Store) -> None:
     name = 'a\u0000b.$gt {"$ne": 1} \' --'
     insert(store, entry_of(name))

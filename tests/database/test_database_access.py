@@ -6,19 +6,27 @@ import asyncio
 import json
 import re
 import socket
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from common.embeddings import EmbeddingClient
 from common.errors import ServiceError
+from common.knobs import Database as DatabaseSettings
+from common.settings import Settings
 from database.access import Access, Keys
 from database.client import DatabaseClient
-from database.mongodb_api import main
+from database.memory import Memory
+from database.mongodb_api import create_app, main
+from database.store import Session, open_store
 from tests.database.db_service import EmbeddingDouble, Service, body_of, element_of
 
 WRITE, READ = "write-key-of-this-test", "read-key-of-this-test"
@@ -252,3 +260,39 @@ def test_the_pages_of_the_description_load_nothing_from_elsewhere(service: Servi
 
 def test_ready_means_that_a_write_would_be_taken(service: Service) -> None:
     assert service.get("/ready") == {"status": "ready"}
+
+
+def test_who_asks_within_a_second_whether_it_is_ready_shares_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite", lock_timeout=0.05)
+    holder = sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)
+    writes: list[float] = []
+    with EmbeddingClient(Settings()) as embedder:
+        memory = Memory(open_store(settings), embedder, settings)
+        submit = memory.store.submit
+
+        def counted(work: Callable[[Session], Any]) -> Any:
+            writes.append(time.monotonic())
+            return submit(work)
+
+        monkeypatch.setattr(memory.store, "submit", counted)
+        monkeypatch.setattr(memory.store, "write", lambda work: counted(work).result())
+        app = create_app(memory, 1, threading.Event())
+
+        async def ask(times: int) -> list[int]:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30
+            ) as client:
+                asked = await asyncio.gather(*(client.get("/ready") for _ in range(times)))
+                return [answer.status_code for answer in [*asked, await client.get("/ready")]]
+
+        assert asyncio.run(ask(20)) == [200] * 21 and len(writes) == 1
+        holder.execute("BEGIN IMMEDIATE")
+        time.sleep(1.05)
+        assert asyncio.run(ask(20)) == [503] * 21 and len(writes) == 2
+        holder.execute("ROLLBACK")
+        time.sleep(1.05)
+        assert asyncio.run(ask(1)) == [200] * 2 and len(writes) == 3
+        memory.close()
+    holder.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import random
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ from common.files import sha256_text
 from common.knobs import Database as DatabaseSettings
 from common.process import REPOSITORY
 from database.admin import main
+from database.bulk import MOST_REFUSALS
 from database.sqlite_schema import MIGRATIONS
 from database.store import open_store
 from tests.database.db_service import BASELINE, Service, body_of, mongodb_server
@@ -102,6 +105,27 @@ def test_a_backup_under_load_is_whole_and_comes_back(
     assert again.get(f"/elements/by-index/{before}")["name"] == f"n{before - 1}"
     assert again.get("/elements/search-similar?motivation=motivation%20of%20n3&top_k=1")[0]["name"] == "n3"
     assert again.add("next") == total + 1
+
+
+def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    flush = os.fsync
+    target = tmp_path / "there" / "copy.sqlite"
+    target.parent.mkdir()
+
+    def seen(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            flushed.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), target.exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    assert run("backup", target, store=file) == 0
+    assert flushed == [(str(target.parent), True)]
+    restored = tmp_path / "restored" / "database.sqlite"
+    assert run("restore", target, store=restored) == 0
+    assert flushed[1:] == [(str(restored.parent), True)]
 
 
 def test_verify_changes_nothing_and_needs_no_right_to(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,6 +354,27 @@ def test_a_published_dump_is_read_and_its_refusals_told(
         assert after.execute("SELECT idx, name, parent FROM elements ORDER BY idx").fetchall() == [
             (1, "root", None), (7, "child", 1), (13, "later parent", None),
         ]  # fmt: skip
+
+
+def test_of_very_many_refusals_the_first_are_printed_and_the_rest_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, store = tmp_path / "dump.jsonl", tmp_path / "a.sqlite"
+    # The last one has a note as well, which nobody needs.
+    odd = body_of("no result") | {"index": 9, "result": {"train": "", "test": ""}, "time": "yesterday", "parent": 99}
+    published.write_text(json.dumps(DUMP[0]) + "\n" + "{\n" * MOST_REFUSALS + json.dumps(odd) + "\n")
+    assert run("import-published", published, store=store) == 0
+    out = capsys.readouterr().out.splitlines()
+    refused = [line for line in out if " refused: " in line]
+    assert len(refused) == MOST_REFUSALS and refused[-1].startswith(f"row {MOST_REFUSALS + 1} refused: ")
+    assert out[-2:] == ["and 1 more rows refused", f"1 stored, 0 were before, {MOST_REFUSALS + 1} refused"]
+    assert not any("yesterday" in line for line in out)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps(body_of("a") | {"index": 1}) + "\n" + "{\n" * (MOST_REFUSALS + 3))
+    assert run("restore", lines, store=tmp_path / "b.sqlite") == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len([line for line in out if " refused: " in line]) == MOST_REFUSALS and "and 3 more refused" in out
+    assert f"1 lines restored from {lines}, {MOST_REFUSALS + 3} refused" in out
 
 
 def test_a_gallery_is_not_measured_by_the_constants_of_another_stage(

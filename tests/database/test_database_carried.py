@@ -20,7 +20,7 @@ from common.knobs import Database as DatabaseSettings
 from common.records import Usage
 from common.settings import Settings
 from database.admin import main
-from database.bulk import Importer
+from database.bulk import MOST_REFUSALS, Importer
 from database.evaluate_agent.verdict import Verdict
 from database.exporting import export_lines
 from database.memory import Memory
@@ -269,6 +269,22 @@ def test_lines_wait_for_no_commit_of_a_line_before(service: Service, tmp_path: P
         8: "its parent 7 was refused",
     }
     assert [record.index for _, record in usage] == [5, None]
+
+
+def test_of_very_many_refusals_the_first_are_named_and_the_rest_counted(service: Service) -> None:
+    broken, candidates = "x\n" * (MOST_REFUSALS + 2), json.dumps({"candidates": [8, 9]})
+    told = service.http.post("/v2/import", content=json.dumps(body_of("a")) + "\n" + broken + candidates).json()
+    data = told["data"]
+    assert (data["stored"], data["repeated"], data["left_out"]) == (1, 0, 0)
+    assert [refusal["line"] for refusal in data["refused"]] == list(range(2, MOST_REFUSALS + 2))
+    assert all(refusal["reason"].startswith("expected JSON") for refusal in data["refused"])
+    assert data["more_refused"] == 4 and f"{MOST_REFUSALS + 4} are refused, 4 of them without" in told["message"]
+    detail = service.http.post("/v2/import", content=broken + candidates).json()["detail"]
+    assert detail.startswith("no line can be stored: line 1: expected JSON")
+    assert detail.endswith(f"; and {MOST_REFUSALS + 4 - 10} more")
+    # A name of whoever sent it, however long, is no reason to keep it.
+    long = json.dumps({"usage": {"role": "r", "model": "m", "calls": 1, "x" * 100_000: 1, "failed": -1}})
+    assert len(service.http.post("/v2/import", content=f"{json.dumps(body_of('b'))}\n{long}").text) < 2000
 
 
 def test_a_store_that_holds_elements_takes_no_keys_of_another(service: Service) -> None:

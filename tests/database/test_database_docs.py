@@ -15,7 +15,7 @@ import pytest
 from common.knobs import Database
 from common.process import REPOSITORY
 from database.candidate_manager import FORCE_NEWEST
-from database.evaluate_agent.score import PUBLISHED
+from database.evaluate_agent.score import PUBLISHED, SCORE_VERSION
 from database.openapi import EXAMPLES
 from tests.database.db_service import Service
 
@@ -38,6 +38,7 @@ def test_openapi_has_an_example_and_the_errors_of_every_route(service: Service) 
         for method, operation in methods.items()
     }
     assert set(EXAMPLES) <= set(operations)
+    assert EXAMPLES["GET /v2/elements/{index}/score"]["version"] == SCORE_VERSION
     for route, operation in operations.items():
         assert operation["summary"] and operation["description"], route
         for content in operation["responses"]["200"]["content"].values():

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,9 +20,10 @@ from common.settings import Settings
 from database.evaluate_agent.model_judger import ModelJudger, Subject
 from database.evaluate_agent.rubric import Novelty
 from database.evaluate_agent.score import evaluate, evidence_of
+from database.judging import Judging, _Rest
 from database.memory import Memory
 from database.models import Element
-from database.store import open_store
+from database.store import Session, Store, open_store
 from tests.database.db_service import BASELINE, EmbeddingDouble, Service, element_of, run_of
 from tests.llm_endpoint import FakeEndpoint, Request, Response, ok, status
 
@@ -172,6 +173,59 @@ def test_a_verdict_that_the_store_refuses_is_kept_later_and_not_bought_again(
         memory.close()
         embedder.close()
     holder.close()
+
+
+def test_nobody_waits_while_the_elements_that_failed_are_looked_at(tmp_path: Path, embedding: EmbeddingDouble) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    embedder = EmbeddingClient(Settings.model_validate({"services": {"embedding_url": embedding.url}}))
+    memory = Memory(open_store(settings), embedder, settings)
+    waited: list[bool] = []
+
+    class Asked:
+        """Whoever asks how many failed meanwhile is answered at once."""
+
+        def __init__(self, session: Session) -> None:
+            self._session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def elements(self, indices: list[int]) -> list[Element]:
+            asking = threading.Thread(target=lambda: judging.failed)
+            asking.start()
+            asking.join(0.5)
+            waited.append(asking.is_alive())
+            return self._session.elements(indices)
+
+    class Slow:
+        write = staticmethod(memory.store.write)
+
+        def read(self, work: Callable[[Session], Any]) -> Any:
+            return memory.store.read(lambda session: work(cast(Session, Asked(session))))
+
+    judger = ModelJudger(ScriptedBackend(lambda *_: "I rate it 10/10."), "script")
+    judging = Judging(cast(Store, Slow()), judger, memory.scores, memory.candidates)
+    memory.store.write(lambda session: memory.scores.choose(session, "script"))
+    memory.put_baseline(BASELINE)
+    for number, parent in ((1, None), (2, 1)):
+        element = element_of(number, parent)
+        memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
+    memory.settling.settle()
+    judging.step()
+    assert judging.failed == 1
+    waited.clear()
+    judging.step()
+    assert waited and not any(waited)
+    judging.close()
+    memory.close()
+    embedder.close()
+
+
+def test_whatever_fails_for_weeks_is_tried_again_after_the_longest_rest() -> None:
+    rest = _Rest()
+    for _ in range(1100):
+        rest.fail(2.0)
+    assert rest.failures == 1100 and rest.until == pytest.approx(time.monotonic() + 3600, abs=5)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def test_a_disk_that_takes_nothing_more_is_told_until_it_does(filled: Service) -
     holds(filled, 5)
     assert filled.get("/elements/search-similar?motivation=n3&top_k=1")[0]["name"]
     resource.prlimit(filled.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    # What became of the write before is told for a second.
+    time.sleep(1.0)
     assert filled.get("/ready") == {"status": "ready"}
     assert filled.add("next") == 6
     holds(filled, 6)
@@ -106,6 +108,7 @@ def test_a_disk_that_is_really_full_is_told_until_it_is_not(start: Callable[...,
     holds(service, 5)
     assert service.get("/elements/search-similar?motivation=n3&top_k=1")[0]["name"]
     (disk / "other").unlink()
+    time.sleep(1.0)  # as above
     assert service.get("/ready") == {"status": "ready"}
     assert service.add("next") == 6
     holds(service, 6)

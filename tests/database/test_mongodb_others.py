@@ -214,3 +214,26 @@ def test_the_names_of_answers_of_an_earlier_release_are_told(place: tuple[str, D
     database["asi_answers"].insert_many([{"_id": f"{route} {key}", "body": "{}"} for route, key in names])
     assert store.read(lambda session: session.answer_names()) == names
     store.close()
+
+
+def test_answers_of_an_earlier_release_are_found_and_none_is_taken_for_another(place: tuple[str, Database]) -> None:
+    url, database = place
+    store = opened(url, True)
+    bare = [("POST /v2/usage", "k"), ("DELETE /elements/by-name/x y", "k")]
+    told = [("DELETE /elements/by-name/a b", "k"), ("import begun", "K:1"), ("import", "k:1")]
+    database["asi_answers"].insert_many([{"_id": f"{route} {key}", "body": "{}"} for route, key in bare])
+    database["asi_answers"].insert_many(
+        [{"_id": f"{route} {key}", "route": route, "body": "{}"} for route, key in told]
+    )
+
+    def answers(pairs: list[tuple[str, str]]) -> list[dict[str, Any] | None]:
+        return store.read(lambda session: [session.answer(route, key) for route, key in pairs])
+
+    assert answers([*bare, *told]) == [{}] * 5
+    others = [("DELETE /elements/by-name/a", "b k"), ("import", "begun K:1")]
+    assert answers(others) == [None, None]
+    store.write(lambda session: [session.put_answer(route, key, {"x": 1}) for route, key in [*told, *others]])
+    assert answers([*told, *others]) == [{"x": 1}] * 5
+    names = store.read(lambda session: session.answer_names())
+    assert set(names) >= {*told, *others} and len(names) == len(set(names)) == 7
+    store.close()

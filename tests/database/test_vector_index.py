@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -76,6 +78,105 @@ def test_what_is_removed_is_not_found_and_what_comes_is(store: SqliteStore) -> N
     assert search(store, index, query, 5) == nearest(block, query, 5, set(first[:2]))
     store.write(lambda session: session.clear())
     assert search(store, index, query, 5) == [] and store.read(index.stats).vectors == 0
+
+
+class Watched:
+    """A session that notes from where the vectors are read."""
+
+    def __init__(self, session: Session, read_from: list[int]) -> None:
+        self._session = session
+        self._read_from = read_from
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def windows(self, after: int, limit: int) -> list[VectorRow]:
+        self._read_from.append(after)
+        return self._session.windows(after, limit)
+
+
+def test_a_session_of_before_is_answered_as_of_then_and_nothing_is_built_anew(store: SqliteStore) -> None:
+    block = topics(60)
+    read_from: list[int] = []
+
+    def read(work: Callable[[Session], Any]) -> Any:
+        return store.read(lambda session: work(cast(Session, Watched(session, read_from))))
+
+    index = VectorIndex(None, read=read)
+    query, beside = topics(1, seed=3)[0], topics(1, seed=4)[0]
+
+    def find(session: Session, k: int, before: int | None = None) -> list[int]:
+        return [owner for owner, _ in index.search(session, query[None], k, before)]
+
+    put(store, block[:40])
+    assert read(lambda session: find(session, 5)) == nearest(block[:40], query, 5, set())
+
+    def between(change: Callable[[], Any], count: int, without: set[int]) -> None:
+        """A session that began before `change` sees `count` elements but those removed before."""
+
+        def work(session: Session) -> None:
+            session.count()
+            change()
+            read(lambda newer: index.search(newer, beside[None], 5))
+            held, read_from[:] = read(index.stats), []
+            assert find(session, 5) == nearest(block[:count], query, 5, without)
+            assert find(session, 3, before=20) == nearest(block[:19], query, 3, without)
+            assert index.stats(session) == held, "what it holds now"
+            assert read(index.stats) == held and 0 not in read_from, "built anew"
+
+        read(work)
+
+    first = nearest(block, query, 60, set())
+    between(lambda: put(store, block[40:]), 40, set())
+    # Removed ones are there, skipped, until they are dropped; the last one of all among them.
+    gone = {first[0], first[2], 60}
+    between(lambda: store.write(lambda session: session.delete(sorted(gone))), 60, set())
+    assert read(index.stats).orphans == len(gone)
+    assert read(lambda session: find(session, 5)) == nearest(block, query, 5, gone)
+
+    def drop() -> None:
+        store.write(lambda session: session.delete([first[1]]))
+        read(index.clean)
+
+    between(drop, 60, gone)
+    gone.add(first[1])
+
+
+def test_a_session_from_before_the_store_was_emptied_is_answered_as_of_then(store: SqliteStore) -> None:
+    block, query = topics(30), topics(1, seed=3)[0]
+    index = VectorIndex(None, read=store.read)
+    put(store, block)
+    search(store, index, query, 5)
+
+    def work(session: Session) -> None:
+        session.count()
+        store.write(lambda newer: newer.clear())
+        put(store, block[:3])
+        assert search(store, index, query, 5) == nearest(block[:3], query, 5, set())
+        assert [owner for owner, _ in index.search(session, query[None], 5)] == nearest(block, query, 5, set())
+
+    store.read(work)
+    assert search(store, index, query, 5) == nearest(block[:3], query, 5, set())
+
+
+def test_a_store_that_has_gone_back_is_followed(store: SqliteStore, tmp_path: Path) -> None:
+    block, query = topics(30), topics(1, seed=3)[0]
+    put(store, block[:20])
+    with sqlite3.connect(store.path) as source, sqlite3.connect(tmp_path / "b.sqlite") as copy:
+        source.backup(copy)
+    restored = SqliteStore(str(tmp_path / "b.sqlite"))
+    now = store
+    index = VectorIndex(None, read=lambda work: now.read(work))
+    put(store, block[20:])
+    assert search(store, index, query, 5) == nearest(block, query, 5, set())
+    now = restored
+    assert search(restored, index, query, 5) == nearest(block[:20], query, 5, set())
+    # The numbers that the vectors had which are gone are given again.
+    other = topics(10, seed=8)
+    put(restored, other)
+    whole = np.concatenate([block[:20], other])
+    assert search(restored, index, query, 5) == nearest(whole, query, 5, set())
+    restored.close()
 
 
 def test_many_vectors_are_searched_exactly_whatever_lies_close_together() -> None:
@@ -177,6 +278,26 @@ def test_a_cache_of_another_store_is_noticed(store: SqliteStore, tmp_path: Path)
     block = topics(20, seed=2)
     put(store, block)
     assert search(store, VectorIndex(file), block[4], 1) == [5]
+
+
+def test_what_a_killed_save_left_is_removed_when_the_index_is_opened_and_saved(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.sqlite.faiss"
+    left = tmp_path / ".a.sqlite.faiss.k1ll3d__"
+
+    def leave() -> None:
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+
+    leave()
+    index = VectorIndex(file)
+    assert not left.exists()
+    put(store, topics(3))
+    store.read(index.stats)
+    leave()
+    index.save()
+    assert not left.exists() and VectorIndex(file) and file.exists()
 
 
 def test_few_vectors_can_be_approximated_too() -> None:
