@@ -16,12 +16,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from common.errors import AsiError, ServiceError, StoreError, first_line
 from database.errors import ConflictError, NotFoundError, RefusedError
 from database.store import StoreBusyError, StoreFullError, UncountedError
 
-__all__ = ["REASONS", "ErrorBody", "answer_errors", "error_answer", "mistake"]
+__all__ = ["REASONS", "ErrorBody", "answer_errors", "asked_path", "error_answer", "mistake"]
 
 _LOG = logging.getLogger("database")
 
@@ -85,10 +86,14 @@ def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
     return handle
 
 
-def _asked(request: Request) -> str:
+def asked_path(scope: Scope) -> str:
     """For the log: the path as it came, percent-encoded, so that no name breaks the line."""
-    path = request.scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
-    return f"{request.method} {path[:500]}"
+    path: bytes = scope.get("raw_path", b"")
+    return path.partition(b"?")[0].decode("ascii", "replace")[:500]
+
+
+def _asked(request: Request) -> str:
+    return f"{request.method} {asked_path(request.scope)}"
 
 
 async def _too_deep(_: Request, __: Exception) -> Response:

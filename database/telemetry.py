@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from database.envelope import mistake
+from database.envelope import asked_path, mistake
 from database.store import Session, UncountedError, Where
 
 __all__ = ["Metrics", "Telemetry"]
@@ -132,8 +132,7 @@ class Telemetry:
         # A client may invent methods, and each would be a series of its own.
         known = method if method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH") else "other"
         self._metrics.count(known, route, status, seconds)
-        # As it came, percent-encoded: no name breaks the line.
-        path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace")
+        path = asked_path(scope)
         client = (scope.get("client") or ("",))[0]
         role = scope["state"].get("role")
         milliseconds = round(1000 * seconds, 2)
@@ -141,14 +140,14 @@ class Telemetry:
             "%s %s %s %d %.2f ms %s",
             identity,
             known,
-            path[:500],
+            path,
             status,
             milliseconds,
             client,
             extra={
                 "request_id": identity,
                 "method": known,
-                "path": path[:500],
+                "path": path,
                 "route": route,
                 "status": status,
                 "milliseconds": milliseconds,

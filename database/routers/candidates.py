@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathArgument
 
 from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, OneIndex, Plain, Rebuilt, Waiting
+from database.entries import with_score
 from database.models import Element, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.elements import check_range, draw
@@ -50,11 +51,7 @@ def all_candidates(memory: MemoryDep) -> list[ScoredElement]:
         current = memory.candidates.ranked(session)
         found = session.elements([facts.index for facts in current])
         scores = {facts.index: facts.score for facts in current}
-        names = Element.model_fields
-        return [
-            ScoredElement(**{name: getattr(element, name) for name in names}, score=scores[element.index])
-            for element in found
-        ]
+        return [with_score(element, scores[element.index]) for element in found]
 
     return memory.store.read(work)
 
