@@ -15,13 +15,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["LONGEST_LOG", "Checkpoints"]
+__all__ = ["LONGEST_LOG", "PAGE", "Checkpoints"]
 
 _LOG = logging.getLogger(__name__)
+PAGE = 4096
+"""Bytes."""
 LONGEST_LOG = 8000
-"""Pages of the log (4 KiB each) at which it is brought to begin anew."""
+"""Pages of the log at which it is brought to begin anew. Where it is twice as long before it is looked at, it is copied
+at once."""
 _EVERY = 1.0
-"""Seconds from a commit to the copy of what it, and others meanwhile, wrote."""
+"""Longest time in seconds from a commit to the copy of what it, and others meanwhile, wrote."""
 _PATIENCE_MS = 250
 """Longest wait for those who read."""
 
@@ -36,11 +39,14 @@ class Checkpoints:
 
     def __init__(self, file: Path, connect: Callable[[], sqlite3.Connection]) -> None:
         self._file = file
+        self._log = file.with_name(file.name + "-wal")
         self._connect = connect
         self._long = False
         self._most = LONGEST_LOG
         self._connection: sqlite3.Connection | None = None
         self._committed = threading.Event()
+        self._urgent = threading.Event()
+        """The log has become too long to wait."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
@@ -54,18 +60,26 @@ class Checkpoints:
             with contextlib.suppress(sqlite3.Error):
                 # Where somebody reads for long, it is not waited for each time.
                 self._most = max(LONGEST_LOG, 2 * _left_by_readers(writer))
+        else:
+            with contextlib.suppress(OSError):
+                # Where it begins anew SQLite cuts it to twice `LONGEST_LOG` (`journal_size_limit`): it has grown since.
+                if self._log.stat().st_size > 2 * self._most * PAGE:
+                    self._urgent.set()
 
     def close(self) -> None:
         """Ends the thread. What is not copied yet stays in the log, where the next start finds it."""
         self._closing.set()
         self._committed.set()
+        self._urgent.set()
         self._thread.join()
 
     def _run(self) -> None:
         failed = False
         while not self._closing.is_set():
             self._committed.wait()
-            if self._closing.wait(_EVERY):
+            # What cannot be copied is not tried at each commit.
+            (self._closing if failed else self._urgent).wait(_EVERY)
+            if self._closing.is_set():
                 break
             if failed and not self._fits():
                 continue
@@ -73,6 +87,7 @@ class Checkpoints:
             try:
                 self._connection = self._connection or self._connect()
                 self._long = _copy(self._connection) > self._most
+                self._urgent.clear()
                 failed = False
             except sqlite3.Error as error:
                 # Nothing is lost: the log grows, and the next write says what is wrong with the disk.
@@ -87,8 +102,7 @@ class Checkpoints:
         """Whether the disk has room for all of the log a second time. After a failure less is left to the writes, which
         the copy of a part would take it from."""
         try:
-            log = self._file.with_name(self._file.name + "-wal").stat().st_size
-            return shutil.disk_usage(self._file.parent).free >= log
+            return shutil.disk_usage(self._file.parent).free >= self._log.stat().st_size
         except OSError:
             return False
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from common.errors import StoreError
 from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
-from database.sqlite_checkpoint import LONGEST_LOG, Checkpoints
+from database.sqlite_checkpoint import LONGEST_LOG, PAGE, Checkpoints
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.sqlite_session import LargeWriteError, SqliteSession
 from database.store import StoreBusyError, StoreFullError
@@ -243,8 +243,8 @@ class SqliteStore:
         connection.execute("PRAGMA temp_store = MEMORY")
         # Where the copy beside the writes (`Checkpoints`) does not come along, a commit does it.
         connection.execute(f"PRAGMA wal_autocheckpoint = {4 * LONGEST_LOG}")
-        # After one that made it long, such as the removal of many elements.
-        connection.execute(f"PRAGMA journal_size_limit = {2 * 4096 * LONGEST_LOG}")
+        # After one that made it long, such as the removal of many elements. `Checkpoints` sees by it how long it is.
+        connection.execute(f"PRAGMA journal_size_limit = {2 * LONGEST_LOG * PAGE}")
         return connection
 
     def _prepare(self, writer: sqlite3.Connection) -> None:

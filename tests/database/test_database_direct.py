@@ -20,7 +20,7 @@ import pytest
 from common.embeddings import EmbeddingClient
 from common.knobs import Database as DatabaseSettings
 from common.settings import Settings
-from database import sqlite_checkpoint
+from database import sqlite_checkpoint, sqlite_database
 from database.memory import Memory
 from database.mongodb_api import create_app
 from database.sqlite_database import SqliteStore
@@ -134,8 +134,30 @@ def test_the_log_is_copied_beside_the_writes_and_begins_anew(tmp_path: Path, mon
     assert not log.exists()
 
 
+def test_a_log_that_gets_long_at_once_is_copied_beside_the_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 400
+    for module in (sqlite_checkpoint, sqlite_database):
+        monkeypatch.setattr(module, "LONGEST_LOG", longest)
+    monkeypatch.setattr(sqlite_checkpoint, "_EVERY", 60.0)
+    log = tmp_path / "a.sqlite-wal"
+    store = SqliteStore(str(tmp_path / "a.sqlite"))
+    entry = entry_of("x" * 20_000)
+    sizes = []
+    for _ in range(250):
+        store.write(lambda session: session.insert(entry))
+        sizes.append(log.stat().st_size)
+        time.sleep(0.004)
+    assert 2 * longest * 4096 < max(sizes) < 4 * longest * 4096, "else a commit copies it"
+    # How often it began anew stands in its head.
+    assert int.from_bytes(log.read_bytes()[12:16], "big") >= 2
+    store.close()
+
+
 def test_the_log_begins_anew_though_reads_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "LONGEST_LOG", 50)
+    for module in (sqlite_checkpoint, sqlite_database):
+        monkeypatch.setattr(module, "LONGEST_LOG", 50)
     monkeypatch.setattr(sqlite_checkpoint, "_EVERY", 0.03)
     file = tmp_path / "a.sqlite"
     store = SqliteStore(str(file))
