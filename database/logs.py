@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import sys
@@ -31,8 +30,6 @@ def log_to_stderr(form: Literal["text", "json"]) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # uvicorn's own set-up makes logging forget what it would flush at the end.
-    atexit.register(handler.flush)
     # No form names them, and to find them out for each line takes longer than to keep the line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -52,12 +49,11 @@ class GatheredLines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._records: deque[logging.LogRecord] = deque()
+        self._records: deque[logging.LogRecord | threading.Event] = deque()
+        """And, between them, what is set when all before it is written."""
         self._dropped = 0
         self._some = threading.Event()
         self._urgent = threading.Event()
-        # What is logged while a line is made comes from the thread that holds it.
-        self._writing = threading.RLock()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -71,16 +67,17 @@ class GatheredLines(logging.Handler):
             self._some.set()
 
     def flush(self) -> None:
-        # Whoever holds it may wait for a reader that never comes.
-        if not self._writing.acquire(timeout=_LAST_SECONDS):
-            return
-        try:
-            self._write()
-        finally:
-            self._writing.release()
+        """Waits until what was logged so far is written. A second at most: the thread may wait for a reader that never
+        comes."""
+        written = threading.Event()
+        self._records.append(written)
+        self._urgent.set()
+        self._some.set()
+        written.wait(_LAST_SECONDS)
 
     def _write(self) -> None:
-        records = [self._records.popleft() for _ in range(len(self._records))]
+        taken = [self._records.popleft() for _ in range(len(self._records))]
+        records = [record for record in taken if isinstance(record, logging.LogRecord)]
         lines = [line for record in records if (line := self._line(record)) is not None]
         if self._dropped:
             lines.append(f"{self._dropped} lines are left out: nobody read those before them")
@@ -90,6 +87,9 @@ class GatheredLines(logging.Handler):
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write("\n".join(lines) + "\n")
                 sys.stderr.flush()
+        for written in taken:
+            if isinstance(written, threading.Event):
+                written.set()
 
     def _line(self, record: logging.LogRecord) -> str | None:
         try:
@@ -104,4 +104,4 @@ class GatheredLines(logging.Handler):
             self._urgent.wait(_GATHER_SECONDS)
             self._some.clear()
             self._urgent.clear()
-            self.flush()
+            self._write()

@@ -15,7 +15,7 @@ import logging, sys, threading, time
 import uvicorn
 from database.logs import log_to_stderr
 log_to_stderr("text")
-uvicorn.Config(lambda: None, log_level="warning")
+uvicorn.Config(lambda: None, log_config=None, log_level="warning")
 log = logging.getLogger("x")
 """
 
@@ -86,3 +86,19 @@ def test_nobody_waits_where_stderr_is_not_read() -> None:
         lines = process.stderr.read()
         assert process.wait(30) == 0
     assert lines.count("x" * 100) >= 20_000, "what was not too much is there"
+
+
+def test_the_end_does_not_wait_for_a_reader() -> None:
+    # A pipe holds 64 KiB.
+    program = """
+    log.info("%s", "x" * 60_000)
+    time.sleep(0.5)
+    log.info("%s", "y" * 20_000)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", _BEFORE + textwrap.dedent(program)], cwd=REPOSITORY, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
