@@ -31,7 +31,8 @@ class Hold:
     """The lease while it is held."""
 
     renew: Callable[[], bool]
-    """Prolongs it by a whole lease from now; False where another holder has it, or had it meanwhile."""
+    """Prolongs it by a whole lease from now; False where it was given back, or another holder has it or had it
+    meanwhile."""
     until: float
     """Until when (time.monotonic) another write may be begun: half of the lease is left for it then."""
     broken: bool
@@ -80,20 +81,30 @@ class Lease:
             yield hold
         finally:
             done.set()
-            # A mark that came meanwhile, from one that had lost the lease, stays.
-            changed = {} if hold.broken == stored else {"broken": hold.broken}
-            self._give_back(token, changed | {"until": 0.0})
+            self._give_back(token, hold.broken, stored, before.get("late"))
 
     def cut_off(self) -> bool:
         """Whether a write was cut off without a transaction around it, and nobody has mended that or is at it."""
         found = self._database[STATE].find_one({"_id": "lease"})
         return found is not None and found["until"] < self._server_time() and _unmended(found)
 
-    def _give_back(self, token: str, released: dict[str, Any]) -> None:
-        mine = self._unjournaled.update_one({"_id": "lease", "owner": token}, {"$set": released})
-        if not mine.matched_count:
+    def _give_back(self, token: str, broken: bool, stored: bool, late: int | None) -> None:
+        """
+        Args:
+            broken: whether something is to be mended by the next one.
+            stored: whether the document said so when the lease was taken.
+            late: how many had marked it by then that had lost the lease.
+        """
+        mine, released = {"_id": "lease", "owner": token}, {"until": 0.0}
+        if stored and not broken:
+            # All is mended but for what was written beside this holder, which is marked meanwhile.
+            mended = self._unjournaled.update_one(mine | {"late": late}, {"$set": released | {"broken": False}})
+            if mended.matched_count:
+                return
+        changed = {"broken": True} if broken and not stored else {}
+        if not self._unjournaled.update_one(mine, {"$set": released | changed}).matched_count:
             # It ran out, and another one wrote meanwhile: what was written on both sides may not agree.
-            self._unjournaled.update_one({"_id": "lease"}, {"$set": {"broken": True}})
+            self._unjournaled.update_one({"_id": "lease"}, {"$set": {"broken": True}, "$inc": {"late": 1}})
 
     def _acquire(self, token: str, wait: float) -> dict[str, Any]:
         """Waits for it; what its document said before."""
@@ -152,8 +163,9 @@ class Lease:
 
     def _renew(self, token: str) -> bool:
         until = self._server_time() + LEASE_SECONDS
-        mine = self._database[STATE].update_one({"_id": "lease", "owner": token}, {"$set": {"until": until}})
-        return mine.matched_count == 1
+        # Once it is given back nobody holds it, whatever was on its way to the server.
+        mine = {"_id": "lease", "owner": token, "until": {"$gt": 0.0}}
+        return self._database[STATE].update_one(mine, {"$set": {"until": until}}).matched_count == 1
 
     def _server_time(self) -> float:
         """Now by the server's clock, the only one that all processes share."""

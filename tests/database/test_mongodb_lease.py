@@ -3,6 +3,7 @@ nobody answers from it meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 from typing import Any
@@ -67,6 +68,39 @@ def test_what_has_to_be_mended_is_not_forgotten_where_the_next_holder_is_killed_
             hold.broken = False
     found = database["asi_state"].find_one({"_id": "lease"})
     assert found is not None and found["broken"] is False and found["until"] == 0.0
+    client.close()
+
+
+def test_a_renewal_that_comes_late_takes_nothing_back(place: tuple[str, Database]) -> None:
+    url, database = place
+    opened(url, False).close()
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+    lease = Lease(client.get_default_database(), "x", None)
+    with lease.hold(5) as hold:
+        assert hold.renew()
+    assert not hold.renew()
+    found = database["asi_state"].find_one({"_id": "lease"})
+    assert found is not None and found["until"] == 0.0, "nobody could write until it ran out"
+    client.close()
+
+
+def test_what_a_late_holder_wrote_is_mended_though_the_next_one_has_mended_before(place: tuple[str, Database]) -> None:
+    url, database = place
+    opened(url, False).close()
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+    late, following = (Lease(client.get_default_database(), "x", None) for _ in range(2))
+    with contextlib.ExitStack() as stood_still:
+        stood_still.enter_context(late.hold(5))
+        database["asi_state"].update_one({"_id": "lease"}, {"$set": {"until": time.time() - 60}})
+        with following.hold(5) as hold:
+            assert hold.broken
+            hold.broken = False
+            # It wakes up here, and has written beside the other.
+            stood_still.close()
+    for mended in (False, True):
+        with following.hold(5) as hold:
+            assert hold.broken is not mended
+            hold.broken = False
     client.close()
 
 
