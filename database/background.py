@@ -54,6 +54,7 @@ class Background:
             self._wanted.clear()
 
     def _again(self) -> bool:
+        """Whether the next step is to be done at once, after one that failed when it has rested."""
         try:
             return self._step()
         except AsiError as error:
@@ -61,4 +62,4 @@ class Background:
         except Exception:  # noqa: BLE001 - the boundary of a thread: recorded, and tried again
             _LOG.exception("%s failed", self._name)
         self._closing.wait(self._rest)
-        return False
+        return True

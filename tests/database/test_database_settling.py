@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import ServiceError
+from common.errors import ServiceError, StoreError
 from common.knobs import Database as DatabaseSettings
+from database.background import Background
 from database.memory import Memory
 from database.models import NewElement
 from database.novelty import Sketches, shingles
@@ -138,3 +141,21 @@ def test_programs_compared_last_are_remembered_up_to_some_bytes(
     size = shingles(programs[0]).nbytes
     assert reads(2 * size) == 2 < reads(2 * size - 1)
     memory.close()
+
+
+def test_what_failed_is_tried_again_after_the_rest_and_not_after_two() -> None:
+    tried: list[float] = []
+    done = threading.Event()
+
+    def step() -> bool:
+        tried.append(time.monotonic())
+        if len(tried) == 1:
+            raise StoreError("away")
+        done.set()
+        return False
+
+    background = Background("trying", step, 1.0)
+    background.start()
+    assert done.wait(30)
+    background.close()
+    assert 1.0 <= tried[1] - tried[0] < 1.9
