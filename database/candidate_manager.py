@@ -192,19 +192,18 @@ class Candidates:
             return None
         return _Standard(loss, benchmark, max(_WIDTH, baseline.loss_clip), max(_WIDTH, baseline.benchmark_clip))
 
-    def adopt(self, session: Session, indices: Sequence[int], new_count: int) -> int:
-        """Takes over a set that another service kept, unless this store has had one; returns how many it took.
+    def adopt(self, session: Session, indices: Sequence[int], new_count: int) -> None:
+        """Takes over a set that another service kept, unless this store has had one.
 
         Args:
             new_count: elements stored since that set was last updated.
         """
         if session.candidates() or session.state(MERGED) is not None:
-            return 0
+            return
         known = [facts.index for index in dict.fromkeys(indices) for facts in _one(session, index)]
         session.put_candidates(known[: self.capacity])
         newest = session.ranked("newest", limit=1, offset=max(0, new_count))
         session.put_state(MERGED, newest[0] if newest else 0)
-        return len(known)
 
     def take_over(self, session: Session, indices: Sequence[int], merged: int) -> list[int]:
         """Makes the set that of a store which this one is a copy of; returns what is beyond the capacity.

@@ -43,8 +43,7 @@ class DatabaseClient:
     ServiceError.
 
     Calls that may be repeated without harm (reads, and writes with a key) are repeated while the server cannot be
-    reached,
-    for about 7 s, so a restart of the server is not noticed.
+    reached, for about 7 s, so a restart of the server is not noticed.
 
     Args:
         url: base URL, such as http://127.0.0.1:8001.

@@ -135,7 +135,7 @@ EXAMPLES: dict[str, Any] = {
         "candidates": _CANDIDATES | {"cold_start": 200},
     },
     "POST /repair": _done(
-        "7 elements checked; the storage is sound",
+        "7 elements checked; the storage is sound; scores are computed again",
         {
             "elements": 7,
             "storage_problems": [],
@@ -274,7 +274,10 @@ EXAMPLES: dict[str, Any] = {
         "oldest": 1,
         "last": 12,
     },
-    "GET /v2/events/stream": 'id: 12\nevent: added\ndata: {"index": 7, "time": "2025-07-01 12:00:00", "data": {}}\n\n',
+    "GET /v2/events/stream": (
+        'event: added\ndata: {"index": 7, "time": "2025-07-01 12:00:00", '
+        '"data": {"name": "delta_net_gated_mix", "parent": 1}}\nid: 12\n\n'
+    ),
     "GET /v2/export": '{"element": {"index": 1, ...}, "score": 1.4, "runs": []}\n{"candidates": [], "last_index": 1}\n',
     "POST /v2/import": _done(
         "2 lines are stored, 0 were before, 1 are refused",
@@ -287,7 +290,7 @@ EXAMPLES: dict[str, Any] = {
     ),
     "GET /v2/fingerprints/{fingerprint}": [7],
     "GET /v2/elements/{index}/score": _JUDGED,
-    "PUT /v2/baselines/{key}": _done("baseline 4a1f is stored; 7 elements scored again", {"rescored": 7}),
+    "PUT /v2/baselines/{key}": _done("baseline 4a1f is stored; 7 elements are scored again", {"rescored": 7}),
     "GET /v2/baselines/{key}": _BASELINE,
 }
 """What each route answers, by method and path."""

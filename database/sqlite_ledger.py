@@ -9,10 +9,10 @@ from typing import Any
 
 from common.records import Usage
 from database.ledger import Event, EventKind
-from database.sqlite_checks import COUNTED, damages, strays
+from database.sqlite_checks import damages, strays
 from database.sqlite_rows import chunks, marks
 
-__all__ = ["COUNTED", "SqliteLedger"]
+__all__ = ["SqliteLedger"]
 
 
 class SqliteLedger:

@@ -13,7 +13,8 @@ from common.files import sha256_text
 from common.records import RunRecord
 from database.evaluate_agent.score import Evaluation, Evidence
 from database.models import Element
-from database.sqlite_ledger import COUNTED, SqliteLedger
+from database.sqlite_checks import COUNTED
+from database.sqlite_ledger import SqliteLedger
 from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of, marks, readable
 from database.sqlite_vectors import SqliteVectors
 from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where

@@ -9,6 +9,7 @@ from fastapi import Path as PathArgument
 
 from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, OneIndex, Plain, Rebuilt, Waiting
 from database.entries import with_score
+from database.errors import NotFoundError
 from database.models import Element, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.elements import check_range, draw
@@ -102,8 +103,8 @@ def remove_candidate(
     """Takes an element out of the set."""
 
     def work(session: Session) -> tuple[str, object]:
-        memory.candidates.refresh(session, index)
-        memory.candidates.remove(session, index=index)
+        if not memory.candidates.remove(session, index=index):
+            raise NotFoundError(f"element {index} is not a candidate")
         return f"element {index} is no candidate any more", {"index": index}
 
     return answered(memory, request, key, work)
