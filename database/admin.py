@@ -134,9 +134,11 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
 def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
     """Puts a backup in place: a database file over SQLite, JSON Lines into an empty store of either kind."""
     file = _sqlite_file(settings)
+    head = None
     with contextlib.suppress(OSError), source.open("rb") as handle:
-        if handle.read(16) != b"SQLite format 3\0":
-            return _restore_lines(settings, source)
+        head = handle.read(16)
+    if head not in (None, b"SQLite format 3\0"):
+        return _restore_lines(settings, source)
     if file is None:
         raise UsageError("a backup of SQLite cannot be put into MongoDB", "restore it into sqlite:///FILE first, then "
                          "export that by GET /v2/export and restore the JSON Lines")  # fmt: skip

@@ -323,6 +323,17 @@ DUMP = [
 ]
 
 
+def test_whoever_stops_reading_what_a_restore_says_is_not_told_of_a_bad_backup(tmp_path: Path) -> None:
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(json.dumps(body_of("n")))
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-u", "database/admin.py", "restore", lines, "--store", f"sqlite:///{tmp_path}/a.sqlite"]
+    ended = subprocess.run(argv, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == 1 and "Broken pipe" in ended.stderr and "not a database" not in ended.stderr
+
+
 @pytest.mark.parametrize("form", ["list", "results", "lines"])
 def test_a_published_dump_is_read_and_its_refusals_told(
     tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
