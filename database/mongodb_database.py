@@ -92,11 +92,10 @@ class MongoStore:
         with translated(without_secrets(url)):
             self._client = connect(url)
             database = self._client.get_default_database(_DEFAULT_DATABASE)
-            self._shown = (
-                f"{database.name} at {', '.join(f'{host}:{port}' for host, port in [self._client.address or ('?', 0)])}"
-            )
             self._database: Database[dict[str, Any]] = database.with_options(write_concern=WriteConcern(w=1, j=True))
             hello = self._client.admin.command("hello")
+            # Of a cluster, whose servers are connected to by now, there may be several.
+            self._shown = f"{database.name} at {', '.join(sorted(f'{h}:{p}' for h, p in self._client.nodes))}"
             able = bool(hello.get("setName")) or hello.get("msg") == "isdbgrid"
             # One for all writes, which one thread does: its name lets the next holder of the lease end what it left.
             self._writer = self._client.start_session() if able and transactions else None

@@ -369,6 +369,18 @@ def test_a_server_that_goes_away_is_missed_until_it_is_back(start: Callable[...,
         mongodb.wait()
 
 
+def test_a_cluster_has_no_one_address(place: tuple[str, Documents], monkeypatch: pytest.MonkeyPatch) -> None:
+    def several(_: object) -> None:
+        raise pymongo.errors.InvalidOperation("several")
+
+    monkeypatch.setattr(pymongo.MongoClient, "address", property(several))
+    store = open_store(DatabaseSettings(store=place[0]))
+    store.close()
+    name, at = place[1].database.name, place[0].split("/")[2]
+    with pytest.raises(StoreError, match=f"^{name} at {at} is closed"):
+        store.write(lambda session: session.count())
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"candidates": 3}', "no json"])
 def test_a_file_that_is_no_candidate_file_is_told(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.json"
