@@ -24,6 +24,9 @@ from database.store import StoreBusyError
 __all__ = ["LEASE_SECONDS", "Hold", "Lease"]
 
 LEASE_SECONDS = 20.0
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""A clock that nobody sets, and that goes on while the machine sleeps; macOS has none but the second, which does so
+there."""
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Lease:
         self._writer = writer
         self._owner = uuid.uuid4().hex
         at = database.client.admin.command("hello").get("localTime")
-        self._clock_offset = at.replace(tzinfo=UTC).timestamp() - time.time() if at is not None else 0.0
+        now = time.time() if at is None else at.replace(tzinfo=UTC).timestamp()
+        self._clock_offset = now - time.clock_gettime(_ELAPSED)
         # A release that is lost is waited for, which is no harm: it need not wait for the journal.
         self._unjournaled = database.get_collection(STATE, write_concern=WriteConcern(w=1, j=False))
 
@@ -169,7 +173,7 @@ class Lease:
 
     def _server_time(self) -> float:
         """Now by the server's clock, the only one that all processes share."""
-        return time.time() + self._clock_offset
+        return time.clock_gettime(_ELAPSED) + self._clock_offset
 
 
 def _unmended(lease: dict[str, Any]) -> bool:

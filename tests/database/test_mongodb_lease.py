@@ -15,7 +15,7 @@ from database.invariants import broken
 from database.mongodb_counting import begin
 from database.mongodb_draft import Draft
 from database.mongodb_lease import Lease
-from database.store import Session, UncountedError
+from database.store import Session, StoreBusyError, UncountedError
 from tests.database.test_mongodb_writes import insert_below, opened
 
 pytestmark = pytest.mark.services
@@ -68,6 +68,21 @@ def test_what_has_to_be_mended_is_not_forgotten_where_the_next_holder_is_killed_
             hold.broken = False
     found = database["asi_state"].find_one({"_id": "lease"})
     assert found is not None and found["broken"] is False and found["until"] == 0.0
+    client.close()
+
+
+def test_whoever_sets_the_clock_of_a_machine_ends_no_lease(
+    place: tuple[str, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = place
+    opened(url, False).close()
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+    holder, other = (Lease(client.get_default_database(), "x", None) for _ in range(2))
+    with holder.hold(5):
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3600)
+        with pytest.raises(StoreBusyError), other.hold(0.2):
+            pass
     client.close()
 
 
