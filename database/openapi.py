@@ -308,7 +308,14 @@ _BODIES: dict[str, Any] = {
     "POST /v2/import": '{"element": {"index": 1, "name": "delta_net", ...}}\n',
 }
 _UNKNOWN = ("{index}", "{name}", "{parent}", "{key}", "sample", "uct-select", "tree-structure", "{sha256}")
-"""Parts of a path that a 404 belongs to, beside lists, which are empty instead."""
+"""Parts of a path that a 404 belongs to, beside those of `_EMPTY`."""
+_EMPTY = (
+    "/sample-range/",
+    "GET /elements/by-name/",
+    "GET /elements/with-score/by-name/",
+    "DELETE /candidates/by-name/",
+)
+"""Parts of a route that finds none instead."""
 
 
 def describe_api(app: FastAPI) -> None:
@@ -359,6 +366,6 @@ def _statuses(method: str, path: str, operation: dict[str, Any]) -> set[int]:
         found |= {400, 403, 409, 413, 507}
     if "/sample-range/" in path:
         found.add(400)
-    if any(part in path for part in _UNKNOWN) and not ("by-name" in path and method == "get"):
+    if any(part in path for part in _UNKNOWN) and not any(part in f"{method.upper()} {path}" for part in _EMPTY):
         found.add(404)
     return found

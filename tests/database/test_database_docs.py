@@ -53,6 +53,10 @@ def test_openapi_has_an_example_and_the_errors_of_every_route(service: Service) 
         if not route.startswith("GET") and route != "POST /v2/experiments":
             headers = [one["name"] for one in operation.get("parameters", []) if one["in"] == "header"]
             assert headers == ["Idempotency-Key"], route
+    finds_none = ("GET /candidates/sample-range/{a}/{b}/{k}", "DELETE /candidates/by-name/{name}")
+    assert not [route for route in finds_none if "404" in operations[route]["responses"]]
+    one = ("GET /elements/sample", "DELETE /elements/by-name/{name}", "GET /v2/programs/{sha256}")
+    assert not [route for route in one if "404" not in operations[route]["responses"]]
     assert set(schema["components"]["schemas"]["ErrorBody"]["required"]) == {"message", "detail"}
 
 
