@@ -98,10 +98,16 @@ class Judging:
         if self._closed.is_set() or not self._taken() or time.monotonic() < self._endpoint.until:
             return False
         waiting = self._store.read(lambda session: self._waiting(session, _AT_ONCE))
-        asked = [self._pool.submit(self._judge, index) for index in waiting]
+        try:
+            asked = [self._pool.submit(self._judge, index) for index in waiting]
+        except RuntimeError:
+            if not self._closed.is_set():
+                raise
+            # While it was looked who waits.
+            return False
         # Where one fails the others still end first: the next step would ask the same again.
         futures.wait(asked)
-        judged = [each.result() for each in asked]
+        judged = [not each.cancelled() and each.result() for each in asked]
         return any(judged)
 
     def judges(self, index: int) -> bool:

@@ -221,6 +221,33 @@ def test_nobody_waits_while_the_elements_that_failed_are_looked_at(tmp_path: Pat
     embedder.close()
 
 
+def test_a_judge_that_is_closed_while_it_looks_who_waits_asks_nobody(
+    tmp_path: Path, embedding: EmbeddingDouble
+) -> None:
+    settings = DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite")
+    embedder = EmbeddingClient(Settings.model_validate({"services": {"embedding_url": embedding.url}}))
+    memory = Memory(open_store(settings), embedder, settings)
+
+    class Closing:
+        write = staticmethod(memory.store.write)
+
+        def read(self, work: Callable[[Session], Any]) -> Any:
+            judging.close()
+            return memory.store.read(work)
+
+    llm = ScriptedBackend(lambda *_: json.dumps(GOOD))
+    judging = Judging(cast(Store, Closing()), ModelJudger(llm, "script"), memory.scores, memory.candidates)
+    memory.store.write(lambda session: memory.scores.choose(session, "script"))
+    memory.put_baseline(BASELINE)
+    for number, parent in ((1, None), (2, 1)):
+        element = element_of(number, parent)
+        memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
+    memory.settling.settle()
+    assert not judging.step() and not llm.calls
+    memory.close()
+    embedder.close()
+
+
 def test_whatever_fails_for_weeks_is_tried_again_after_the_longest_rest() -> None:
     rest = _Rest()
     for _ in range(1100):
