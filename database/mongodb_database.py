@@ -302,11 +302,11 @@ class MongoStore:
         # A holder that was killed keeps the lease until it runs out.
         with self._lease.hold(LEASE_SECONDS + self._lock_timeout) as hold:
             adopt(database)
-            # Another program may have stored or removed elements.
             # Without transactions the last write may have been cut off, whatever the lease says.
             cut_off = self._writer is None or hold.marked
             doubtful = hold.marked or (hold.broken and self._writer is None)
             # They may have been counted before.
             self._once_more = MongoSession(database).state(COUNTING) is not None
+            # In any case everything is counted: another program may have stored or removed elements.
             self._say(mend(database, cut_off, doubtful, _COUNTING_SECONDS))
             hold.broken = hold.marked = False

@@ -55,8 +55,7 @@ class ServerSizes:
         """Whether the answer before came while it was waited for."""
 
     def latest(self) -> Measured | None:
-        """What the server said last, a moment ago where it is quick; None until it has answered in
-        time."""
+        """What the server said last, a moment ago where it is quick; None until it has answered in time."""
         with self._lock:
             if self._answered.is_set() and not self._closed and time.monotonic() >= self._due:
                 self._answered.clear()

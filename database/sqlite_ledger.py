@@ -10,7 +10,7 @@ from typing import Any
 from common.records import Usage
 from database.ledger import Event, EventKind
 from database.sqlite_checks import damages, strays
-from database.sqlite_rows import chunks, marks
+from database.sqlite_rows import chunks, marks, readable
 
 __all__ = ["SqliteLedger"]
 
@@ -30,7 +30,8 @@ class SqliteLedger:
     def events(self, after: int, limit: int) -> list[Event]:
         query = "SELECT id, time, kind, idx, data FROM events WHERE id > ? ORDER BY id LIMIT ?"
         rows = self._connection.execute(query, (after, limit))
-        return [Event(number, time, kind, index, json.loads(data)) for number, time, kind, index, data in rows]
+        with readable("an event"):
+            return [Event(number, time, kind, index, json.loads(data)) for number, time, kind, index, data in rows]
 
     def event_span(self) -> tuple[int, int]:
         first = self._connection.execute("SELECT MIN(id) FROM events").fetchone()[0]
@@ -67,7 +68,8 @@ class SqliteLedger:
     def usage(self, after: int, limit: int) -> list[tuple[int, Usage]]:
         query = "SELECT id, body FROM usage WHERE id > ? ORDER BY id LIMIT ?"
         rows = self._connection.execute(query, (after, limit))
-        return [(number, Usage.model_validate_json(body)) for number, body in rows]
+        with readable("a record of usage"):
+            return [(number, Usage.model_validate_json(body)) for number, body in rows]
 
     def reserve(self, index: int) -> None:
         self._connection.execute(

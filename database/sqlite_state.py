@@ -30,7 +30,8 @@ class SqliteState:
 
     def answer(self, route: str, key: str) -> dict[str, Any] | None:
         row = self._run("SELECT body FROM answers WHERE route = ? AND key = ?", route, key).fetchone()
-        return None if row is None else json.loads(row[0])
+        with readable(f"the answer to {route} {key}"):
+            return None if row is None else json.loads(row[0])
 
     def put_answer(self, route: str, key: str, answer: dict[str, Any]) -> None:
         self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", route, key, json.dumps(answer))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from database.sqlite_rows import chunks, marks
+from database.sqlite_rows import chunks, marks, readable
 from database.sqlite_state import SqliteState
 from database.store import VectorRow, VectorState, windows_in
 
@@ -47,10 +47,11 @@ class SqliteVectors(SqliteState):
             self.state("model"),
             limit,
         )
-        return [
-            VectorRow(sequence, index, np.frombuffer(block, dtype="<f4").reshape(-1, dimension))
-            for sequence, index, dimension, block in rows
-        ]
+        with readable("a vector"):
+            return [
+                VectorRow(sequence, index, np.frombuffer(block, dtype="<f4").reshape(-1, dimension))
+                for sequence, index, dimension, block in rows
+            ]
 
     def vector_state(self) -> VectorState:
         model = self.state("model")

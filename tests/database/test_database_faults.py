@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import sqlite3
@@ -13,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import StoreError
+from common.knobs import Database as DatabaseSettings
 from common.process import REPOSITORY
+from common.records import Usage
 from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
 from database.models import NewElement
 from database.mongodb_api import main
 from database.novelty import shingles, sketch
 from database.sqlite_database import SqliteStore
-from database.store import NewEntry, Store, without_secrets
+from database.store import NewEntry, Session, Store, open_store, without_secrets
 from tests.database.db_service import Service, body_of, hashed_windows, settled
 
 
@@ -171,6 +175,36 @@ def fill(store: Store, motivations: dict[str, str]) -> None:
             model="hashed-words",
         )
         _insert(store, entry)
+
+
+@pytest.mark.parametrize(
+    ("damage", "asked"),
+    [
+        ("UPDATE answers SET body = '{'", lambda session: session.answer("POST /x", "k")),
+        ("UPDATE events SET data = '{'", lambda session: session.ledger.events(0, 9)),
+        ("UPDATE usage SET body = '{'", lambda session: session.ledger.usage(0, 9)),
+        ("UPDATE vectors SET windows = x'00'", lambda session: session.windows(0, 9)),
+        ("UPDATE evidence SET evidence = '{'", lambda session: session.evidence(1)),
+    ],
+    ids=["answer", "event", "usage", "vector", "evidence"],
+)
+def test_what_is_damaged_beside_an_element_is_an_error_of_the_store(
+    tmp_path: Path, damage: str, asked: Callable[[Session], object]
+) -> None:
+    store = open_store(DatabaseSettings(store=f"sqlite:///{tmp_path}/a.sqlite"))
+    fill(store, {"a": "alpha beta"})
+
+    def beside(session: Session) -> None:
+        session.put_answer("POST /x", "k", {"message": "m"})
+        session.ledger.put_usage([Usage(role="planner", model="m", calls=1)])
+
+    store.write(beside)
+    assert store.read(asked)
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)) as connection:
+        assert connection.execute(damage).rowcount
+    with pytest.raises(StoreError, match="restore a backup"):
+        store.read(asked)
+    store.close()
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "flipped", "garbage", "gone", "older", "newer"])
