@@ -86,6 +86,7 @@ def create_app(memory: Memory, port: int, closing: threading.Event) -> ASGIApp:
     app.state.readiness = Readiness(memory.store)
     app.state.port = port
     app.state.closing = closing
+    app.state.newest_event = events.NewestEvent(memory)
     # Routes are tried in their order: those asked most come first. Fixed words win over {index} within one router.
     for module in (elements, candidates, lineage, experiments, records, events, bulk, system):
         # Not as a router within the router, which takes a tenth of the time of a request to look through.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -23,7 +24,7 @@ from database.routers import MemoryDep, Whole
 from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session
 
-__all__ = ["router"]
+__all__ = ["NewestEvent", "router"]
 
 router = APIRouter(prefix="/v2", tags=["v2"], route_class=ThreadRoute)
 _LOG = logging.getLogger(__name__)
@@ -39,6 +40,37 @@ Cursor = Annotated[Whole, Query(ge=0, le=MAX_INDEX, description="id of the last 
 
 class EventStream(StreamingResponse):
     media_type = "text/event-stream"
+
+
+class NewestEvent:
+    """The id of the last event, for the streams of one server: however many wait for the next, the store is asked once.
+
+    Used in the event loop only.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._look: asyncio.Task[int | None] | None = None
+        self._away = False
+
+    async def soon(self) -> int | None:
+        """As it will be in a moment; None where the store cannot be asked then."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._ask())
+        # One of those who wait may leave.
+        return await asyncio.shield(self._look)
+
+    async def _ask(self) -> int | None:
+        await asyncio.sleep(_POLL_SECONDS)
+        try:
+            last = await run_in_threadpool(_last, self._memory)
+        except StoreError as error:
+            if not self._away:
+                _LOG.warning("streams of events wait for the store: %s", error)
+            self._away = True
+            return None
+        self._away = False
+        return last
 
 
 @router.get("/events")
@@ -79,23 +111,22 @@ async def stream_events(
     if cursor is None:
         # Here, so that a store that does not answer is an error of the request, not a cut stream.
         cursor = await run_in_threadpool(_last, memory)
-    return EventStream(_follow(memory, cursor, request.app.state.closing.is_set), headers=_UNHELD)
+    state = request.app.state
+    return EventStream(_follow(memory, state.newest_event, cursor, state.closing.is_set), headers=_UNHELD)
 
 
-async def _follow(memory: Memory, cursor: int, ended: Callable[[], bool]) -> AsyncIterator[str]:
+async def _follow(memory: Memory, newest: NewestEvent, cursor: int, ended: Callable[[], bool]) -> AsyncIterator[str]:
     """The changes after `cursor`, told where some are missing, and a comment where there were none for a while; it ends
     with the server."""
     # Written out here: fastapi.sse sends through two tasks of its own, and where a client leaves while one of them
     # holds an event, the request ends with a BrokenResourceError.
-    told, away = time.monotonic(), False
+    told, behind = time.monotonic(), True
     while not ended():
-        try:
-            found, oldest, last = await run_in_threadpool(_following, memory, cursor)
-            away = False
-        except StoreError as error:
-            if not away:
-                _LOG.warning("streams of events wait for the store: %s", error)
-            found, oldest, last, away = [], 0, cursor, True
+        found, oldest, last = list[Event](), 0, cursor
+        if behind:
+            # A store that cannot be asked is told of, and asked again, in `newest`.
+            with contextlib.suppress(StoreError):
+                found, oldest, last = await run_in_threadpool(_following, memory, cursor)
         # The first that is there, or the last there is.
         start = found[0].id - 1 if found else min(cursor, last)
         if start != cursor:
@@ -111,7 +142,7 @@ async def _follow(memory: Memory, cursor: int, ended: Callable[[], bool]) -> Asy
             yield ": nothing new\n\n"
             told = time.monotonic()
         if len(found) < _PAGE:
-            await asyncio.sleep(_POLL_SECONDS)
+            behind = await newest.soon() not in (None, cursor)
 
 
 def _frame(event: Event) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.database_inserts import cpu_seconds
 from common.files import sha256_text
 from common.records import Usage
 from database.ledger import Recorded, _Recorder
@@ -237,6 +241,24 @@ def test_the_stream_tells_of_events_that_are_gone_and_a_stop_waits_for_no_listen
         # Waited for in vain, it would be cut off: an error to who reads it, and the server would say so.
         assert "".join(answer.iter_lines()) == ""
     assert "Cancel" not in service.log.read_text()
+
+
+def test_many_listeners_to_whom_nothing_happens_cost_next_to_nothing(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(100)]
+        for listener in listeners:
+            listener.sendall(b"GET /v2/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for listener in listeners:
+            listener.settimeout(20)
+            assert listener.recv(4096).startswith(b"HTTP/1.1 200")
+        used = cpu_seconds(service.process.pid)
+        time.sleep(2)
+        used = cpu_seconds(service.process.pid) - used
+        assert used < 0.1, "seconds of CPU in two seconds"
+        service.add("heard by all")
+        for listener in listeners:
+            assert b"heard by all" in listener.recv(4096)
 
 
 def test_export_and_import_carry_a_whole_store_over(service: Service, start: Callable[..., Service]) -> None:
