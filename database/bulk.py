@@ -236,6 +236,7 @@ class Importer:
             return stored
 
         def taken_in(session: Session) -> StoredExperiment:
+            begun.refuse_cleared(session)
             new = entry
             if above is not None:
                 new = replace(entry, element=entry.element.model_copy(update={"parent": _there(above, parent)}))
@@ -252,7 +253,14 @@ class Importer:
             if novelty is not None and place == source:
                 # Among the same indices it says what it said there.
                 new = replace(new, evidence=new.evidence.model_copy(update={"novelty": novelty}))
-            stored = keep(session, new, place)
+            try:
+                stored = keep(session, new, place)
+            except RefusedError as error:
+                above_here = new.element.parent
+                if above_here is None or session.parents([above_here]):
+                    raise
+                # It names the index here, which is no index of the file.
+                raise RefusedError(f"its parent {parent} was removed since it was stored") from error
             told.keep(session, {"index": stored.index, "name": stored.name})
             return stored
 
@@ -314,9 +322,10 @@ class Importer:
             index = self._known[record.index]
         elif self._begun.whole:
             index = record.index
-        told = self._told(number, record.model_dump(mode="json"))
+        told, begun = self._told(number, record.model_dump(mode="json")), self._begun
 
         def work(session: Session) -> bool:
+            begun.refuse_cleared(session)
             there = [] if its is None else session.ledger.usage(its - 1, 1)
             if told.before(session) is not None or there == [(its, record)]:
                 return False
@@ -333,8 +342,10 @@ class Importer:
         if not self._begun.whole or not (self.backup or keys.is_note(route, body)):
             self.left_out += 1
             return
+        begun = self._begun
 
         def work(session: Session) -> bool:
+            begun.refuse_cleared(session)
             if session.answer(route, key) is not None:
                 return False
             session.put_answer(route, key, body)
@@ -369,14 +380,15 @@ class Importer:
                 indices.setdefault(_there(self._submitted(member, "candidate"), member, "candidate"), member)
             except RefusedError as error:
                 self.refuse(number, str(error))
-        candidates, whole = self.memory.candidates, self._begun.whole
+        candidates, begun, whole = self.memory.candidates, self._begun, self._begun.whole
 
         def work(session: Session) -> dict[str, Any]:
+            begun.refuse_cleared(session)
             refused = []
             there = []
             for index, member in indices.items():
                 if session.evidence(index) is None:
-                    refused.append(f"candidate {member}: there is no element {index}")
+                    refused.append(f"candidate {member} was removed since it was stored")
                 else:
                     there.append(index)
             if whole:

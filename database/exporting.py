@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from common.records import Baseline
+from database.forest import read_forest
 from database.keys import IMPORTS, OF_IMPORTS
 from database.memory import Memory
 from database.scores import BASELINES
-from database.store import Session, Where
+from database.store import CLEARED, Session
 
 __all__ = ["export_lines"]
 
@@ -24,7 +24,10 @@ _PAGE = 50
 
 
 def export_lines(memory: Memory) -> Iterator[str]:
-    """Everything, a page a transaction: what is removed meanwhile is left out, what is added is in it."""
+    """Everything, a page a transaction, so that nothing is held while a slow client reads. The elements and their tree
+    are those of one moment, what they say is of the moment of their page: what is removed before is left out, and what
+    lay below it follows its nearest ancestor in the file; what is added later is not in it."""
+    store = memory.store
     # Before what they are about: what was answered already is in the file then.
     yield from _answers(memory)
 
@@ -32,24 +35,41 @@ def export_lines(memory: Memory) -> Iterator[str]:
         found = [session.baseline(key) for key in session.state(BASELINES) or []]
         return [baseline for baseline in found if baseline is not None]
 
-    for baseline in memory.store.read(baselines):
+    for baseline in store.read(baselines):
         yield _line({"baseline": baseline.model_dump(mode="json")})
-    judged = memory.store.read(memory.scores.judge) is not None
-    for page in (partial(_elements, judged=judged), _usage):
-        after: int | None = 0
-        while after is not None:
-            after, lines = memory.store.read(page(after))
-            yield from lines
+    judged = store.read(memory.scores.judge) is not None
+    forest = read_forest(store)
+    gone: dict[int, int | None] = {}
+    """What was removed, and the nearest element above it that is in the file."""
+    for start in range(0, len(forest.order), _PAGE):
+        some = forest.order[start : start + _PAGE]
+        found = {line["element"]["index"]: line for line in store.read(_elements(some, forest.cleared, judged))}
+        for index in some:
+            # Parents are first: whether this one is in the file is known.
+            parent = forest.parents[index]
+            above = None if parent is None else gone.get(parent, parent)
+            if index not in found:
+                gone[index] = above
+                continue
+            line = found[index]
+            yield _line(line | {"element": line["element"] | {"parent": above}})
+    after: int | None = 0
+    while after is not None:
+        after, lines = store.read(_usage(after))
+        yield from lines
 
     def last(session: Session) -> dict[str, Any]:
         members = [facts.index for facts in memory.candidates.ranked(session)]
-        return {
-            "candidates": members,
+        counters = {
             "merged_through": memory.candidates.merged_through(session),
             "last_index": int(session.state("last_index") or 0),
         }
+        if session.state(CLEARED) != forest.cleared:
+            # Of other elements, which have the indices anew.
+            return {"candidates": [], "merged_through": 0, "last_index": max(forest.parents, default=0)}
+        return {"candidates": [index for index in members if index in forest.parents and index not in gone]} | counters
 
-    yield _line(memory.store.read(last))
+    yield _line(store.read(last))
 
 
 def _answers(memory: Memory) -> Iterator[str]:
@@ -70,38 +90,35 @@ def _answers(memory: Memory) -> Iterator[str]:
                 yield _line({"answer": {"route": route, "key": key, "body": body}})
 
 
-def _elements(after: int, judged: bool) -> Callable[[Session], tuple[int | None, list[str]]]:
-    """
+def _elements(some: list[int], cleared: int | None, judged: bool) -> Callable[[Session], list[dict[str, Any]]]:
+    """The lines of those that are there.
+
     Args:
+        cleared: see `Forest`.
         judged: whether verdicts of a model count in this store.
     """
 
     def measured(session: Session, index: int) -> dict[str, Any]:
-        known = session.evidence(index)
-        if known is None:
-            return {}
-        novelty, said = known[0].novelty, known[0].verdict if judged else None
+        evidence, evaluation = session.evidence(index) or (None, None)
+        said: dict[str, Any] = {"score": None if evaluation is None else evaluation.score}
+        said["runs"] = [run.model_dump(mode="json") for run in session.runs(index)]
         # The neighbour that it was measured against may be gone, and is in no other line then.
-        found = {} if novelty is None else {"novelty": novelty.model_dump(mode="json")}
-        return found | ({} if said is None else {"verdict": said.model_dump(mode="json")})
+        if evidence is not None and evidence.novelty is not None:
+            said["novelty"] = evidence.novelty.model_dump(mode="json")
+        if evidence is not None and evidence.verdict is not None and judged:
+            said["verdict"] = evidence.verdict.model_dump(mode="json")
+        return said
 
-    def work(session: Session) -> tuple[int | None, list[str]]:
-        facts = session.facts(Where(after=after), limit=_PAGE)
-        scores = {item.index: item.score for item in facts}
-        keys = {index: key for index, key in session.keys(list(scores)).items() if not key.startswith(OF_IMPORTS)}
+    def work(session: Session) -> list[dict[str, Any]]:
+        keys = {index: key for index, key in session.keys(some).items() if not key.startswith(OF_IMPORTS)}
         lines = [
-            _line(
-                {
-                    "element": element.model_dump(),
-                    "score": scores[element.index],
-                    "runs": [run.model_dump(mode="json") for run in session.runs(element.index)],
-                }
-                | ({"key": keys[element.index]} if element.index in keys else {})
-                | measured(session, element.index)
-            )
-            for element in session.elements(list(scores))
+            {"element": element.model_dump()}
+            | measured(session, element.index)
+            | ({"key": keys[element.index]} if element.index in keys else {})
+            for element in session.elements(some)
         ]
-        return (facts[-1].index if len(facts) == _PAGE else None), lines
+        # Asked at last: a read need not be of one state. After a removal of everything they are other elements.
+        return lines if session.state(CLEARED) == cleared else []
 
     return work
 

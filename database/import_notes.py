@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from database import keys
-from database.errors import key_used
+from database.errors import RefusedError, key_used
 from database.memory import Memory
 from database.models import NewElement, StoredExperiment
-from database.store import Session
+from database.store import CLEARED, Session
 
 __all__ = ["HIGHEST_KEPT", "Begun", "Told"]
 
@@ -29,6 +29,8 @@ class Begun:
     """Indices up to this one may have been given before."""
     epoch: int | None
     """Grows when something is removed: as long as it has not, an index where nothing is stored was given to nobody."""
+    cleared: int | None = None
+    """How often everything had been removed when this import, or its repetition, began."""
 
     @classmethod
     def of(cls, memory: Memory, key: str | None) -> Begun:
@@ -36,7 +38,16 @@ class Begun:
             empty = not session.count(limit=1)
             return {"keeps": empty, "above": int(session.state("last_index") or 0), "epoch": session.state("epoch")}
 
-        return cls(**(memory.store.read(work) if key is None else memory.once(_BEGUN, key, work)))
+        # Before the note, which a removal takes along: whatever is removed from now on is seen.
+        cleared = memory.store.read(lambda session: session.state(CLEARED))
+        told = memory.store.read(work) if key is None else memory.once(_BEGUN, key, work)
+        return cls(**told, cleared=cleared)
+
+    def refuse_cleared(self, session: Session) -> None:
+        """Raises RefusedError where everything was removed since: indices are given anew, so that what is known of the
+        lines before would be said of other elements."""
+        if session.state(CLEARED) != self.cleared:
+            raise RefusedError("all elements were removed while the lines came: send the whole file again")
 
     @property
     def whole(self) -> bool:

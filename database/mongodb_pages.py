@@ -1,5 +1,5 @@
 """The part of a MongoDB session that answers with the first few in an order: by index, newest, by a number;
-and with the oldest element without children.
+and with the oldest element without children, and all parents.
 
 Each page is asked for with both its ends. MongoDB stops at the limit of a query by itself; not every server that speaks
 its protocol does.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -121,6 +121,21 @@ class MongoPages(MongoState):
         while place <= len(values):
             yield values[place - 1]
             place *= 4
+
+    def parents(self, indices: Sequence[int] | None = None) -> dict[int, int | None]:
+        # Only what an index holds is asked for; a document of another program lacks the last.
+        shown = {"_id": 0, "index": 1, "parent": 1, "asi.bytes": 1}
+        found: dict[int, int | None] = {}
+        if indices is not None:
+            for some in in_parts(index for index in indices if 0 < index <= MAX_INDEX):
+                page = self._elements.find({"index": {"$in": some}}, shown, session=self._session)
+                found.update((row["index"], row.get("parent")) for row in page if "asi" in row)
+            return found
+        after = 0
+        while rows := self._ascending(after, _LARGEST, shown, {}):
+            found.update((row["index"], row.get("parent")) for row in rows if "asi" in row)
+            after = rows[-1]["index"]
+        return found
 
     def oldest_leaf(self) -> int | None:
         """Looked for first where it was found last."""

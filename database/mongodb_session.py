@@ -36,7 +36,7 @@ from database.mongodb_draft import ANSWERS, COUNTING, Counting, Totals, change_c
 from database.mongodb_ledger import MongoLedger
 from database.mongodb_pages import FIRST_PAGE, MongoPages
 from database.mongodb_vectors import MongoVectors
-from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
+from database.store import CLEARED, KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
 __all__ = ["MongoSession"]
 
@@ -294,6 +294,8 @@ class MongoSession(MongoPages, MongoVectors):
 
     def clear(self) -> None:
         before = self.totals
+        # First: whoever sees that something is gone, or an index given anew, can see why.
+        self._bump(CLEARED)
         self._changing().delete_many({"asi": {"$exists": True}}, session=self._session)
         self._changing(ANSWERS).delete_many({}, session=self._session)
         # Until the totals are there too, nobody is to answer from those before that are being counted.

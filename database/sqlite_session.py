@@ -17,7 +17,7 @@ from database.sqlite_checks import COUNTED
 from database.sqlite_ledger import SqliteLedger
 from database.sqlite_rows import COLUMNS, ORDERS, chunks, condition_of, facts_of, marks, readable
 from database.sqlite_vectors import SqliteVectors
-from database.store import KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
+from database.store import CLEARED, KEPT_STATE, MAX_INDEX, Facts, NewEntry, Order, Sizes, Where
 
 __all__ = ["LargeWriteError", "SqliteSession"]
 
@@ -132,6 +132,14 @@ class SqliteSession(SqliteVectors):
         )
         return [index for (index,) in rows]
 
+    def parents(self, indices: Sequence[int] | None = None) -> dict[int, int | None]:
+        if indices is None:
+            return dict(self._run("SELECT idx, parent FROM elements").fetchall())
+        found: dict[int, int | None] = {}
+        for chunk in chunks(indices):
+            found.update(self._run(f"SELECT idx, parent FROM elements WHERE idx IN ({marks(chunk)})", *chunk))
+        return found
+
     def sample(self) -> int | None:
         last = self._run("SELECT MAX(idx) FROM elements").fetchone()[0]
         if last is None:
@@ -201,6 +209,7 @@ class SqliteSession(SqliteVectors):
         for table in ("elements", "documents", "evidence", "sketches", "runs", "vectors", "candidates", "answers"):
             self._run(f"DELETE FROM {table}")
         self._run(f"DELETE FROM state WHERE name NOT IN ({marks(KEPT_STATE)})", *KEPT_STATE)
+        self._bump(CLEARED)
         self._bump("epoch")
 
     # What is measured and computed of an element

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from database.ledger import Ledger
 
 __all__ = [
+    "CLEARED",
     "KEPT_STATE",
     "MAX_INDEX",
     "Facts",
@@ -46,7 +47,10 @@ __all__ = [
 
 T = TypeVar("T")
 MAX_INDEX = 2**63 - 1
-KEPT_STATE = ("baselines", "epoch", "opened", "revision", "rules", "sequence", "sketches")
+CLEARED = "cleared"
+"""Small state: how often all elements were removed at once. Indices are given anew after that: what was noted of an
+element before may be about another one now."""
+KEPT_STATE = ("baselines", CLEARED, "epoch", "opened", "revision", "rules", "sequence", "sketches")
 """Names of the small state that outlives the removal of all elements."""
 Order = Literal["index", "newest", "time", "benchmark", "score", "revision"]
 
@@ -201,6 +205,10 @@ class Session(Protocol):
         """The indices of `facts` without a condition."""
         ...
 
+    def parents(self, indices: Sequence[int] | None = None) -> dict[int, int | None]:
+        """What each of `indices` that exists (every element without) lies below."""
+        ...
+
     def sample(self) -> int | None:
         """An index, uniformly at random; None when there is none."""
         ...
@@ -232,7 +240,8 @@ class Session(Protocol):
         ...
 
     def clear(self) -> None:
-        """Removes all elements; the next index is 1. Baselines and their order (state "baselines") stay."""
+        """Removes all elements, and counts that (`CLEARED`); the next index is 1. Baselines and their order (state
+        "baselines") stay."""
         ...
 
     # What is measured and computed of an element
