@@ -46,7 +46,7 @@ class LinesResponse(StreamingResponse):
 @router.get("/export", response_class=LinesResponse)
 def export_all(memory: MemoryDep) -> LinesResponse:
     """Baselines, elements with their runs and keys, usage, answers to keyed writes and the candidate set, as JSON
-    Lines; /v2/import reads them again."""
+    Lines; /v2/import reads them again. The elements are those of one moment, parents first."""
     lines = export_lines(memory)
     # Found before the answer begins, so that a store that is away is an error and no empty export.
     first = next(lines)
@@ -60,7 +60,7 @@ async def import_lines(memory: MemoryDep, request: Request, key: IdempotencyKey 
     Parents may come after their children. With an Idempotency-Key the same lines sent again are stored once; another
     text of a line ends the import (409). A line may be as long as a body elsewhere. Where every line is refused, so is
     the import (400). The first 10,000 refusals are named; `more_refused` counts the others, and is there where there
-    are any.
+    are any. After a removal of all elements nothing more of the lines is taken.
     """
     importer = await apart("store", Importer, memory, key)
     longest = memory.settings.max_body_mb << 20

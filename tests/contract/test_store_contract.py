@@ -18,7 +18,7 @@ from database import tree
 from database.evaluate_agent.score import Evaluation, evidence_of
 from database.models import NewElement
 from database.novelty import Sketches, shingles, sketch
-from database.store import NewEntry, Session, Store, Where, open_store
+from database.store import CLEARED, NewEntry, Session, Store, Where, open_store
 from tests.database.db_service import BASELINE, KEYS, body_of, mongodb_server, run_of
 
 
@@ -212,6 +212,29 @@ def test_removal_takes_everything_along(store: Store) -> None:
     assert (
         store.read(lambda session: session.runs(3)) == [] and store.read(lambda session: session.find_key("k")) is None
     )
+
+
+def test_parents_are_those_of_all_or_of_the_elements_that_are_asked_for(store: Store) -> None:
+    insert(store, entry_of("a"), entry_of("b", 1), entry_of("c", 1), entry_of("d", 3))
+    store.write(lambda session: session.delete([2]))
+    store.write(lambda session: session.set_parent([1], 4))
+    assert store.read(lambda session: session.parents()) == {1: 4, 3: 1, 4: 3}
+    assert store.read(lambda session: session.parents([4, 2, 0, 1, 2**70])) == {1: 4, 4: 3}
+    assert store.read(lambda session: session.parents([])) == {}
+    # Also within a write, of what it has not sent yet.
+    stored = store.write(lambda session: (session.insert(entry_of("e", 4)), session.parents(), session.parents([5])))
+    assert stored == (5, {1: 4, 3: 1, 4: 3, 5: 4}, {5: 4})
+
+
+def test_removals_of_everything_are_counted(store: Store, opened: Callable[[], Store]) -> None:
+    assert store.read(lambda session: session.state(CLEARED)) is None
+    for count in (1, 2):
+        insert(store, entry_of("a"))
+        store.write(lambda session: session.clear())
+        assert store.read(lambda session: session.state(CLEARED)) == count
+    insert(store, entry_of("a"))
+    store.write(lambda session: session.delete([1]))
+    assert opened().read(lambda session: session.state(CLEARED)) == 2
 
 
 def test_vectors_of_another_model_make_the_rest_pending(store: Store) -> None:

@@ -59,7 +59,9 @@ def moved_tree(service: Service) -> None:
 
 
 def whole(service: Service) -> list[Row]:
-    return [row["element"] for row in exported(service) if "element" in row]
+    """Its elements by index: in an export those whose parent comes later follow it."""
+    elements = [row["element"] for row in exported(service) if "element" in row]
+    return sorted(elements, key=lambda element: int(element["index"]))
 
 
 def fresh(service: Service, tmp_path: Path) -> str:
