@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def backup(settings: DatabaseSettings, target: Path) -> int:
-    """Copies the store while it is used. Of SQLite: a database file, by SQLite's own backup; of MongoDB: JSON Lines, the
-    elements of one moment as they are when their page is read."""
+    """Copies the store while it is used. Of SQLite: a database file, by SQLite's own backup; of MongoDB: JSON Lines,
+    the elements of one moment as they are when their page is read."""
     if target.exists():
         raise UsageError(f"{target} exists", "name a new file")
     file = _sqlite_file(settings)

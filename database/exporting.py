@@ -39,8 +39,8 @@ def export_lines(memory: Memory) -> Iterator[str]:
         yield _line({"baseline": baseline.model_dump(mode="json")})
     judged = store.read(memory.scores.judge) is not None
     forest = read_forest(store)
+    # What was removed, and the nearest element above it that is in the file.
     gone: dict[int, int | None] = {}
-    """What was removed, and the nearest element above it that is in the file."""
     for start in range(0, len(forest.order), _PAGE):
         some = forest.order[start : start + _PAGE]
         found = {line["element"]["index"]: line for line in store.read(_elements(some, forest.cleared, judged))}
