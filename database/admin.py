@@ -39,6 +39,7 @@ from database.lines import look_over
 from database.memory import Memory
 from database.models import Element
 from database.published import read_published
+from database.sqlite_copy import copy_database, partial_of, told
 from database.sqlite_database import open_read_only
 from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.store import open_store
@@ -101,9 +102,8 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
     if target.exists():
         raise UsageError(f"{target} exists", "name a new file")
     file = _sqlite_file(settings)
-    partial = target.with_name(f"{target.name}.partial")
     if file is None:
-        with _memory(settings) as memory, _translated(target, target):
+        with _memory(settings) as memory, told(target, target), partial_of(target) as partial:
             with partial.open("w", encoding="utf-8") as lines:
                 lines.writelines(export_lines(memory))
                 lines.flush()
@@ -115,17 +115,8 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
         )
         return 0
     _require_ours(file)
-    with _translated(file, target), contextlib.closing(open_read_only(file)) as source:
-        partial.unlink(missing_ok=True)
-        # Of one moment, which a read transaction holds: without it each write meanwhile would start the copy anew.
-        source.execute("BEGIN")
-        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        with contextlib.closing(sqlite3.connect(partial)) as copy:
-            source.backup(copy, pages=1000)
-            # One file, without a log beside it.
-            copy.execute("PRAGMA journal_mode = DELETE")
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
+    with told(file, target), partial_of(target) as partial:
+        copy_database(file, partial)
         put_in_place(partial, target)
     print(f"{target}: {_require_ours(target)} elements")
     return 0
@@ -156,17 +147,13 @@ def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
                 f"{source} holds no element, and {file} holds {held}", "name another backup, or remove the database"
             )
         _require_unused(file)
-    partial = file.with_name(f"{file.name}.partial")
-    with _translated(source, file), contextlib.closing(open_read_only(source)) as opened:
+    with told(source, file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(partial)) as copy:
-            opened.backup(copy)
-        with partial.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        for end in ("-wal", "-shm", ".faiss"):
-            file.with_name(file.name + end).unlink(missing_ok=True)
-        put_in_place(partial, file)
+        with partial_of(file) as partial:
+            copy_database(source, partial)
+            for end in ("-wal", "-shm", ".faiss"):
+                file.with_name(file.name + end).unlink(missing_ok=True)
+            put_in_place(partial, file)
     for line in [*unreadable, *beside][:_SHOWN]:
         print(printable(line))
     more = f", nor {len(beside)} things beside them" if beside else ""
@@ -198,7 +185,7 @@ def migrate(settings: DatabaseSettings) -> int:
     file = _sqlite_file(settings)
     if file is not None:
         _require_ours(file)
-        with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+        with told(file, file), contextlib.closing(open_read_only(file)) as opened:
             before = opened.execute("PRAGMA user_version").fetchone()[0]
     open_store(settings).close()
     if file is None:
@@ -292,7 +279,7 @@ def _require_ours(file: Path) -> int:
         raise StoreError(f"there is no file {file}", "name an existing one")
     if file.is_dir():
         raise StoreError(f"{file} is a folder", "name the file of a database in it")
-    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+    with told(file, file), contextlib.closing(open_read_only(file)) as opened:
         if opened.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(f"{file} is an SQLite database of another program", "name a database of this one")
         found = opened.execute("PRAGMA quick_check(3)").fetchall()
@@ -304,7 +291,7 @@ def _require_ours(file: Path) -> int:
 def _unreadable(file: Path) -> list[str]:
     """A line for each element of a database of ours that cannot be read."""
     found = []
-    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+    with told(file, file), contextlib.closing(open_read_only(file)) as opened:
         query = "SELECT e.idx, d.body FROM elements e LEFT JOIN documents d ON d.idx = e.idx ORDER BY e.idx"
         for index, body in opened.execute(query):
             try:
@@ -317,7 +304,7 @@ def _unreadable(file: Path) -> list[str]:
 def _unreadable_beside(file: Path) -> list[str]:
     """A line for each run, baseline, evaluation and piece of state of a database of ours that cannot be read."""
     found = []
-    with _translated(file, file), contextlib.closing(open_read_only(file)) as opened:
+    with told(file, file), contextlib.closing(open_read_only(file)) as opened:
         there = {row[0] for row in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for table, column, query, read in _BESIDE:
             columns = {row[1] for row in opened.execute(f"PRAGMA table_info({table})")} if table in there else set()
@@ -342,24 +329,6 @@ def _require_unused(file: Path) -> None:
             mode = "locked"
     if mode != "delete":
         raise StoreError(f"{file} is in use", "stop the server that has it open, then try again")
-
-
-@contextlib.contextmanager
-def _translated(source: Path, target: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        if not target.parent.is_dir():
-            raise StoreError(
-                f"cannot write {target}: there is no folder {target.parent}", "create it, or name a file elsewhere"
-            ) from error
-        raise StoreError(
-            f"{source} cannot be copied or read: {error}", "see whether it is a database of ours"
-        ) from error
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {target}: {error.strerror}", "name a file in a folder you can write to"
-        ) from error
 
 
 if __name__ == "__main__":

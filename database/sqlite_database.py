@@ -24,10 +24,18 @@ from database.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from database.sqlite_session import LargeWriteError, SqliteSession
 from database.store import StoreBusyError, StoreFullError
 
-__all__ = ["SqliteStore", "open_read_only"]
+__all__ = ["CANNOT_WRITE", "SqliteStore", "open_read_only"]
 
 T = TypeVar("T")
 
+CANNOT_WRITE = (
+    "SQLITE_FULL",
+    "SQLITE_IOERR_WRITE",
+    "SQLITE_IOERR_FSYNC",
+    "SQLITE_IOERR_SHMSIZE",
+    "SQLITE_IOERR_TRUNCATE",
+)
+"""What SQLite says where the disk is full, or a limit on it or on a file is reached."""
 _IDLE_READERS = 16
 
 
@@ -329,13 +337,7 @@ def _translation(path: Path, error: BaseException) -> BaseException:
         return error
     code = getattr(error, "sqlite_errorname", "") or ""
     text = f"{path}: {error}"
-    if code in (
-        "SQLITE_FULL",
-        "SQLITE_IOERR_WRITE",
-        "SQLITE_IOERR_FSYNC",
-        "SQLITE_IOERR_SHMSIZE",
-        "SQLITE_IOERR_TRUNCATE",
-    ):
+    if code in CANNOT_WRITE:
         return StoreFullError(f"cannot write {text}", "free disk space; nothing of this write was kept")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusyError(f"{text}", "another process holds the database; end it, or try again")

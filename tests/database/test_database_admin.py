@@ -128,6 +128,33 @@ def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
     assert flushed[1:] == [(str(restored.parent), True)]
 
 
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bwrap to make a small disk")
+def test_a_copy_that_fails_names_the_disk_that_is_full_and_leaves_nothing_on_it(file: Path) -> None:
+    """A file system of 3 MB, and a database of 5."""
+    assert run("migrate", store=file) == 0
+    with contextlib.closing(sqlite3.connect(file)) as opened:
+        opened.execute("UPDATE documents SET body = json_set(body, '$.log', printf('%.5000000c', 'l')) WHERE idx = 4")
+        opened.commit()
+    admin, limited = f"{sys.executable} database/admin.py", file.parent / "limited"
+    limited.mkdir()
+    script = f"""
+        echo killed > /mnt/copy.partial; echo killed > /mnt/copy.partial-journal
+        {admin} backup /mnt/copy --store sqlite:///{file}; echo $?
+        {admin} restore {file} --store sqlite:////mnt/database.sqlite; echo $?
+        ls /mnt
+        ulimit -f 4000
+        {admin} backup {limited}/copy --store sqlite:///{file}; echo $?
+        ls {limited}
+    """
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", "3000000", "--tmpfs", "/mnt", "sh", "-c", script]
+    done = subprocess.run(small, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout == "3\n3\n3\n", done.stdout + done.stderr
+    for target, folder in (("/mnt/copy", "/mnt"), ("/mnt/database.sqlite", "/mnt"), (f"{limited}/copy", limited)):
+        assert f"cannot write {target}: " in done.stderr and f"the disk of {folder} is full, or a limit" in done.stderr
+        assert f"free space at {folder} (about 5." in done.stderr, done.stderr
+    assert run("backup", limited / "copy", store=file) == 0
+
+
 def test_verify_changes_nothing_and_needs_no_right_to(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", store=file) == 3 and "admin.py migrate" in capsys.readouterr().err, "an earlier schema"
     assert run("migrate", store=file) == 0
