@@ -7,8 +7,10 @@ applied to them, and they have no score here until a baseline is put under that 
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from common.errors import UsageError
 from common.files import sha256_text
 from database.evaluate_agent.score import benchmark_mean, parse_table
 from database.models import read_time
+from database.store import MAX_INDEX
 
 __all__ = ["GALLERY_KEY", "PublishedRow", "read_published"]
 
@@ -61,13 +64,17 @@ class _NoJson:
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name an existing file") from error
+    # What is no UTF-8 is told apart from JSON, and never stored as another text.
+    text = content.decode("utf-8", "surrogateescape")
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        return _lines(path, text)
+        return _lines(path, content)
+    if (reason := _not_utf8(content)) is not None:
+        raise UsageError(f"{path} cannot be read: {reason}", _conversion(path, content))
     if isinstance(whole, dict):
         found = next((whole[name] for name in _LISTS if isinstance(whole.get(name), list)), None)
         whole = [whole] if found is None else found
@@ -76,20 +83,42 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     return list(enumerate(whole, 1))
 
 
-def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
+def _lines(path: Path, content: bytes) -> list[tuple[int, Any]]:
     found: list[tuple[int, Any]] = []
     objects = 0
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            found.append((number, json.loads(line)))
+            found.append((number, json.loads(line.decode())))
             objects += isinstance(found[-1][1], dict)
+        except UnicodeDecodeError:
+            # All of the file again, where it was stored but for this line, would be stored twice.
+            told = f"{_not_utf8(line, number)}; {_conversion(path, content)}, and import that into an empty store"
+            found.append((number, _NoJson(told)))
         except (ValueError, RecursionError) as error:
             found.append((number, _NoJson(f"expected JSON, got {str(error)[:100]}")))
     if not objects:
+        if (reason := _not_utf8(content)) is not None:
+            raise UsageError(f"{path} cannot be read: {reason}", _conversion(path, content))
         raise UsageError(f"expected JSON or JSON Lines in {path}, got neither", "name a gallery or a dump of elements")
     return found
+
+
+def _not_utf8(content: bytes, line: int = 1) -> str | None:
+    """Why bytes that begin at `line` of their file are no UTF-8; None where they are."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        return f"expected UTF-8, got the byte 0x{content[error.start]:02x} in line {line}"
+    return None
+
+
+def _conversion(path: Path, content: bytes) -> str:
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding, name = ("utf16", "UTF-16") if utf16 else ("latin1", "Latin-1")
+    return f"if the file is {name}, convert it: iconv -f {encoding} -t utf8 {shlex.quote(str(path))} > NEW"
 
 
 def _read(number: int, row: Any, known: set[int]) -> PublishedRow:
@@ -106,6 +135,10 @@ def _read(number: int, row: Any, known: set[int]) -> PublishedRow:
         return PublishedRow(number, None, f"it has no {' and no '.join(lacking)}")
     index, parent = _integer(row.get("index")), _integer(row.get("parent"))
     notes = []
+    if index is None and not _is_missing(row.get("index")):
+        notes.append(f"its index {_shown(row['index'])} cannot be read: stored under another")
+    if parent is None and not _is_missing(row.get("parent")):
+        notes.append(f"its parent {_shown(row['parent'])} cannot be read: stored as a root")
     try:
         read_time(texts["time"])
     except ValueError:
@@ -142,8 +175,10 @@ def _run(element: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value that is no object, as JSON; of a list only that it is one."""
-    return "a list" if isinstance(value, list) else json.dumps(value)[:60]
+    """A value as JSON; of a list or an object only that it is one."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:60]
 
 
 def _text(value: Any) -> str:
@@ -165,9 +200,18 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value if value > 0 else None
+        return value if 0 < value <= MAX_INDEX else None
     number = _number(value)
     return int(number) if number is not None and number == int(number) and 0 < number < 2**53 else None
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether these files say so that there is no index: null, nan, or a text for it."""
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$number"):
+        value = next(iter(value.values()))
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan", "none", "null")
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _parameters(value: Any) -> int | None:

@@ -394,6 +394,46 @@ def test_a_published_dump_is_read_and_its_refusals_told(
         ]  # fmt: skip
 
 
+def test_of_a_published_file_no_text_is_altered_and_what_cannot_be_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, store = tmp_path / "dump.json", tmp_path / "a.sqlite"
+    names = ["plain", "caf\u00e9", "\ufffd"]
+    rows = [json.dumps(body_of(name) | {"index": at}, ensure_ascii=False) for at, name in enumerate(names, 1)]
+    latin = [row.encode("latin-1") for row in rows[:2]]
+    for content, line in ((b"[" + b",\n".join(latin) + b"]", 2), (latin[1], 1), (b"\n" + latin[1] + b"\n", 2)):
+        published.write_bytes(content)
+        assert run("import-published", published, store=store) == 2
+        told = capsys.readouterr().err
+        assert f"expected UTF-8, got the byte 0xe9 in line {line}" in told, told
+        assert f"iconv -f latin1 -t utf8 {published}" in told and not store.exists()
+    published.write_bytes(json.dumps(GALLERY).encode("utf-16"))
+    assert run("import-published", published, store=store) == 2 and "iconv -f utf16" in capsys.readouterr().err
+    published.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*latin, rows[2].encode()]))
+    assert run("import-published", published, store=store) == 0
+    out = capsys.readouterr().out
+    assert (
+        "row 2 refused: expected UTF-8, got the byte 0xe9 in line 2; if the file is Latin-1, convert it: " in out
+    )
+    assert "2 stored, 0 were before, 1 refused" in out
+    with contextlib.closing(sqlite3.connect(store)) as after:
+        assert after.execute("SELECT name FROM elements ORDER BY idx").fetchall() == [("plain",), ("\ufffd",)]
+
+
+def test_a_published_parent_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published, store = tmp_path / "dump.json", tmp_path / "a.sqlite"
+    none = [None, "nan", "", float("nan"), {"$numberDouble": "NaN"}]
+    odd: list[object] = ["abc", 1.5, -1, 0, 10**30, True, [1], {"a": 1}, "\x1b[2J"]
+    rows = [body_of(f"n{at}") | {"index": at, "parent": parent} for at, parent in enumerate([*none, *odd], 1)]
+    published.write_text(json.dumps([*rows, body_of("no index") | {"index": "x"}]))
+    assert run("import-published", published, store=store) == 0
+    out = capsys.readouterr().out
+    shown = ['"abc"', "1.5", "-1", "0", str(10**30), "true", "a list", "an object", '"\\u001b[2J"']
+    expected = [f"row {at}: its parent {text} cannot be read: stored as a root" for at, text in enumerate(shown, 6)]
+    expected.append(f'row {len(rows) + 1}: its index "x" cannot be read: stored under another')
+    assert sorted(out.splitlines()) == sorted([*expected, f"{len(rows) + 1} stored, 0 were before, 0 refused"])
+
+
 def test_of_very_many_refusals_the_first_are_printed_and_the_rest_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
