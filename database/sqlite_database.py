@@ -16,6 +16,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 from common.errors import StoreError
 from common.files import sha256_text
 from database.group_writer import GroupWriter, Write
@@ -243,7 +245,7 @@ class SqliteStore:
             cached_statements=256,
         )
         # For the schema step that hashes programs.
-        connection.create_function("sha256", 1, sha256_text, deterministic=True)
+        connection.create_function("program_sha256", 1, _program_sha256, deterministic=True)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -32000")
         # What a savepoint would bring back: beyond 64 KiB, three elements, it would be written to a file, which takes a
@@ -320,6 +322,14 @@ def open_read_only(path: Path, timeout: float = 10.0) -> sqlite3.Connection:
                     "copy both files to a folder you can write to",
                 ) from error
     raise AssertionError("the second way returned or raised")
+
+
+def _program_sha256(body: str) -> str | None:
+    """The hash of an element's whole program; None where its document cannot be read, which `verify` names."""
+    try:
+        return sha256_text(from_json(body)["program"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 @contextlib.contextmanager

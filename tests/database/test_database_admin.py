@@ -70,6 +70,29 @@ def test_a_version_1_file_is_migrated_and_sound(
     assert service.get("/v2/events")["events"][-1]["kind"] in ("added", "scored")
 
 
+def test_a_migration_hashes_whole_programs_and_leaves_what_is_damaged(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = {1: "a\0b = 2", 3: "\0", 5: "x = '\u00e9\U0001f600'"}
+    with contextlib.closing(sqlite3.connect(file)) as opened:
+        for index, program in programs.items():
+            (body,) = opened.execute("SELECT body FROM documents WHERE idx = ?", (index,)).fetchone()
+            changed = json.dumps(json.loads(body) | {"program": program}, ensure_ascii=index < 5)
+            opened.execute("UPDATE documents SET body = ? WHERE idx = ?", (changed, index))
+            run_of_it = "UPDATE runs SET body = json_set(body, '$.program_sha256', ?) WHERE idx = ?"
+            opened.execute(run_of_it, (sha256_text(program), index))
+        opened.commit()
+        damaged = file.with_name("damaged.sqlite")
+        damaged.write_bytes(file.read_bytes())
+    assert run("migrate", store=file) == 0
+    assert run("verify", store=file) == 0, capsys.readouterr().out
+    with contextlib.closing(sqlite3.connect(damaged)) as opened:
+        opened.execute("UPDATE documents SET body = '{' WHERE idx = 4")
+        opened.commit()
+    assert run("migrate", store=damaged) == 0
+    assert run("verify", store=damaged) == 1 and "element 4" in capsys.readouterr().out
+
+
 def test_a_backup_under_load_is_whole_and_comes_back(
     start: Callable[..., Service], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,9 +435,7 @@ def test_of_a_published_file_no_text_is_altered_and_what_cannot_be_read_is_told(
     published.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*latin, rows[2].encode()]))
     assert run("import-published", published, store=store) == 0
     out = capsys.readouterr().out
-    assert (
-        "row 2 refused: expected UTF-8, got the byte 0xe9 in line 2; if the file is Latin-1, convert it: " in out
-    )
+    assert "row 2 refused: expected UTF-8, got the byte 0xe9 in line 2; if the file is Latin-1, convert it: " in out
     assert "2 stored, 0 were before, 1 refused" in out
     with contextlib.closing(sqlite3.connect(store)) as after:
         assert after.execute("SELECT name FROM elements ORDER BY idx").fetchall() == [("plain",), ("\ufffd",)]
