@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +43,10 @@ __all__ = ["MongoSession"]
 _EVERYTHING = Where()
 _CANDIDATES = "candidates"
 _GUESSES = 20
+_TOGETHER = 100
+"""Elements of a long list that are read at once."""
+_USUAL_BYTES = 20_000
+"""Of an element."""
 _LARGEST = 14 << 20
 """Bytes of an element as JSON: MongoDB's limit is 16 MiB, and vectors and evidence come on top."""
 
@@ -134,6 +138,13 @@ class MongoSession(MongoPages, MongoVectors):
         found = self._elements.find({"index": {"$in": known}}, WHOLE, session=self._session)
         elements = {document["index"]: element_of(document) for document in found}
         return [elements[index] for index in indices if index in elements]
+
+    def each(self, indices: Sequence[int]) -> Iterator[Element]:
+        for start in range(0, len(indices), _TOGETHER):
+            yield from self.elements(indices[start : start + _TOGETHER])
+
+    def weight_of(self, indices: Sequence[int]) -> int:
+        return _USUAL_BYTES * len(indices)
 
     def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
         shown = {"_id": 0, "index": 1, "asi.bytes": 1}

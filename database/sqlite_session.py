@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic_core import from_json
@@ -117,6 +117,16 @@ class SqliteSession(SqliteVectors):
                 with readable(f"element {index}"):
                     found[index] = Element.model_validate(from_json(body) | {"parent": parent, "index": index})
         return [found[index] for index in indices if index in found]
+
+    def each(self, indices: Sequence[int]) -> Iterator[Element]:
+        for index in indices:
+            yield from self.elements([index])
+
+    def weight_of(self, indices: Sequence[int]) -> int:
+        return sum(
+            self._run(f"SELECT SUM(bytes) FROM elements WHERE idx IN ({marks(chunk)})", *chunk).fetchone()[0] or 0
+            for chunk in chunks(indices)
+        )
 
     def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
         found: dict[int, int] = {}

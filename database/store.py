@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -195,6 +195,15 @@ class Session(Protocol):
 
     def elements(self, indices: Sequence[int]) -> list[Element]:
         """The whole elements, in the order asked."""
+        ...
+
+    def each(self, indices: Sequence[int]) -> Iterator[Element]:
+        """As `elements`, few of them in memory at a time."""
+        ...
+
+    def weight_of(self, indices: Sequence[int]) -> int:
+        """About how many bytes `elements` of these have; a guess by their number where documents would be read for
+        it."""
         ...
 
     def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathArgument
 
 from database.answers import ApiResponse, CandidateNumbers, Deleted, Merged, OneIndex, Plain, Rebuilt, Waiting
-from database.entries import with_score
 from database.errors import NotFoundError
 from database.models import Element, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
 from database.routers.elements import check_range, draw
+from database.routers.listing import listed
 from database.routers.route import ThreadRoute
 from database.store import Session
 
@@ -36,35 +36,34 @@ def new_data_count(memory: MemoryDep) -> ApiResponse[Waiting]:
     return ApiResponse(message=f"{count} elements since the last update", data={"new_data_count": count})
 
 
-@router.get("/top-k/{k}")
-def candidate_top_k(memory: MemoryDep, k: Count) -> list[Element]:
+@router.get("/top-k/{k}", response_model=list[Element])
+def candidate_top_k(memory: MemoryDep, k: Count) -> Response:
     """The k best candidates, best score first."""
     return memory.store.read(
-        lambda session: session.elements([facts.index for facts in memory.candidates.ranked(session)[:k]])
+        lambda session: listed(session, [facts.index for facts in memory.candidates.ranked(session)[:k]])
     )
 
 
-@router.get("/all")
-def all_candidates(memory: MemoryDep) -> list[ScoredElement]:
+@router.get("/all", response_model=list[ScoredElement])
+def all_candidates(memory: MemoryDep) -> Response:
     """The whole set with scores, best first."""
 
-    def work(session: Session) -> list[ScoredElement]:
+    def work(session: Session) -> Response:
         current = memory.candidates.ranked(session)
-        found = session.elements([facts.index for facts in current])
         scores = {facts.index: facts.score for facts in current}
-        return [with_score(element, scores[element.index]) for element in found]
+        return listed(session, list(scores), scores)
 
     return memory.store.read(work)
 
 
-@router.get("/sample-range/{a}/{b}/{k}")
-def candidate_sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> list[Element]:
+@router.get("/sample-range/{a}/{b}/{k}", response_model=list[Element])
+def candidate_sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> Response:
     """k candidates drawn without repetition from ranks a to b, best first; fewer when the set is smaller."""
     check_range(a, b, 50)
 
-    def work(session: Session) -> list[Element]:
+    def work(session: Session) -> Response:
         ranked = memory.candidates.ranked(session)[a - 1 : b]
-        return session.elements([ranked[at].index for at in draw(len(ranked), k)])
+        return listed(session, [ranked[at].index for at in draw(len(ranked), k)])
 
     return memory.store.read(work)
 

@@ -13,6 +13,7 @@ from database.answers import ApiResponse, Cleaned, Deleted, OneScore, Stored
 from database.errors import NotFoundError, RefusedError
 from database.models import Element, PostedElement, ScoredElement
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered, body_hash, submitted
+from database.routers.listing import listed
 from database.routers.route import ThreadRoute, reads_body
 from database.routers.threads import awaits
 from database.store import MAX_INDEX, Session, Where
@@ -47,11 +48,11 @@ def sample_element(memory: MemoryDep) -> Element:
     return memory.store.read(work)
 
 
-@router.get("/elements/by-name/{name:text}")
-def elements_by_name(memory: MemoryDep, name: str) -> list[Element]:
+@router.get("/elements/by-name/{name:text}", response_model=list[Element])
+def elements_by_name(memory: MemoryDep, name: str) -> Response:
     """All elements of this name, oldest first; [] when there is none."""
     return memory.store.read(
-        lambda session: session.elements([facts.index for facts in session.facts(Where(name=name), "time")])
+        lambda session: listed(session, [facts.index for facts in session.facts(Where(name=name), "time")])
     )
 
 
@@ -82,20 +83,20 @@ def scored_by_index(memory: MemoryDep, index: Whole) -> ScoredElement:
     return found[0]
 
 
-@router.get("/elements/top-k/{k}")
-def top_k(memory: MemoryDep, k: Count) -> list[Element]:
+@router.get("/elements/top-k/{k}", response_model=list[Element])
+def top_k(memory: MemoryDep, k: Count) -> Response:
     """The k elements with the best benchmark mean, best first."""
-    return memory.store.read(lambda session: session.elements(session.ranked("benchmark", limit=k)))
+    return memory.store.read(lambda session: listed(session, session.ranked("benchmark", limit=k)))
 
 
-@router.get("/elements/sample-range/{a}/{b}/{k}")
-def sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> list[Element]:
+@router.get("/elements/sample-range/{a}/{b}/{k}", response_model=list[Element])
+def sample_range(memory: MemoryDep, a: Whole, b: Whole, k: Count) -> Response:
     """k elements drawn without repetition from ranks a to b by benchmark mean, best first; all of them when fewer."""
     check_range(a, b, 10_000)
 
-    def work(session: Session) -> list[Element]:
+    def work(session: Session) -> Response:
         ranked = session.ranked("benchmark", limit=b - a + 1, offset=a - 1)
-        return session.elements([ranked[at] for at in draw(len(ranked), k)])
+        return listed(session, [ranked[at] for at in draw(len(ranked), k)])
 
     return memory.store.read(work)
 

@@ -10,6 +10,7 @@ from database import tree
 from database.answers import ApiResponse, Moved, UctRow
 from database.models import Context, Element, ParentChange, TreeStructure
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
+from database.routers.listing import listed
 from database.routers.route import ThreadRoute
 from database.store import Session, Where
 
@@ -19,11 +20,11 @@ router = APIRouter(tags=["tree"], route_class=ThreadRoute)
 Exploration = Annotated[float, Query(gt=0, le=10, allow_inf_nan=False)]
 
 
-@router.get("/elements/roots")
-def roots(memory: MemoryDep) -> list[Element]:
+@router.get("/elements/roots", response_model=list[Element])
+def roots(memory: MemoryDep) -> Response:
     """Elements without a parent."""
     return memory.store.read(
-        lambda session: session.elements([facts.index for facts in session.facts(Where(roots=True))])
+        lambda session: listed(session, [facts.index for facts in session.facts(Where(roots=True))])
     )
 
 
@@ -59,21 +60,21 @@ def set_parent(
     return answered(memory, request, key, work, change)
 
 
-@router.get("/elements/{index}/children")
-def children(memory: MemoryDep, index: Whole) -> list[Element]:
+@router.get("/elements/{index}/children", response_model=list[Element])
+def children(memory: MemoryDep, index: Whole) -> Response:
     """The children, oldest index first; [] when there are none."""
 
-    def work(session: Session) -> list[Element]:
+    def work(session: Session) -> Response:
         tree.facts_of(session, index)
-        return session.elements([facts.index for facts in session.facts(Where(parent=index))])
+        return listed(session, [facts.index for facts in session.facts(Where(parent=index))])
 
     return memory.store.read(work)
 
 
-@router.get("/elements/{index}/path")
-def path(memory: MemoryDep, index: Whole) -> list[Element]:
+@router.get("/elements/{index}/path", response_model=list[Element])
+def path(memory: MemoryDep, index: Whole) -> Response:
     """From the root down to the element."""
-    return memory.store.read(lambda session: session.elements(tree.path(session, index)))
+    return memory.store.read(lambda session: listed(session, tree.path(session, index)))
 
 
 @router.get("/tree-structure", response_model=TreeStructure)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi import Path as PathArgument
 
 from common.records import Measurement, RunRecord, Status, Usage
@@ -22,11 +23,11 @@ from database.answers import (
     UsageStored,
     UsageTotal,
 )
-from database.entries import with_score
 from database.errors import NotFoundError
 from database.models import ElementPage
 from database.possible import NewUsage
 from database.routers import IdempotencyKey, MemoryDep, Whole, answered
+from database.routers.listing import listed
 from database.routers.route import ThreadRoute
 from database.store import MAX_INDEX, Session, Where
 
@@ -38,7 +39,7 @@ After = Annotated[Whole, Query(ge=0, le=MAX_INDEX, description="the `next` of th
 Limit = Annotated[Whole, Query(ge=1, le=500)]
 
 
-@router.get("/elements")
+@router.get("/elements", response_model=ElementPage)
 def list_elements(
     memory: MemoryDep,
     after: After = 0,
@@ -51,7 +52,7 @@ def list_elements(
     unscored: bool = False,
     pending: bool = False,
     incomplete: bool = False,
-) -> ElementPage:
+) -> Response:
     """Elements by index with their scores, from the one that follows `after`; all conditions hold together."""
     where = Where(
         after=after,
@@ -65,15 +66,13 @@ def list_elements(
         incomplete=incomplete,
     )
 
-    def work(session: Session) -> ElementPage:
+    def work(session: Session) -> Response:
         found = session.facts(where, limit=limit + 1)
         shown = found[:limit]
         scores = {facts.index: facts.score for facts in shown}
-        elements = session.elements(list(scores))
-        return ElementPage(
-            elements=[with_score(element, scores[element.index]) for element in elements],
-            next=shown[-1].index if len(found) > limit else None,
-        )
+        following = json.dumps(shown[-1].index if len(found) > limit else None)
+        # As an ElementPage is written.
+        return listed(session, list(scores), scores, (b'{"elements":[', f'],"next":{following}}}'.encode()))
 
     return memory.store.read(work)
 

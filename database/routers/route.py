@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from database.routers.listing import apart_if_large, json_answer
 from database.routers.threads import Awaited, apart
 
 __all__ = ["LONGEST_KEY", "ThreadRoute", "reads_body"]
@@ -52,6 +53,8 @@ class ThreadRoute(APIRoute):
             )
             if awaited is not None:
                 endpoint = _set_apart(endpoint, awaited)
+            elif hasattr(endpoint, "dumps"):
+                endpoint = apart_if_large(endpoint)
         # Existing clients send JSON without a content type as well.
         super().__init__(path, endpoint, **options | {"strict_content_type": False})
         self.handler: Handler | None = getattr(endpoint, "handler", None)
@@ -133,7 +136,7 @@ def _dumped(endpoint: Callable[..., Any], answers: TypeAdapter[Any]) -> Callable
         if isinstance(found, Response):
             return found
         body = answers.dump_json(answers.validate_python(found), by_alias=True)
-        response = Response(body, media_type="application/json")
+        response = json_answer(body)
         for given in arguments.values():
             # A response that the endpoint asked for carries headers.
             if isinstance(given, Response):

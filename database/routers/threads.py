@@ -19,9 +19,10 @@ __all__ = ["Awaited", "apart", "awaits"]
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-Awaited = Literal["store", "embedding", "score"]
-"""What is waited for: a write's turn, vectors, or (a look at a time) an experiment's score."""
-_THREADS: dict[Awaited, int] = {"store": 40, "embedding": 40, "score": 4}
+Awaited = Literal["store", "embedding", "score", "large answer", "file"]
+"""What is waited for: a write's turn, vectors, (a look at a time) an experiment's score, the turn of a large answer, or
+(a piece at a time) what was written of one."""
+_THREADS: dict[Awaited, int] = {"store": 40, "embedding": 40, "score": 4, "large answer": 2, "file": 4}
 _LIMITERS: RunVar[dict[Awaited, CapacityLimiter]] = RunVar("_LIMITERS")
 """Of each event loop."""
 

@@ -375,3 +375,13 @@ def test_bytes_of_elements_are_known_without_reading_them(store: Store) -> None:
     insert(store, entry_of("a"), entry_of("b" * 400))
     found = store.read(lambda session: session.bytes_of([1, 2, 3]))
     assert set(found) == {1, 2} and 400 < found[2] - found[1] < 2000
+
+
+def test_a_long_list_is_read_a_few_at_a_time(store: Store) -> None:
+    insert(store, *(entry_of(f"e{number}") for number in range(1, 104)))
+    asked = [104, *range(103, 0, -1)]
+    read = store.read(lambda session: list(session.each(asked)))
+    assert [element.name for element in read] == [f"e{number}" for number in range(103, 0, -1)]
+    assert read == store.read(lambda session: session.elements(asked))
+    assert store.read(lambda session: session.weight_of(asked)) > store.read(lambda session: session.weight_of([1]))
+    assert store.read(lambda session: session.weight_of([])) == 0
