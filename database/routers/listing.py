@@ -78,7 +78,7 @@ def listed(
     scores: dict[int, float | None] | None = None,
     around: tuple[bytes, bytes] = (b"[", b"]"),
 ) -> Response:
-    """The elements of `indices` as a JSON list, for an endpoint of a `ThreadRoute`.
+    """The elements of `indices` as a JSON list, for an endpoint of a `ThreadRoute` that has no threads of its own.
 
     Args:
         scores: of a list of elements with their scores.
