@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -16,10 +17,15 @@ from starlette.types import Receive, Scope, Send
 from database import protocol
 from database.protocol import EnvelopeProtocol
 
+BODY_SECONDS = 1.0
+
 
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body; /stream with a head and, once asked for more, nothing."""
-    length, more = 0, True
+    """Answers with the length of the body; /slow once it has worked a while; /stream with a head and, once asked for
+    more, nothing; /begun likewise, before it has read the body."""
+    length, more = 0, scope["path"] != "/begun"
+    if scope["path"] == "/slow":
+        await asyncio.sleep(3 * BODY_SECONDS)
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -27,9 +33,10 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
         length += len(message.get("body", b""))
         more = message.get("more_body", False)
     start = {"type": "http.response.start", "status": 200}
-    if scope["path"] == "/stream":
+    if scope["path"] in ("/stream", "/begun"):
         await send({**start, "headers": []})
-        await receive()
+        while (await receive())["type"] != "http.disconnect":
+            pass
         return
     body = str(length).encode()
     await send({**start, "headers": [(b"content-length", str(len(body)).encode())]})
@@ -38,8 +45,9 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], socket.socket]]:
-    """Connections to a server whose heads have to come within half a second."""
+    """Connections to a server whose heads have to come within half a second, and whose bodies may pause for one."""
     monkeypatch.setattr(protocol, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "_BODY_SECONDS", BODY_SECONDS)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(_echo, http=EnvelopeProtocol, lifespan="off", log_level="critical", timeout_keep_alive=60)
     server = uvicorn.Server(config)
@@ -90,6 +98,28 @@ def test_a_long_head_is_refused_in_the_envelope(connect: Callable[[], socket.soc
     assert head.startswith(b"HTTP/1.1 431 ") and json.loads(body)["success"] is False
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("length", [60_000, 66_000, 130_000])
+def test_a_whole_head_is_refused_by_its_length(
+    connect: Callable[[], socket.socket], length: int, at_once: bool
+) -> None:
+    connection = connect()
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nlong: " + b"x" * length + b"\r\n\r\n"
+    if not at_once:
+        connection.sendall(head[:40_000])
+        time.sleep(0.1)
+        head = head[40_000:]
+    connection.sendall(head)
+    expected = b"HTTP/1.1 200 " if length < protocol._MOST_BESIDE else b"HTTP/1.1 431 "
+    assert rest(connection).startswith(expected)
+
+
+def test_a_long_url_is_refused(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.sendall(b"GET /" + b"x" * 66_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert rest(connection).startswith(b"HTTP/1.1 431 ")
+
+
 def test_trailers_without_end_are_refused(connect: Callable[[], socket.socket]) -> None:
     connection = connect()
     connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
@@ -105,7 +135,10 @@ def test_a_head_that_does_not_come_ends_the_connection(connect: Callable[[], soc
     assert time.monotonic() - started < 10
 
 
-def test_long_bodies_and_pauses_between_requests_are_no_heads(connect: Callable[[], socket.socket]) -> None:
+def test_long_bodies_and_pauses_between_requests_are_no_heads(
+    connect: Callable[[], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_BODY_SECONDS", 60.0)
     connection = connect()
     post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n" + b"x" * 600_000
     for _ in range(2):
@@ -120,6 +153,53 @@ def test_long_bodies_and_pauses_between_requests_are_no_heads(connect: Callable[
     time.sleep(0.8)
     connection.sendall(b"cd")
     assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+HALF = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n"
+CHUNK = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [HALF % b"/", HALF % b"/" + b"ab", CHUNK + b"2\r\nab\r\n"])
+def test_a_body_that_does_not_go_on_ends_the_connection(connect: Callable[[], socket.socket], begun: bytes) -> None:
+    connection = connect()
+    # Not the first of the connection, and not before it has paused for long enough.
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert connection.recv(1 << 16).endswith(b"\r\n\r\n0")
+    connection.sendall(begun)
+    for _ in range(5):
+        time.sleep(0.3 * BODY_SECONDS)
+        connection.sendall(b"1\r\nx\r\n")
+    started = time.monotonic()
+    head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and json.loads(body)["success"] is False
+    assert 0.8 * BODY_SECONDS < time.monotonic() - started < 10
+
+
+def test_a_body_that_does_not_go_on_gets_no_second_answer(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.sendall(HALF % b"/begun")
+    answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"408" not in answer
+
+
+def test_a_body_has_time_while_it_is_not_read_or_is_here(connect: Callable[[], socket.socket]) -> None:
+    unread, here = connect(), connect()
+    unread.sendall(HALF % b"/slow" + b"x" * 200_000)
+    here.sendall(HALF % b"/slow" + b"x" * 100)
+    time.sleep(0.2)
+    here.sendall(b"x" * 299_900)
+    time.sleep(3.5 * BODY_SECONDS)
+    unread.sendall(b"x" * 100_000)
+    for connection in (unread, here):
+        assert connection.recv(1 << 16).endswith(b"\r\n\r\n300000")
+
+
+def test_a_body_has_time_until_it_is_asked_for(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.sendall(b"POST /slow HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.sendall(b"ab")
+    assert connection.recv(1 << 16).endswith(b"\r\n\r\n2")
 
 
 def test_a_head_alone_does_not_wait_for_a_body(connect: Callable[[], socket.socket]) -> None:
