@@ -25,6 +25,7 @@ __all__ = [
     "kill_group",
     "leave",
     "on_interrupt",
+    "piped",
     "raise_on_interrupt",
     "spawn",
     "terminate",
@@ -143,8 +144,9 @@ def on_interrupt(told: Callable[[int], None]) -> Iterator[None]:
 
 def leave(status: int) -> NoReturn:
     """Ends this process with `status`, without waiting for a thread that was left behind in foreign code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is after `>&-`
+            stream.flush()
     os._exit(status)
 
 
@@ -153,16 +155,48 @@ def end_on_closed_pipe() -> int:
 
     What is still to be flushed goes nowhere.
     """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    _stdout_to_nowhere()
     return 128 + signal.SIGPIPE
 
 
+def piped(command: Callable[[], int]) -> int:
+    """Exit status of `command`; where its output cannot be written, that of `end_on_closed_pipe`, or 3 with a line that
+    says why."""
+    try:
+        status = command()
+        if sys.stdout is not None:  # as it is after `>&-`
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return end_on_closed_pipe()
+    except OSError as error:
+        _stdout_to_nowhere()
+        print(f"error: {error}\n  fix: see whether the output can be written where it goes", file=sys.stderr)
+        return 3
+
+
 def announce(url: str) -> None:
-    """Prints the line by which a service tells whoever started it that it answers at `url`."""
-    sys.stdout.write(f"{LISTENING}{url}\n")
-    sys.stdout.flush()
+    """Prints the line by which a service tells whoever started it that it answers at `url`. Where stdout is closed or
+    takes nothing, that is no reason not to serve: then stderr has the line."""
+    line = f"{LISTENING}{url}\n"
+    if sys.stdout is not None:
+        try:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            return
+        except OSError:
+            _stdout_to_nowhere()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+def _stdout_to_nowhere() -> None:
+    """What is still to be flushed is no error of the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def terminate(process: subprocess.Popen[bytes], grace: float = 3.0) -> None:

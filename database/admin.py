@@ -28,6 +28,7 @@ import numpy as np
 from common.errors import AsiError, ServiceError, StoreError, UsageError, first_line
 from common.files import put_in_place
 from common.knobs import Database as DatabaseSettings
+from common.process import piped
 from common.records import Baseline, RunRecord
 from common.settings import parse, path_argument, usage_exit
 from common.text import printable
@@ -332,4 +333,4 @@ def _require_unused(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(piped(main))

@@ -1,4 +1,4 @@
-"""No child of ours outlives its parent, whichever way the parent ends."""
+"""No child of ours outlives its parent, whichever way the parent ends; and nobody who reads need be there."""
 
 from __future__ import annotations
 
@@ -46,6 +46,48 @@ def test_a_child_ends_within_five_seconds_of_a_killed_parent(parent: str, watche
     while time.monotonic() < deadline and _alive(pid):
         time.sleep(0.1)
     assert not _alive(pid)
+
+
+SERVICE = (
+    "import sys; sys.path.insert(0, {root!r})\nfrom common.process import announce\n"
+    "announce('http://127.0.0.1:1')\nprint('served', file=sys.stderr)"
+)
+COMMAND = (
+    "import sys; sys.path.insert(0, {root!r})\nfrom common.process import piped\n"
+    "def main():\n    print('broken: 1')\n    return 1\n"
+    "raise SystemExit(piped(main))"
+)
+
+
+def _run_into(output: str, program: str, unbuffered: str) -> subprocess.CompletedProcess[str]:
+    """`output` is where its stdout goes: a file, "closed", or "left" for a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    redirected = {"closed": ">&-", "left": ""}.get(output, f">{output}")
+    argv = ["/bin/sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", program.format(root=str(ROOT))]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    try:
+        return subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("output", ["closed", "left", "/dev/full"])
+def test_a_service_serves_though_it_cannot_say_where_on_stdout(output: str) -> None:
+    done = _run_into(output, SERVICE, "")
+    assert (done.returncode, done.stderr) == (0, "listening on http://127.0.0.1:1\nserved\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("output", "status", "said"), [("closed", 1, ""), ("left", 141, ""), ("/dev/full", 3, "No space left on device")]
+)
+def test_a_command_whose_output_goes_nowhere_ends_without_a_traceback(
+    output: str, status: int, said: str, unbuffered: str
+) -> None:
+    done = _run_into(output, COMMAND, unbuffered)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr if said else done.stderr == ""
 
 
 def _alive(pid: int) -> bool:

@@ -45,6 +45,16 @@ def run(*arguments: object, store: Path | str) -> int:
     return main([*map(str, arguments), "--store", url])
 
 
+def test_a_reader_that_left_is_no_broken_store(file: Path) -> None:
+    assert run("migrate", store=file) == 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "database/admin.py", "verify", "--store", f"sqlite:///{file}"]
+    done = subprocess.run(argv, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_version_1_file_is_migrated_and_sound(
     file: Path, start: Callable[..., Service], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from common.errors import StoreError
 from common.knobs import Database as DatabaseSettings
-from common.process import REPOSITORY
+from common.process import LISTENING, REPOSITORY
 from common.records import Usage
 from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
@@ -44,6 +45,21 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         status, said = refused(capsys, "--port", port, "--store", f"sqlite:///{tmp_path}/a.sqlite")
     assert status == 2 and f"127.0.0.1:{port}" in said and "--port" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_server_without_stdout_serves(tmp_path: Path) -> None:
+    argv = [sys.executable, "database/mongodb_api.py", "--port", "0", "--store", f"sqlite:///{tmp_path}/a.sqlite"]
+    server = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *argv], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stderr is not None
+        said = next(line for line in server.stderr if line.startswith(LISTENING))
+        assert httpx.get(f"{said.removeprefix(LISTENING).strip()}/health").status_code == 200
+        server.terminate()
+        assert "Traceback" not in server.communicate(timeout=30)[1] and server.returncode == 0
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize("case", ["unwritable", "text", "foreign", "newer", "url", "memory", "folder", "options"])
