@@ -49,7 +49,11 @@ class EmbeddingGuard:
     def resting(self) -> bool:
         """Whether nothing is asked now: the embedder failed a moment ago, or this is closed."""
         with self._lock:
-            return self._closed.done() or time.monotonic() < self._rest_until
+            return self.closed or time.monotonic() < self._rest_until
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.done()
 
     def windows(self, texts: Sequence[str]) -> tuple[str, list[np.ndarray]] | None:
         """The model's name and the windows of each text, float32 [w_i, dimension]; None when they cannot be had now."""
@@ -59,7 +63,7 @@ class EmbeddingGuard:
         threading.Thread(target=self._answer, args=(future, list(texts)), name="embedding", daemon=True).start()
         both: list[Future[Any]] = [future, self._closed]
         wait(both, _WAIT_SECONDS, FIRST_COMPLETED)
-        if self._closed.done():
+        if self.closed:
             return None
         try:
             return future.result(0)
@@ -90,7 +94,7 @@ class EmbeddingGuard:
 
     def close(self) -> None:
         """Whoever waits for an answer gets none, at once."""
-        if not self._closed.done():
+        if not self.closed:
             self._closed.set_result(None)
 
     def _answer(self, future: Future[tuple[str, list[np.ndarray]]], texts: list[str]) -> None:

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from common.errors import AsiError, ServiceError, StoreError, first_line
-from database.errors import ConflictError, NotFoundError, RefusedError
+from database.errors import ConflictError, NotFoundError, RefusedError, StoppingError
 from database.store import StoreBusyError, StoreFullError, UncountedError
 
 __all__ = ["REASONS", "ErrorBody", "answer_errors", "asked_path", "error_answer", "mistake"]
@@ -45,7 +45,7 @@ REASONS = {
     422: "an argument is malformed",
     429: "more requests than database.rate_limit; Retry-After says when to come again",
     500: "a mistake of the server; its log has it under the reference given",
-    503: "the store or the embedding server is not there; try again",
+    503: "the store or the embedding server is not there, or the server stops; try again",
     507: "the disk is full; nothing was stored",
 }
 
@@ -65,6 +65,7 @@ def answer_errors(app: FastAPI) -> None:
         (StoreBusyError, 503),
         (StoreError, 503),
         (ServiceError, 503),
+        (StoppingError, 503),
         (OverflowError, 422),
     ):
         app.add_exception_handler(kind, _handler(status))
@@ -77,10 +78,10 @@ def answer_errors(app: FastAPI) -> None:
 
 def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handle(request: Request, error: Exception) -> Response:
-        if status >= 500 and not isinstance(error, UncountedError):
+        if status >= 500 and not isinstance(error, UncountedError | StoppingError):
             _LOG.error("%s: %s", _asked(request), error)
         message = error.message if isinstance(error, AsiError) else str(error)
-        after = error.retry_after if isinstance(error, StoreBusyError) else None
+        after = error.retry_after if isinstance(error, StoreBusyError | StoppingError) else None
         return error_answer(status, message, str(error), None if after is None else {"Retry-After": str(after)})
 
     return handle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.errors import AsiError
 
-__all__ = ["ConflictError", "NotFoundError", "RefusedError", "VanishedError", "key_used"]
+__all__ = ["ConflictError", "NotFoundError", "RefusedError", "StoppingError", "VanishedError", "key_used"]
 
 
 class NotFoundError(AsiError):
@@ -21,6 +21,15 @@ class ConflictError(AsiError):
 
 class RefusedError(AsiError):
     """The request is well-formed and cannot be done: 400."""
+
+
+class StoppingError(AsiError):
+    """The server stops, and waits no more for what the request needs: 503."""
+
+    retry_after = 2
+
+    def __init__(self) -> None:
+        super().__init__("the server stops", "ask again once it was started again")
 
 
 def key_used(key: str, what: str) -> ConflictError:

@@ -22,7 +22,7 @@ from database.candidate_file import read_candidate_file
 from database.candidate_manager import Candidates
 from database.embedding_guard import EmbeddingGuard
 from database.entries import entry_of, refuse_unknown_parent, with_score
-from database.errors import NotFoundError, key_used
+from database.errors import NotFoundError, StoppingError, key_used
 from database.evaluate_agent.model_judger import ModelJudger
 from database.faiss_manager import VectorIndex
 from database.judging import Judging
@@ -328,11 +328,14 @@ class Memory:
 
         Raises:
             ServiceError: the embedding server cannot be asked now.
+            StoppingError: nor will it be, by this process.
         """
         if not self.store.read(lambda session: session.count(limit=1)):
             return [], 0
         answer = self.guard.query(motivation[:LONGEST_MOTIVATION])
         if answer is None:
+            if self.guard.closed:
+                raise StoppingError
             raise ServiceError(
                 f"motivations cannot be compared now: {self.guard.last_error or 'the embedding server rests'}",
                 "start the embedding server, or ask again in a few seconds",

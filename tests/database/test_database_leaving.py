@@ -93,7 +93,10 @@ def test_a_stop_waits_for_no_embedding_and_the_next_start_goes_on(
         assert service.process.wait(30) == 0
         assert time.monotonic() - began < 5, "the grace of a stop is 5 s, an embedding is waited for 12 s"
         assert experiment.result()["score"] is None
-        assert search.result().status_code == 503
+        answer = search.result()
+        assert answer.status_code == 503 and answer.headers["Retry-After"]
+        assert "the server stops" in answer.json()["message"]
+    assert " ERROR " not in (tmp_path / "server.log").read_text()
     over.set()
     slow.close()
     again = start(embedding_url=embedding.url)
