@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def _translation(shown: str, error: BaseException) -> StoreError:
     error = _plain(error)
     if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.ExecutionTimeout):
         return StoreBusyError(
-            f"the MongoDB server of {shown} does not answer: {str(error)[:300]}",
+            f"expected a MongoDB server that answers at {_hosts(shown)}, got {_reason(shown, error)}",
             "start it, or correct --store mongodb://HOST:PORT/DATABASE",
         )
     if isinstance(error, mongo_errors.OperationFailure):
@@ -74,6 +75,18 @@ def _translation(shown: str, error: BaseException) -> StoreError:
         fix = "correct the user and password in --store" if error.code in (13, 18) else "see the server's log"
         return StoreError(f"{shown}: {error}", fix)
     return StoreError(f"{shown}: {error}", "see the server's log, or correct --store mongodb://HOST:PORT/DATABASE")
+
+
+def _hosts(shown: str) -> str:
+    """HOST:PORT, or several, of a database that is shown by its URL or as one "at" them."""
+    return shown.rpartition(" at ")[2].rpartition("://")[2].partition("/")[0]
+
+
+def _reason(shown: str, error: BaseException) -> str:
+    """What the driver says went wrong, without its settings and what it knows of each server."""
+    text = re.sub(r" \(configured timeouts: [^)]*\)", "", str(error))
+    text = re.split(r",? (?:Timeout|Topology Description|full error): ", text)[0]
+    return text.removeprefix(f"{_hosts(shown)}: ")[:300]
 
 
 def _plain(error: BaseException) -> BaseException:

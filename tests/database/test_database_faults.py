@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pymongo
 import pytest
 
 from common.errors import StoreError
@@ -23,10 +24,11 @@ from database.evaluate_agent.score import evidence_of
 from database.faiss_manager import VectorIndex
 from database.models import NewElement
 from database.mongodb_api import main
+from database.mongodb_connection import translated
 from database.novelty import shingles, sketch
 from database.sqlite_database import SqliteStore
 from database.store import NewEntry, Session, Store, open_store, without_secrets
-from tests.database.db_service import Service, body_of, hashed_windows, settled
+from tests.database.db_service import Service, body_of, free_port, hashed_windows, settled
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -45,6 +47,17 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         status, said = refused(capsys, "--port", port, "--store", f"sqlite:///{tmp_path}/a.sqlite")
     assert status == 2 and f"127.0.0.1:{port}" in said and "--port" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mongodb_server_that_is_not_there_is_told_in_short() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    url = f"mongodb://{address}/x"
+    for shown in (url, f"x at {address}"):
+        client: pymongo.MongoClient[dict[str, object]] = pymongo.MongoClient(url, serverSelectionTimeoutMS=50)
+        with client, pytest.raises(StoreError) as told, translated(shown):
+            client.admin.command("hello")
+        reason = f"expected a MongoDB server that answers at {address}, got [Errno 111] Connection refused"
+        assert told.value.message == reason and "--store" in told.value.fix
 
 
 def test_a_server_without_stdout_serves(tmp_path: Path) -> None:
