@@ -259,8 +259,17 @@ class SqliteSession(SqliteVectors):
             return [RunRecord.model_validate_json(body) for (body,) in rows]
 
     def with_fingerprint(self, fingerprint: str) -> list[int]:
-        query = "SELECT DISTINCT idx FROM runs WHERE json_extract(body, '$.fingerprint') = ? ORDER BY idx"
-        return [index for (index,) in self._run(query, fingerprint)]
+        # json_extract ends a text at its first NUL, and so does its index: what may hold one is looked at whole. Later
+        # releases of SQLite may not.
+        query = (
+            "SELECT DISTINCT idx, CASE WHEN instr(body, '\\u0000') THEN body END FROM runs"
+            " WHERE json_extract(body, '$.fingerprint') IN (?, ?) ORDER BY idx"
+        )
+        cut = fingerprint.partition("\0")[0]
+        found = self._run(query, fingerprint, cut)
+        with readable("a run with this fingerprint"):
+            same = (index for index, body in found if (from_json(body)["fingerprint"] if body else cut) == fingerprint)
+            return list(dict.fromkeys(same))
 
     # Candidates
 

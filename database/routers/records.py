@@ -175,7 +175,7 @@ def program_by_hash(
     return memory.store.read(work)
 
 
-@router.get("/fingerprints/{fingerprint}")
+@router.get("/fingerprints/{fingerprint:text}")
 def elements_with_fingerprint(memory: MemoryDep, fingerprint: str) -> list[int]:
     """Indices of the elements that compute the same function; [] where none does."""
     return memory.store.read(lambda session: session.with_fingerprint(fingerprint))

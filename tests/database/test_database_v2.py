@@ -352,3 +352,16 @@ def test_every_change_of_a_session_is_an_event_or_known_to_be_none() -> None:
     silent = {"put_answer", "put_sketch", "put_state", "put_windows", "set_complete"}
     changes = {name for name in vars(Session) if re.match("insert|set_|put_|delete|clear", name)}
     assert changes == told | silent
+
+
+def test_fingerprints_are_any_text(service: Service) -> None:
+    texts = ["a", "a/b", "a/../b", "/", "a\0b", "a\0c", "\0", "a\\u0000b", "a\nb", "é%2F"]
+    texts += texts[:5]
+    for number, fingerprint in enumerate(texts, 1):
+        element = element_of(number, None)
+        # A NUL elsewhere in the record is none of the fingerprint's.
+        run = run_of(element, 4.0, 0.5).model_copy(update={"fingerprint": fingerprint, "git_commit": f"\0{number}"})
+        service.client.add_experiment(f"key {number}", element, run)
+    for fingerprint in {*texts, "", "b", "a\0"}:
+        expected = [number for number, text in enumerate(texts, 1) if text == fingerprint]
+        assert service.client.with_fingerprint(fingerprint) == expected, fingerprint
