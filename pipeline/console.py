@@ -14,6 +14,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from common.console import PipedConsole
 from common.text import printable
 from training.launcher import Event
 
@@ -28,7 +29,7 @@ PLAIN_SECONDS = 5.0
 def make_console() -> RichConsole:
     """A console on stdout; where no terminal says how wide it is, wide enough for the tables."""
     width = None if sys.stdout.isatty() else WIDE
-    return RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
+    return PipedConsole(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
 
 
 class Console:

@@ -145,9 +145,9 @@ class _Tables:
     """Prints a report as a table, and what failed with its counterexample."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from common.console import PipedConsole
 
-        self.console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120)
+        self.console = PipedConsole(soft_wrap=False, width=None if sys.stdout.isatty() else 120)
 
     def show(self, report: CheckReport) -> None:
         from rich.markup import escape

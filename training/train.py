@@ -218,10 +218,10 @@ class _Display:
     """
 
     def __init__(self, cancel: threading.Event) -> None:
-        from rich.console import Console
+        from common.console import PipedConsole
 
         self._cancel = cancel
-        self._console = Console(highlight=False)
+        self._console = PipedConsole(highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage, self._begun, self._said = "", time.monotonic(), 0.0

@@ -391,7 +391,7 @@ def test_whoever_stops_reading_what_a_restore_says_is_not_told_of_a_bad_backup(t
     argv = [sys.executable, "-u", "database/admin.py", "restore", lines, "--store", f"sqlite:///{tmp_path}/a.sqlite"]
     ended = subprocess.run(argv, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert ended.returncode == 1 and "Broken pipe" in ended.stderr and "not a database" not in ended.stderr
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("form", ["list", "results", "lines"])

@@ -34,6 +34,16 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_reader_that_left_is_no_refusal(form: tuple[str, ...], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "training/check.py", str(tmp_path), *form]
+    done = subprocess.run(argv, cwd=REPOSITORY, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @real
 def test_one_json_line_a_file_in_order(tmp_path: Path) -> None:
     narrow, crash, short = tmp_path / "narrow.py", tmp_path / "crash.py", tmp_path / "short.py"
