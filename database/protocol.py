@@ -146,7 +146,7 @@ class _Joining:
         self._loop = loop
         self._head = b""
         self.resumed = 0.0
-        """When it was read on, after it was not."""
+        """When the client could go on: it was read on after it was not, or told to send its body."""
 
     def resume_reading(self) -> None:
         self.resumed = self._loop.time()
@@ -165,6 +165,7 @@ class _Joining:
             else:
                 self._transport.write(head)
         elif data.startswith(b"HTTP/"):
+            self.resumed = self._loop.time()
             self._head = data
             self._loop.call_soon(self._flush)
             return
