@@ -126,6 +126,7 @@ def backup(settings: DatabaseSettings, target: Path) -> int:
 def restore(settings: DatabaseSettings, source: Path, replace: bool) -> int:
     """Puts a backup in place: a database file over SQLite, JSON Lines into an empty store of either kind."""
     file = _sqlite_file(settings)
+    _require_no_pipe(source)
     head = None
     with contextlib.suppress(OSError), source.open("rb") as handle:
         head = handle.read(16)
@@ -198,6 +199,7 @@ def migrate(settings: DatabaseSettings) -> int:
 
 def import_published(settings: DatabaseSettings, path: Path) -> int:
     """Stores the rows of a published file and prints each that was refused, and why; 1 when none was stored."""
+    _require_no_pipe(path)
     rows = read_published(path)
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with _memory(settings) as memory:
@@ -222,6 +224,14 @@ def import_published(settings: DatabaseSettings, path: Path) -> int:
         print(f"and {importer.refusals - MOST_REFUSALS} more rows refused")
     print(f"{importer.stored} stored, {importer.repeated} were before, {importer.refusals} refused")
     return 0 if importer.stored + importer.repeated or not rows else 1
+
+
+def _require_no_pipe(path: Path) -> None:
+    """Raises UsageError for what gives its text once only, such as a pipe: it is looked over before it is stored."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(
+            f"expected a file, got {path}, which may give its text only once", "write it to a file, and name that"
+        )
 
 
 def _restore_lines(settings: DatabaseSettings, source: Path) -> int:

@@ -102,8 +102,19 @@ class EnvelopeProtocol(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
+    def _answering(self) -> bool:
+        """Whether an answer is being sent, or is due before that of what comes now: ours would be taken for a part of
+        it."""
+        cycle: Any = self.cycle
+        if self.pipeline:
+            return True
+        return cycle is not None and not cycle.response_complete and (cycle.response_started or not self._in_body)
+
     def _too_late(self) -> None:
         self._late = None
+        if self._answering():
+            self._late = self.loop.call_later(_HEAD_SECONDS, self._too_late)
+            return
         said = f"expected the head of a request within {_HEAD_SECONDS:g} s"
         self._refuse("408 Request Timeout", said, "send it at once")
 
@@ -116,19 +127,20 @@ class EnvelopeProtocol(HttpToolsProtocol):
         if not self._in_body or self.transport.is_closing():
             return
         now = self.loop.time()
-        # A client that waits to be told to send its body is kept waiting by us as well.
-        ours = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        # A client that waits for an earlier answer, or to be told to send its body, is kept waiting by us as well.
+        ours = self.flow.read_paused or bool(self.pipeline) or self.cycle.waiting_for_100_continue
         since = now if ours else max(self._heard, self._joining.resumed)
         left = since + _BODY_SECONDS - now
         if left > 0:
             self._stalls = self.loop.call_later(left, self._stalled)
-        elif self.cycle.response_started:
-            self.transport.close()  # a second answer would be taken for the next request's
         else:
             said = f"expected more of the body within {_BODY_SECONDS:g} s"
             self._refuse("408 Request Timeout", said, "send it without such pauses")
 
     def _refuse(self, status: str, message: str, fix: str) -> None:
+        if self._answering():
+            self.transport.close()
+            return
         body = ErrorBody(message=message, detail=f"{message}\n  fix: {fix}").model_dump_json().encode()
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(f"HTTP/1.1 {status}\r\n{head}".encode() + body)

@@ -383,6 +383,17 @@ DUMP = [
 ]
 
 
+@pytest.mark.parametrize("command", ["restore", "import-published"])
+def test_what_gives_its_text_only_once_is_no_file(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It is read twice: what the first look had taken would be missing.
+    os.mkfifo(tmp_path / "pipe")
+    assert run(command, tmp_path / "pipe", store=tmp_path / "a.sqlite") == 2
+    assert "expected a file" in capsys.readouterr().err
+    assert not (tmp_path / "a.sqlite").exists()
+
+
 def test_whoever_stops_reading_what_a_restore_says_is_not_told_of_a_bad_backup(tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
     lines.write_text(json.dumps(body_of("n")))
