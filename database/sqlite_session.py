@@ -123,10 +123,7 @@ class SqliteSession(SqliteVectors):
             yield from self.elements([index])
 
     def weight_of(self, indices: Sequence[int]) -> int:
-        return sum(
-            self._run(f"SELECT SUM(bytes) FROM elements WHERE idx IN ({marks(chunk)})", *chunk).fetchone()[0] or 0
-            for chunk in chunks(indices)
-        )
+        return sum(self.bytes_of(indices).values())
 
     def bytes_of(self, indices: Sequence[int]) -> dict[int, int]:
         found: dict[int, int] = {}

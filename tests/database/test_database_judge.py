@@ -56,6 +56,15 @@ def score_of(service: Service, index: int) -> float | None:
     return score
 
 
+def add_two(memory: Memory) -> None:
+    """An element and its child, measured against a baseline and settled."""
+    memory.put_baseline(BASELINE)
+    for number, parent in ((1, None), (2, 1)):
+        element = element_of(number, parent)
+        memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
+    memory.settling.settle()
+
+
 def test_a_model_judges_once_and_no_request_waits_for_it(start: Callable[..., Service], tmp_path: Path) -> None:
     answers = threading.Event()
 
@@ -206,11 +215,7 @@ def test_nobody_waits_while_the_elements_that_failed_are_looked_at(tmp_path: Pat
     judger = ModelJudger(ScriptedBackend(lambda *_: "I rate it 10/10."), "script")
     judging = Judging(cast(Store, Slow()), judger, memory.scores, memory.candidates)
     memory.store.write(lambda session: memory.scores.choose(session, "script"))
-    memory.put_baseline(BASELINE)
-    for number, parent in ((1, None), (2, 1)):
-        element = element_of(number, parent)
-        memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
-    memory.settling.settle()
+    add_two(memory)
     judging.step()
     assert judging.failed == 1
     waited.clear()
@@ -238,11 +243,7 @@ def test_a_judge_that_is_closed_while_it_looks_who_waits_asks_nobody(
     llm = ScriptedBackend(lambda *_: json.dumps(GOOD))
     judging = Judging(cast(Store, Closing()), ModelJudger(llm, "script"), memory.scores, memory.candidates)
     memory.store.write(lambda session: memory.scores.choose(session, "script"))
-    memory.put_baseline(BASELINE)
-    for number, parent in ((1, None), (2, 1)):
-        element = element_of(number, parent)
-        memory.add(element, run_of(element, 4.0 - number / 10, 0.5))
-    memory.settling.settle()
+    add_two(memory)
     assert not judging.step() and not llm.calls
     memory.close()
     embedder.close()

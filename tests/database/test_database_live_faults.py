@@ -31,16 +31,21 @@ WRITES: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.fixture
-def filled(start: Callable[..., Service], tmp_path: Path) -> Iterator[Service]:
-    """A server with five settled elements of 100 KB; its log must show no fault of the server's own."""
-    service = start()
+def add_five(service: Service) -> None:
+    """Five elements of 100 KB; returns when they are settled."""
     for number in range(1, 6):
         service.add(f"n{number}", log=f"{number}" * 100_000)
     deadline = time.monotonic() + 60
     while service.client.stats()["unscored"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def filled(start: Callable[..., Service], tmp_path: Path) -> Iterator[Service]:
+    """A server with five settled elements of 100 KB; its log must show no fault of the server's own."""
+    service = start()
+    add_five(service)
     yield service
     assert service.stop() == 0
     log = (tmp_path / "server.log").read_text()
@@ -95,12 +100,7 @@ def full_disk(start: Callable[..., Service]) -> tuple[Service, int, Path]:
         service = start(store="sqlite:////mnt/database.sqlite", within=small)
         (server,) = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
         disk = Path(f"/proc/{server}/root/mnt")
-        for number in range(1, 6):
-            service.add(f"n{number}", log=f"{number}" * 100_000)
-        deadline = time.monotonic() + 60
-        while service.client.stats()["unscored"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        add_five(service)
         fill(disk)
         assert os.statvfs(disk).f_bavail == 0
         if service.http.post("/elements", json=body_of("w")).status_code == 507:
